@@ -5,13 +5,14 @@ The table of reads by node and reason is the demo's too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.admin.observe.moves import NOT_KNOWN, MoveRecord, in_brief
 from pipeline.admin.observe.record import NodeRecord, Record, ShardRecord
 from pipeline.reads.health.report import NodeState
 
@@ -20,7 +21,9 @@ UNKNOWN = "unknown"
 LATE_MS = 5_000
 _OF_SHARDS = ("shard", "queued", "oldest", "applied/s", "dirty", "rejected", "lost")
 _OF_REPLICAS = ("replica", "behind", "lag", "reading")
-_LEFT = ("shard", "replica", "reading", "node", "role", "state")
+_LEFT = ("shard", "replica", "reading", "node", "role", "state", "moves", "from", "to")
+#: How many moves the table lists.
+MOST_SHOWN = 6
 #: States that are too long for the table.
 _SHORT = {NodeState.UNKNOWN: "?", NodeState.NO_PROBER: "?", NodeState.NO_READING: "none"}
 #: Any answer but a plain success is highlighted.
@@ -39,6 +42,8 @@ def screen(status: Record, console: Console, max_age_s: float) -> RenderableType
     """
     utf8 = utf8_of(console)
     parts: list[RenderableType] = [Text(), head(status), Text(), notices(status, max_age_s, utf8=utf8), Text()]
+    if status.moves:
+        parts += [moves_table(status.moves, console), Text()]
     for table in _tables(status, console):
         parts += [table, Text()]
     if (reads := _reads(status)) is not None:
@@ -106,6 +111,13 @@ def lines(status: Record, max_age_s: float) -> Iterator[str]:
                 f"replica={replica.node} lag_ops={_count(replica.lag_ops)} lag={_ms(replica.lag_ms)}"
                 f" state={replica.state.replace(' ', '-')} reading={_ms(replica.reading_ms)} age={_ms(replica.age_ms)}"
             )
+    for move in status.moves:
+        rate = UNKNOWN if move.rate is None else f"{move.rate:.0f}"
+        yield (
+            f"move={move.buckets} from={move.source} to={move.target} state={move.state.replace(' ', '-')}"
+            f" rows={_count(move.rows)} of={_count(move.total)} rate={rate}"
+            f" left={_left(move)}{f' text={move.text!r}' * bool(move.text)}"
+        )
     for count in status.reads or ():
         yield f"reads node={count.node} kind={count.kind} reason={count.reason} count={count.reads}"
     for name, why in status.unknown:
@@ -197,6 +209,28 @@ def replicas_table(shards: Iterable[ShardRecord]) -> Table:
         for replica in shard.replicas:
             table.add_row(*_replica_cells(replica))
     return table
+
+
+def moves_table(moves: Sequence[MoveRecord], console: Console) -> RenderableType:
+    """Return a table of moves that are under way, and below it what each waits for.
+
+    Args:
+        moves: those that stand still first.
+        console: where it is shown.
+    """
+    table, lines = _table(("moves", "from", "to", "state", "rows", "of", "rows/s", "left")), list[Text]()
+    for move in moves[:MOST_SHOWN]:
+        state = Text(move.state, style="bold red" if move.still or move.state == NOT_KNOWN else "cyan")
+        buckets, rate = in_brief(move.buckets), "-" if move.rate is None else f"{move.rate:,.0f}"
+        total = "-" if move.total is None else f"{move.total:,}"
+        left = "-" if move.left_s is None else _left(move)
+        cells = (Text(buckets, style="bold"), Text(move.source), Text(move.target), state)
+        table.add_row(*cells, Text(f"{move.rows:,}"), Text(total), Text(rate), Text(left))
+        if move.text:
+            lines.append(Text(f"    {buckets}: {move.text}", style="dim"))
+    if len(moves) > MOST_SHOWN:
+        lines.append(Text(f"    and {len(moves) - MOST_SHOWN} more: pipeline move list", style="dim"))
+    return Group(table, *lines)
 
 
 def nodes_table(shard: ShardRecord) -> Table:
@@ -303,6 +337,10 @@ def _rate(shard: ShardRecord) -> str:
     if shard.why:
         return UNKNOWN
     return "-" if shard.rate is None else f"{shard.rate:,.0f}"
+
+
+def _left(move: MoveRecord) -> str:
+    return UNKNOWN if move.left_s is None else _ms(move.left_s * 1000)
 
 
 def _ms(ms: int | None) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from pipeline.admin.observe.moves import MoveRecord
 from pipeline.admin.observe.record import NodeRecord, OpFault, ReadCount, Record, RedisRecord, ShardRecord
 from pipeline.cli.status_screen import lines, screen
 from pipeline.model.wait_reason import WaitReason
@@ -17,6 +18,13 @@ REPLICA = NodeRecord("s0-r0", "replica", NodeState.IN, 123_456, 1_400, 40_000, 3
 NODES = (NodeRecord("s0", "primary"), REPLICA, REPLICA)
 FINE = ShardRecord("s0", 0, 1_234_567, False, 40, 256, 12_345.0, rejected=0, lost=0, nodes=NODES)
 SCHEMA = WaitReason("schema", "s0", "purchase", "Unknown column 'note' in 'field list'", 1_764_322_222_000, buckets=3)
+
+COPYING = MoveRecord("0-15,40", "s0", "s1", "copying", 1, "ann@db", 1_234_567, 12_345_678, 54_321.0, 204)
+WAITING = MoveRecord("1021", "s0", "s10", "waiting", 2, "ann@db", 10, text="42 s before rows of s0 are deleted")
+STILL = MoveRecord(
+    ",".join(map(str, range(0, 64, 2))), "s0", "s1", "catching up", 3, "ann@db", 7,
+    still="no mover has been at it for 75 s", mend="start workers: they go on with it; or run: pipeline move give-up 5",
+)  # fmt: skip
 
 
 def status(*shards: ShardRecord) -> Record:
@@ -86,3 +94,39 @@ def test_a_fault_makes_the_status_not_ok(shard: ShardRecord, what: str):
     assert status(shard).as_json(60)["ok"] is False
     assert status(FINE).as_json(60)["ok"] is True
     assert status(replace(FINE, depth=1, oldest_ms=60_000)).faults(60) == []
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_moves_are_shown_with_their_rows_rate_and_time_left_and_fit(width: int):
+    found = shown(replace(status(FINE), moves=(STILL, COPYING, WAITING)), width)
+
+    assert max(map(len, found)) <= width
+    assert "…" not in "".join(found)
+    rows = [line.split() for line in found]
+    assert ["0-15,40", "s0", "s1", "copying", "1,234,567", "12,345,678", "54,321", "3", "min"] in rows
+    assert ["1021", "s0", "s10", "waiting", "10", "-", "-", "-"] in rows
+    assert ["0,2,4,6,8,10", "+26", "s0", "s1", "catching", "up", "7", "-", "-", "-"] in rows
+    assert "    1021: 42 s before rows of s0 are deleted" in found
+
+
+def test_a_move_that_stands_still_is_said_first_with_what_mends_it():
+    moving = replace(status(replace(FINE, rejected=1)), moves=(replace(STILL, buckets="5"), COPYING))
+
+    found, plain = " ".join(shown(moving, 120)), list(lines(moving, max_age_s=60))
+
+    fault = (
+        "s0: the move of 5 to s1 stands still: no mover has been at it for 75 s; start workers: they go on with it; "
+    )
+    assert plain[0] == f"fault: {fault}or run: pipeline move give-up 5"
+    assert plain[1].startswith("fault: s0: 1 op was refused")
+    assert found.index("stands still") < found.index("1 op was refused") < found.index("0-15,40")
+    assert moving.as_json(60)["ok"] is False
+    assert "move=0-15,40 from=s0 to=s1 state=copying rows=1,234,567 of=12,345,678 rate=54321 left=3 min" in "|".join(
+        plain
+    )
+
+
+def test_of_many_moves_some_are_listed_and_the_others_counted():
+    found = shown(replace(status(FINE), moves=tuple(replace(COPYING, buckets=str(n)) for n in range(50))), 80)
+
+    assert "    and 44 more: pipeline move list" in found

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from support.sandbox.deployments import Site, drain, insert, run, site
 
+from pipeline import clock
 from pipeline.admin.moving import mover as movers
 from pipeline.admin.moving import orders
-from pipeline.admin.moving.mover import Mover
+from pipeline.admin.moving.buckets_rows import Different
+from pipeline.admin.moving.mover import MoveEnded, Mover
+from pipeline.admin.observe import moves as shown
+from pipeline.admin.observe.moves import pace_of
 from pipeline.admin.observe.observer import Observer
-from pipeline.admin.observe.reached import ask_node
+from pipeline.admin.observe.reached import ask_node, ask_primary
 from pipeline.admin.observe.record import Record
 from pipeline.client import Client
-from pipeline.errors import ShardUnavailable
+from pipeline.clock import polls
+from pipeline.errors import PipelineError, ShardUnavailable
 from pipeline.reads.health.probe import probe
 from pipeline.reads.health.report import Report
+from pipeline.shard.records import moves
+from pipeline.shard.records.moves import MoveNote
+from workers.moves import Moves
 
 __all__ = ["site"]
 
@@ -27,6 +37,7 @@ Look = Callable[[], Record]
 @pytest.fixture(autouse=True)
 def known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(movers, "HEARD_S", 0.0)
+    monkeypatch.setattr(movers, "NOTED_S", 0.0)
 
 
 @pytest.fixture
@@ -142,3 +153,173 @@ def test_ops_of_a_bucket_that_has_come_are_no_sudden_rate(client: Client, look: 
     drain(client)
 
     assert [shard.rate for shard in look().shards] == [0.0, 0.0]
+
+
+def test_a_record_says_how_far_a_move_is_until_it_is_over(client: Client, look: Look) -> None:
+    bucket, _ = customer_on(client, "s0")
+    mover = orders.order_move(client, [bucket], "s1", "me", keep_s=1, note=MoveNote(total=10))
+    ordered, seen = look(), []
+    for _ in mover.steps():
+        seen += [(one.state, one.rows, one.total) for one in look().moves]
+
+    assert [str(one) for one in ordered.moves] == [f"the move of {bucket} to s1"]
+    assert [one.state for one in ordered.moves] == ["beginning"]
+    states = [*dict.fromkeys(state for state, _, _ in seen)]
+    assert states == ["copying", "comparing", "stopping", "waiting", "cleaning"]
+    assert {(rows, total) for state, rows, total in seen if state != "cleaning"} == {(rows_of(client, bucket), 10)}
+    assert look().moves == ()
+    assert not look().faults()
+
+
+def rows_of(client: Client, bucket: int) -> int:
+    return sum(client.topology.bucket_of("purchase", one) == bucket for one in CUSTOMERS)
+
+
+def test_a_move_that_no_mover_attends_is_a_fault_and_workers_mend_it(
+    client: Client, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket, _ = customer_on(client, "s0")
+    mover = orders.order_move(client, [bucket], "s1", "me", keep_s=0)
+    until(mover, "copying")
+    assert not look().faults()
+
+    noted(client, mover, told_ms=clock.wall_ms() - 61_000)
+    client.log.ahead_ms += 61_000  # type: ignore[attr-defined]
+
+    [fault] = look().faults()
+    assert str(fault) == f"s0: the move of {bucket} to s1 stands still: no mover has been at it for 61 s"
+    assert fault.fix == f"start workers: they go on with it; or run: pipeline move give-up {bucket}"
+    worked(client)
+    assert not look().faults()
+    assert look().moves == ()
+
+
+def noted(client: Client, mover: Mover, **changes: Any) -> None:
+    """Change what a mover has noted, and when the move was ordered."""
+    target = client.nodes.primary(mover.leg.target)
+    [leg] = [leg for leg in moves.legs(target).values() if leg.move == mover.leg.move]
+    moves.note(target, mover.buckets, leg.move, replace(leg.note, **changes))
+    for shard in (mover.leg.source, mover.leg.target):
+        with client.nodes.primary(shard).transaction():
+            client.nodes.primary(shard).execute(f"UPDATE pipeline_moves SET began_ms = 1 WHERE move = {leg.move}")
+
+
+def worked(client: Client) -> None:
+    """Let a worker go on with the moves until they are over."""
+    worker = Moves(client)
+    for _ in polls(10, first_s=0.01):
+        worker.turn()
+        client.log.release_lease("moves", "1")
+        if not [*orders.under_way(client)]:
+            return
+    raise AssertionError("a move is not over")
+
+
+def test_a_move_that_was_ordered_and_never_begun_is_a_fault(
+    client: Client, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders.order_move(client, [3], "s1", "me")
+    assert not look().faults()
+
+    monkeypatch.setattr(shown, "STILL_MS", -1)
+
+    assert "the move of 3 to s1 stands still: no mover has been at it for 0 s" in str(look().faults()[0])
+
+
+def test_what_stops_a_mover_is_shown_at_once_and_is_a_fault_once_it_lasts(
+    client: Client, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket, _ = customer_on(client, "s0")
+    mover = orders.order_move(client, [bucket], "s1", "me", keep_s=0)
+
+    def behind() -> None:
+        raise PipelineError("s1 is behind s0 in reference tables: see pipeline why")
+
+    monkeypatch.setattr(mover, "_give_span", behind)
+    for _ in range(2):
+        with pytest.raises(PipelineError):
+            [*mover.steps()]
+
+    [move] = look().moves
+    assert (move.state, move.still) == ("stopping", "")
+    assert move.text == "s1 is behind s0 in reference tables: see pipeline why"
+    noted(client, mover, waits_from_ms=clock.wall_ms() - 61_000)
+    [fault] = look().faults()
+    assert fault.what == f"stands still: it has waited 61 s: {move.text}"
+    assert fault.fix == f"mend that, and it goes on; or run: pipeline move give-up {bucket}"
+    mover.release()
+    worked(client)
+    assert look().moves == ()
+
+
+def test_since_when_a_mover_waits_is_kept_and_a_countdown_is_no_standstill(client: Client, look: Look) -> None:
+    mover = orders.order_move(client, [3], "s1", "me", keep_s=3600)
+    steps = until(mover, "stopping")
+    for _ in range(3):
+        last = next(steps)
+    [move] = look().moves
+    assert last.stage == "waiting"
+    assert (move.state, move.text, move.still) == ("waiting", last.text, "")
+    assert not move.ends
+
+    target, still = client.nodes.primary("s1"), []
+    for text in ("for a replica", "for a replica", "for another"):
+        moves.note_progress(target, mover.buckets, mover.leg.move, "waiting", text, 0)
+        still += [one.still for one in look().moves]
+        if len(still) == 1:
+            noted(client, mover, waits_from_ms=clock.wall_ms() - 61_000)
+
+    assert still == ["", "it has waited 61 s: for a replica", ""]
+
+
+def test_a_move_that_was_given_up_says_why_until_it_is_cleaned_and_is_no_fault(
+    client: Client, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mover = orders.order_move(client, [3], "s1", "me", keep_s=0)
+
+    def differ(*arguments: object) -> None:
+        raise Different("1 rows of 'purchase' differ")
+
+    monkeypatch.setattr(movers.buckets_rows, "compare_records", differ)
+    with pytest.raises(MoveEnded):
+        [*mover.steps()]
+
+    record = look()
+
+    assert [(one.state, one.text, one.still) for one in record.moves] == [
+        ("giving up", "1 rows of 'purchase' differ", "")
+    ]
+    assert not record.faults()
+    mover.release()
+    worked(client)
+    assert look().moves == ()
+
+
+def test_a_shard_that_is_away_leaves_its_moves_not_known(
+    client: Client, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders.order_move(client, [3], "s1", "me")
+
+    def without_s1(shard: str, uri: str) -> object:
+        if shard == "s1":
+            raise ShardUnavailable("s1", "away")
+        return asked(shard, uri)
+
+    asked = ask_primary
+    monkeypatch.setattr("pipeline.admin.observe.observer.ask_primary", without_s1)
+    monkeypatch.setattr(shown, "STILL_MS", -1)
+
+    record = observer.look()
+
+    assert [(one.state, one.still) for one in record.moves] == [("not known", "")]
+    assert record.unknown
+
+
+def test_the_pace_is_that_of_the_step_and_what_is_left_is_known_where_the_rows_are() -> None:
+    copying = MoveNote(total=1000, copied_from_ms=1_000, told_ms=11_000, step="copying", step_rows=100, step_from_ms=9)
+    comparing = replace(copying, step="comparing", step_rows=500, step_from_ms=6_000)
+
+    assert pace_of(copying) == (10.0, 90)
+    assert pace_of(comparing) == (100.0, 5)
+    assert pace_of(replace(comparing, total=0)) == (100.0, None)
+    assert pace_of(MoveNote()) == (None, None)

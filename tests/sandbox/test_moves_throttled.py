@@ -185,7 +185,7 @@ def test_how_far_a_move_is_is_never_noted_over_what_another_mover_notes(
 
     with monkeypatch.context() as late:
         late.setattr(moves, "legs", lambda session, buckets: known)
-        moves.note_progress(session, [3], mover.leg.move, "for nothing", 7)
+        moves.note_progress(session, [3], mover.leg.move, "waiting", "for nothing", 7)
 
     assert moves.legs(session, [3])[3].note == MoveNote(attempt=2)
 

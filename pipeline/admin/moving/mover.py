@@ -29,7 +29,7 @@ from pipeline.chance import chance
 from pipeline.client import Client
 from pipeline.config.placement import Placement
 from pipeline.enqueue import bucket_map
-from pipeline.errors import PipelineError, ShardUnavailable, Unavailable
+from pipeline.errors import PipelineError, ShardUnavailable
 from pipeline.events import Event
 from pipeline.model.op import START
 from pipeline.reads.routing.moving import OLD_MAP_S
@@ -89,7 +89,7 @@ class Mover:
                     f"the move of bucket {named(self.buckets)} was given up, and {self.leg.source} goes on as before: "
                     f"{error}"
                 ) from error
-            except Unavailable as error:
+            except PipelineError as error:
                 with suppress(PipelineError):
                     self._tell(MoveStep("waiting", str(error)))
                 raise
@@ -102,21 +102,7 @@ class Mover:
 
     def stage(self) -> str:
         """Return what is to be done next."""
-        here, there = self.sides.legs(self.sides.source), self.sides.legs(self.sides.target)
-        left, came = {leg.state for leg in here.values()}, {leg.state for leg in there.values()}
-        if there and came == {GONE}:
-            return "over" if not here and all(leg.note.cleaned for leg in there.values()) else "undo"
-        if not here:
-            return "abandon" if there and came <= {COPYING, CATCHING} else "over"
-        if not there:
-            return "begin"
-        if came <= {COPYING}:
-            return "copy"
-        if came <= {CATCHING}:
-            return "finish" if left == {MOVED} else "catch"
-        if left == {MOVED}:
-            return "publish"
-        return "over" if all(leg.note.cleaned for leg in here.values()) else "clean"
+        return moves.stage_of(self.sides.legs(self.sides.source), self.sides.legs(self.sides.target))
 
     @property
     def begun(self) -> bool:
@@ -261,8 +247,7 @@ class Mover:
         if step.stage == "stopping" or (clock.mono_s() - self._noted_s < NOTED_S and waits == self._waits):
             return
         self._noted_s, self._waits = clock.mono_s(), waits
-        rows = step.rows if step.stage == "copying" else None
-        moves.note_progress(self.sides.target, self.buckets, self.leg.move, step.text if waits else "", rows)
+        moves.note_progress(self.sides.target, self.buckets, self.leg.move, *step)
 
     def hold(self) -> bool:
         """Say that this mover is at work, so that no other one begins; return whether no other one is at it."""

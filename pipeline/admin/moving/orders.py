@@ -10,6 +10,7 @@ from pipeline import clock
 from pipeline.admin.migrate import published
 from pipeline.admin.moving.buckets_rows import Size, apart, moved_tables, rows_in, size_of
 from pipeline.admin.moving.mover import Mover
+from pipeline.admin.observe.moves import STATES
 from pipeline.chance import chance
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
@@ -22,9 +23,6 @@ from pipeline.shard.records import ledger, ledger_queries, moves
 from pipeline.shard.records.ledger import APPLYING, Mark
 from pipeline.shard.records.moves import DEFAULTS, Leg, MoveNote
 
-#: What people are told of each stage; see `Mover.stage`.
-_STATES = {"begin": "beginning", "copy": "copying", "catch": "catching up", "finish": "stopping", "publish": "waiting"}
-_STATES |= {"clean": "cleaning", "undo": "cleaning", "abandon": "cleaning", "over": "done"}
 #: How long rows of the source are kept once the target goes on, s: readers may have the map of before.
 KEEP_S = 60
 logger = logging.getLogger("pipeline.moves")
@@ -276,7 +274,7 @@ def _shown(client: Client, told: list[tuple[str, Leg]]) -> KnownMove:
     leg = next((leg for shard, leg in told if shard == leg.target), told[0][1])
     buckets = tuple(sorted({leg.bucket for _, leg in told}))
     try:
-        state = "given up" if leg.note.trouble else _STATES[Mover(client, leg, buckets).stage()]
+        state = "given up" if leg.note.trouble else STATES[Mover(client, leg, buckets).stage()]
     except Unavailable:
         state = "not known"
     about, note = (leg.move, format_ranges(buckets), leg.source, leg.target), leg.note

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from pipeline import clock
+from pipeline.admin.observe.moves import moves_of
 from pipeline.admin.observe.news import News, news_of, with_news
 from pipeline.admin.observe.published import read_record
 from pipeline.admin.observe.queues import Queue, Queues
@@ -154,6 +155,7 @@ class Observer:
             deployment.deployment if deployment is not None else "",
             self._topology.fingerprint.buckets,
             news.hosts if news is not None else (),
+            moves_of(told, clock.wall_ms()),
         )
 
     def _shard(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from pipeline.admin.observe.moves import MoveRecord
 from pipeline.model.wait_reason import WaitReason
 from pipeline.reads.health.report import NodeState
 from pipeline.shard.records.stops import BREAKER, PAUSED
@@ -248,6 +249,7 @@ class Record:
         shards: all of them, in the order of the configuration.
         hosts: those of late whose spools are known.
         reads: of all processes; None where Redis does not answer.
+        moves: of buckets, as far as shards have answered; those that stand still first.
     """
 
     at_ms: int
@@ -258,6 +260,7 @@ class Record:
     fingerprint: str = ""
     buckets: int = 0
     hosts: tuple[HostRecord, ...] = ()
+    moves: tuple[MoveRecord, ...] = ()
     version: int = RECORD_VERSION
 
     @property
@@ -281,7 +284,10 @@ class Record:
         strange = OpFault("redis", names, _STRANGE, "start workers: they delete that; and find out who writes there")
         of_shards = (fault for shard in self.shards for fault in _faults(shard, max_age_s))
         late = (host for host in self.hosts if (host.oldest_ms or 0) > max_age_s * 1000)
-        return [*((strange,) if names else ()), *of_shards, *map(_late, late)]
+        still = (
+            OpFault(one.source, str(one), f"stands still: {one.still}", one.mend) for one in self.moves if one.still
+        )
+        return [*((strange,) if names else ()), *still, *of_shards, *map(_late, late)]
 
     def as_json(self, max_age_s: float = MAX_AGE_S) -> dict[str, Any]:
         """Return the record for programs: these fields by these names, null for what is unknown.

@@ -6,7 +6,7 @@ go on with a move whose mover died. The row stays when the move is over, and say
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -14,7 +14,7 @@ import msgspec
 from pipeline import clock
 from pipeline.errors import NotMigrated
 from pipeline.model.op import Position
-from pipeline.shard.records.ledger import ACTIVE, CATCHING, COPYING, GONE, HOLDING, lock_buckets, text_literal
+from pipeline.shard.records.ledger import ACTIVE, CATCHING, COPYING, GONE, HOLDING, MOVED, lock_buckets, text_literal
 from pipeline.shard.session import NodeSession
 
 #: The states on the target of a bucket that is on its way.
@@ -23,6 +23,10 @@ ON_THE_WAY = (COPYING, CATCHING)
 #: no more threads than pt-online-schema-change lets it (`--max-load Threads_running=25`). A handful of workers run few;
 #: a primary that runs more has statements that wait for each other.
 MAX_LAG_S, MAX_LOAD = 5.0, 25
+
+
+#: Steps of a mover that are told apart here; see `MoveStep`. The step of copying has the name of the state.
+WAITING, COMPARING = "waiting", "comparing"
 
 
 class MoveNote(msgspec.Struct, frozen=True):
@@ -40,8 +44,12 @@ class MoveNote(msgspec.Struct, frozen=True):
         max_load: how many threads a primary of either shard may run meanwhile.
         total: about how many rows there are to copy; 0: not known.
         copied_from_ms: when the copy began, ms since 1970.
-        told_ms: when `rows` and `waits` were noted last, ms since 1970.
+        told_ms: when the mover last noted what it is at, ms since 1970.
         waits: what the mover waits for; empty: it goes on.
+        waits_from_ms: since when it waits for just that.
+        step: what the mover is at, or was at before it waited; see `MoveStep`.
+        step_rows: that it has counted in this step.
+        step_from_ms: when this step began.
     """
 
     rows: int = 0
@@ -57,6 +65,10 @@ class MoveNote(msgspec.Struct, frozen=True):
     copied_from_ms: int = 0
     told_ms: int = 0
     waits: str = ""
+    waits_from_ms: int = 0
+    step: str = ""
+    step_rows: int = 0
+    step_from_ms: int = 0
 
     @property
     def left_s(self) -> int | None:
@@ -135,6 +147,28 @@ def moving(session: NodeSession, shard: str, buckets: Collection[int]) -> set[in
     return {b for b, leg in legs_within(session, buckets).items() if leg.under_way(shard)} if buckets else set()
 
 
+def stage_of(here: Mapping[int, Leg], there: Mapping[int, Leg]) -> str:
+    """Return what is to be done next in a move.
+
+    Args:
+        here, there: the rows that the primaries of its source and of its target have of it, by bucket.
+    """
+    left, came = {leg.state for leg in here.values()}, {leg.state for leg in there.values()}
+    if there and came == {GONE}:
+        return "over" if not here and all(leg.note.cleaned for leg in there.values()) else "undo"
+    if not here:
+        return "abandon" if there and came <= {COPYING, CATCHING} else "over"
+    if not there:
+        return "begin"
+    if came <= {COPYING}:
+        return "copy"
+    if came <= {CATCHING}:
+        return "finish" if left == {MOVED} else "catch"
+    if left == {MOVED}:
+        return "publish"
+    return "over" if all(leg.note.cleaned for leg in here.values()) else "clean"
+
+
 def write_leg(session: NodeSession, leg: Leg) -> None:
     """Write the row of a move; one of an earlier move goes.
 
@@ -165,20 +199,20 @@ def note(session: NodeSession, buckets: Iterable[int], move: int, text: MoveNote
         )
 
 
-def note_progress(session: NodeSession, buckets: Collection[int], move: int, waits: str, rows: int | None) -> None:
+def note_progress(session: NodeSession, buckets: Collection[int], move: int, step: str, text: str, rows: int) -> None:
     """Note what a mover is at. What anybody else notes meanwhile stays, and this is not noted.
 
     Args:
         session: of the target's primary, outside a transaction.
         buckets: of the move.
         move: its number.
-        waits: what it waits for; empty: for nothing.
-        rows: that were copied so far; None: as noted before.
+        step: what it is at; see `MoveStep`.
+        text: of a wait, what it waits for.
+        rows: of the step so far.
     """
     for bucket, leg in legs(session, buckets).items():
         if leg.move == move:
-            before, rows = leg.note, leg.note.rows if rows is None else rows
-            after = msgspec.structs.replace(before, waits=waits, rows=rows, told_ms=clock.wall_ms())
+            before, after = leg.note, _told(leg.note, step, text, rows)
             with session.translated(), session.transaction():
                 session.execute(
                     f"UPDATE pipeline_moves SET note = {_literal(after)}"
@@ -281,6 +315,24 @@ def _legs(rows: Iterable[tuple[Any, ...]]) -> dict[int, Leg]:
         position = Position(epoch, seq) if state else None
         found[bucket] = Leg(bucket, move, source, target, began_ms, keep_s, who, _note(text), state, position)
     return found
+
+
+def _told(before: MoveNote, step: str, text: str, rows: int) -> MoveNote:
+    """Return the note of a move whose mover is at a step; while it waits, the step before counts on."""
+    now_ms = clock.wall_ms()
+    if step == WAITING:
+        since_ms = before.waits_from_ms if before.waits == text else now_ms
+        return msgspec.structs.replace(before, told_ms=now_ms, waits=text, waits_from_ms=since_ms)
+    anew = step != before.step or rows < before.step_rows
+    return msgspec.structs.replace(
+        before,
+        told_ms=now_ms,
+        waits="",
+        rows=rows if step == COPYING else before.rows,
+        step=step,
+        step_rows=rows,
+        step_from_ms=now_ms if anew else before.step_from_ms,
+    )
 
 
 def _literal(note: MoveNote) -> str:
