@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
+from pipeline import clock
+from pipeline.admin.observe.moves import MoveRecord, moves_of
 from pipeline.admin.stops import Target, target_of
 from pipeline.client import Client
-from pipeline.errors import BadOp, BadToken, LogUnavailable, PipelineError, ShardUnavailable
+from pipeline.config.bucket_ranges import numbers, parse_ranges
+from pipeline.enqueue.bucket_map import where
+from pipeline.errors import BadOp, BadToken, LogUnavailable, PipelineError, ShardUnavailable, Unavailable
 from pipeline.model.receipt import Receipt
 from pipeline.model.wait_reason import WaitReason, reasons_of
-from pipeline.shard.records import ledger_queries
+from pipeline.shard.records import ledger_queries, moves
+from pipeline.shard.records.ledger import MOVED
+from pipeline.shard.records.moves import Leg
 from pipeline.shard.records.stops import stop_reasons
 
 
@@ -35,7 +42,8 @@ def why(pipeline: Client, name: str = "") -> Answer:
 
     Args:
         pipeline: the deployment.
-        name: a receipt's text, or the name of a shard or a table; without one, what waits on any shard.
+        name: a receipt's text, the name of a shard or a table, or a bucket's number; without one, what waits on any
+            shard.
 
     Raises:
         BadOp: it is none of them.
@@ -45,7 +53,12 @@ def why(pipeline: Client, name: str = "") -> Answer:
     try:
         receipt = receipt_of(pipeline, name)
     except BadToken:
-        target = _target(pipeline, name)
+        try:
+            target = _target(pipeline, name)
+        except BadOp:
+            if name.isdecimal():
+                return _of_bucket(pipeline, int(name))
+            raise
         return _of(pipeline, str(target), target.shards, target.name)
     return _of_op(pipeline, receipt)
 
@@ -101,20 +114,68 @@ def _of_op(pipeline: Client, receipt: Receipt) -> Answer:
     return Answer(what, state, (), (f"{what} does not wait: it is {state}",))
 
 
-def _reasons(pipeline: Client, shard: str) -> tuple[WaitReason, ...]:
+def _of_bucket(pipeline: Client, bucket: int) -> Answer:
+    """Return why ops of a bucket wait, and how far its move is."""
+    what, topology = f"bucket {bucket}", pipeline.topology
+    if bucket >= topology.buckets:
+        raise BadOp(f"no {what}: there are 0-{topology.buckets - 1}")
+    shard = topology.shard_of(bucket)
+    with suppress(Unavailable):
+        shard, _ = where(pipeline.nodes, bucket, shard)
+    reasons = _reasons(pipeline, shard, bucket)
+    sentences = [reason.sentence() for reason in reasons] or [f"nothing of {what} waits; {shard} owns it"]
+    if (move := _move_of(pipeline, bucket, shard)) is not None:
+        state = f"{move.state}{f': {move.still}' * bool(move.still)}"
+        words = f"{what} is being moved from {move.source} to {move.target}: {state}; see pipeline move list"
+        sentences = [
+            *(sentences if reasons else ()),
+            f"{words}{f'; or run: pipeline move give-up {bucket}' * move.ends}",
+        ]
+    return Answer(what, "waiting" if reasons else "fine", reasons, tuple(sentences))
+
+
+def _move_of(pipeline: Client, bucket: int, shard: str) -> MoveRecord | None:
+    """Return the move that a bucket is part of."""
+    told = dict[str, Mapping[int, Leg]]()
+    with suppress(Unavailable):
+        told[shard] = moves.legs(pipeline.nodes.primary(shard))
+        leg = told[shard].get(bucket)
+        for other in {leg.source, leg.target} - {shard} if leg is not None else ():
+            told[other] = moves.legs(pipeline.nodes.primary(other))
+    found = moves_of(told, clock.wall_ms())
+    return next((one for one in found if bucket in numbers(parse_ranges(one.buckets))), None)
+
+
+def _reasons(pipeline: Client, shard: str, bucket: int | None = None) -> tuple[WaitReason, ...]:
+    """Return why ops of a shard wait, or those of one of its buckets."""
     try:
         primary = pipeline.nodes.primary(shard)
-        marks = {b: m.position for b, m in ledger_queries.marks_of(primary).items() if m.owned}
-        queued = pipeline.log.queued(marks)
-        behind = {bucket: marks[bucket] for bucket, ops in queued.items() if ops}
+        found = ledger_queries.marks_of(primary)
+        mine = {b: mark.position for b, mark in found.items() if bucket in (None, b)}
+        stopped = _stopped(pipeline, shard, {b for b in mine if found[b].state == MOVED})
+        queued = pipeline.log.queued({b: mine[b] for b in mine if found[b].owned or b in stopped})
+        behind = {b: mine[b] for b, ops in queued.items() if ops}
+        moving = moves.moving_reasons({b: leg for b, leg in stopped.items() if behind.pop(b, None) is not None})
         noted, full = pipeline.log.waits(shard), pipeline.log.full()
-        found = reasons_of(shard, behind, stop_reasons(primary, shard), noted.notes, noted.alive)
+        stops = [stop for stop in stop_reasons(primary, shard) if bucket is None or (behind and stop.scope == shard)]
+        reasons = reasons_of(shard, behind, [*stops, *moving], noted.notes, noted.alive)
         if full is not None:
-            found = (WaitReason("redis-full", shard, "Redis", full), *found)
+            reasons = (WaitReason("redis-full", shard, "Redis", full), *reasons)
     except LogUnavailable as error:
         return (WaitReason("redis-away", shard, shard, str(error)),)
     except ShardUnavailable as error:
         return (WaitReason("primary-away", shard, shard, str(error)),)
-    if not found and behind:
+    if not reasons and behind:
         return (WaitReason("queued", shard, shard, f"{sum(queued.values()):,} ops are queued"),)
-    return found
+    return reasons
+
+
+def _stopped(pipeline: Client, shard: str, buckets: set[int]) -> dict[int, Leg]:
+    """Return those of a shard's buckets that it has stopped for a move, and the other has not begun with."""
+    if not buckets:
+        return {}
+    told = {shard: moves.legs(pipeline.nodes.primary(shard), buckets)}
+    for other in {leg.target for leg in told[shard].values()} & {*pipeline.topology.shards}:
+        with suppress(ShardUnavailable):
+            told[other] = moves.legs(pipeline.nodes.primary(other), buckets)
+    return moves.stopped(told, shard)

@@ -108,7 +108,7 @@ def drain_command(context: click.Context, config: str | None, name: str, reason:
 
 @click.command("why")
 @config_option
-@click.argument("name", metavar="[RECEIPT|SHARD|TABLE]", default="")
+@click.argument("name", metavar="[RECEIPT|SHARD|TABLE|BUCKET]", default="")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_context
 def why_command(context: click.Context, config: str | None, name: str, as_json: bool) -> None:
@@ -121,7 +121,7 @@ def why_command(context: click.Context, config: str | None, name: str, as_json: 
     Args:
         context: Click's context, for the exit code.
         config: see `options.config_option`.
-        name: a receipt's text, or the name of a shard or a table; empty for all shards.
+        name: a receipt's text, the name of a shard or a table, or a bucket's number; empty for all shards.
         as_json: whether to print JSON.
     """
     with opened(config) as pipeline:

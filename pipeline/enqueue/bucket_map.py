@@ -17,7 +17,7 @@ from pipeline.oplog.contract import Log
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import moves
 from pipeline.shard.records.ledger import GONE, MOVED, OWNED
-from pipeline.shard.records.moves import Leg
+from pipeline.shard.records.moves import ON_THE_WAY, Leg
 
 #: The last move of each bucket, by the shards that have answered.
 Told = Mapping[str, Mapping[int, Leg]]
@@ -66,6 +66,38 @@ def follow_noted(log: Appends, topology: Topology) -> None:
         return
     if known is not None:
         topology.follow(known)
+
+
+def where(nodes: Nodes, bucket: int, shard: str) -> tuple[str, Leg | None]:
+    """Return the shard that owns a bucket and None; at a cut-over, the shard that has stopped and its row of the move.
+
+    Args:
+        nodes: the databases.
+        bucket: which; not the reference bucket.
+        shard: one that owns it as far as a map says, perhaps an old one.
+
+    Raises:
+        ShardUnavailable: a shard that has to be asked does not answer.
+    """
+    leg, asked = moves.legs(nodes.primary(shard), [bucket]).get(bucket), {shard}
+    while leg is not None and leg.state not in OWNED:
+        arrives = leg.state in ON_THE_WAY
+        other = leg.source if arrives else leg.target
+        try:
+            theirs = moves.legs(nodes.primary(other), [bucket]).get(bucket)
+        except Unavailable:
+            if leg.state == MOVED:
+                break
+            raise
+        if (theirs is None and arrives) or (theirs is not None and theirs.state in OWNED):
+            return other, None
+        if theirs is None or other in asked or theirs.state in ON_THE_WAY:
+            break
+        asked.add(other)
+        shard, leg = other, theirs
+        if arrives and leg.state == MOVED:
+            break
+    return shard, None if leg is None or leg.state in OWNED else leg
 
 
 def draw(nodes: Nodes, topology: Topology, known: Placement) -> tuple[Placement, bool]:

@@ -16,8 +16,8 @@ from pipeline.model.seal import Seal
 from pipeline.model.wait_reason import WaitReason, reasons_of
 from pipeline.oplog.contract import Log
 from pipeline.shard.nodes import Nodes
-from pipeline.shard.records import ledger_queries
-from pipeline.shard.records.ledger import GONE, MOVED
+from pipeline.shard.records import ledger_queries, moves
+from pipeline.shard.records.ledger import GONE, MOVED, OWNED
 from pipeline.shard.records.ledger_queries import Fate
 from pipeline.shard.records.stops import stop_reasons
 from pipeline.shard.session import NodeSession
@@ -192,12 +192,18 @@ class Follower:
         return under if current and epoch > under else 0
 
     def _why_queued(self, shard: str, receipt: Receipt) -> WaitReason | None:
-        bucket, place, fate = receipt.bucket, receipt.position, self._fate(shard, receipt)
+        bucket, place, leg = receipt.bucket, receipt.position, None
+        fate = _fate_on(self._nodes.primary(shard), receipt)
+        if fate.state is not None and fate.state not in OWNED:  # this process may have the map of before
+            shard, leg = bucket_map.where(self._nodes, bucket, shard)
+            fate = _fate_on(self._nodes.primary(shard), receipt)
         if fate.reject is not None and fate.reject[0] in ("parked", "waiting"):
             return self._why_aside(shard, receipt, *fate.reject[:2])
         mark, noted = fate.mark, self._log.waits(shard)
         if place is None or mark is None or mark >= place:
             return None
+        if leg is not None:
+            return replace(moves.moving_reasons({bucket: leg})[0], buckets=0)
         # a table that is stopped counts where the bucket is noted to wait for it
         stops = [stop for stop in stop_reasons(self._nodes.primary(shard), shard) if stop.scope == shard]
         if reasons := reasons_of(shard, {bucket: mark}, stops, noted.notes, noted.alive):

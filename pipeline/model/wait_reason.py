@@ -66,6 +66,10 @@ KINDS = {
         "workers reject it after the last try: see pipeline status",
     ),
     "halted": Kind("{scope} is halted: the op at {detail} was refused", "replay or drop it, see: pipeline dead list"),
+    "moving": Kind(
+        "the move of {scope} from {shard} to {detail} is at its cut-over",
+        "a mover ends it: see pipeline move list; or run: pipeline move give-up {scope}",
+    ),
     "newer": Kind("this worker is older than the op at {detail}", "upgrade the workers"),
     "misplaced": Kind("no shard can count up to the entry {detail}", "delete it with XDEL"),
     "parked": Kind("the op at {detail}, was set aside", "run: pipeline dead list"),

@@ -31,7 +31,7 @@ from workers.pipeline_tab.charts import sparkline
 from workers.pipeline_tab.feed import Seen
 
 #: What only passes, by the kind of its reason; all else stops ops until somebody mends it.
-_PASSING = frozenset(("early", "locked", "testing", "queued", "database"))
+_PASSING = frozenset(("early", "locked", "testing", "queued", "database", "moving"))
 #: How many points a small line has: it is no wider than this in the page.
 _LINE_POINTS = 60
 #: How many faults a page names.

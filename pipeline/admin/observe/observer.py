@@ -48,6 +48,8 @@ from pipeline.model.op import START, Position
 from pipeline.model.wait_reason import reasons_of
 from pipeline.oplog.groups import log_of
 from pipeline.oplog.redis.server_info import ANSWER_S
+from pipeline.shard.records import moves
+from pipeline.shard.records.moves import Leg
 
 #: Redis's name among the nodes; no node can have it.
 _REDIS = "redis "
@@ -144,7 +146,8 @@ class Observer:
         if not redis.why:
             # after the watermarks: an op applied in between counts as queued, and no count is below zero
             queues = self._queues({shard: nodes[primary] for shard, primary in primaries.items()}, least)
-        rows = tuple(self._shard(s, primaries[s], nodes, counts[s], queues[s], news) for s in primaries)
+        halts = {shard: moves.stopped(told, shard) for shard in primaries}
+        rows = tuple(self._shard(s, primaries[s], nodes, counts[s], queues[s], news, halts[s]) for s in primaries)
         deployment = Fingerprint.noted(self._log.deployment()) if news is not None else None
         return Record(
             clock.wall_ms(),
@@ -166,6 +169,7 @@ class Observer:
         counted: OnPrimary | PipelineError,
         queue: Queue,
         news: News | None,
+        stopped: Mapping[int, Leg],
     ) -> ShardRecord:
         at = nodes[primary]
         rate, enqueue_rate = self._rates(shard, at, queue.depth)
@@ -174,7 +178,9 @@ class Observer:
         whys = [_why(primary, one) for one in (at, counted) if isinstance(one, PipelineError)]
         names = [primary, *(node for node in self._uris[shard] if node != primary)]
         found = with_reads([self._node(node, nodes[node], at) for node in names], self._reads)
-        waits = () if whys else reasons_of(shard, queue.behind, stops, queue.noted.notes, queue.noted.alive)
+        moving = moves.moving_reasons({bucket: leg for bucket, leg in stopped.items() if bucket in queue.behind})
+        behind = {bucket: mark for bucket, mark in queue.behind.items() if bucket not in stopped}
+        waits = () if whys else reasons_of(shard, behind, [*stops, *moving], queue.noted.notes, queue.noted.alive)
         window = self._queues_of.window(shard)
         return ShardRecord(
             shard,

@@ -12,9 +12,21 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pipeline import clock
+from pipeline.config.bucket_ranges import format_ranges
 from pipeline.errors import NotMigrated
 from pipeline.model.op import Position
-from pipeline.shard.records.ledger import ACTIVE, CATCHING, COPYING, GONE, HOLDING, MOVED, lock_buckets, text_literal
+from pipeline.model.wait_reason import WaitReason
+from pipeline.shard.records.ledger import (
+    ACTIVE,
+    CATCHING,
+    COPYING,
+    GONE,
+    HOLDING,
+    MOVED,
+    OWNED,
+    lock_buckets,
+    text_literal,
+)
 from pipeline.shard.session import NodeSession
 
 #: The states on the target of a bucket that is on its way.
@@ -167,6 +179,32 @@ def stage_of(here: Mapping[int, Leg], there: Mapping[int, Leg]) -> str:
     if left == {MOVED}:
         return "publish"
     return "over" if all(leg.note.cleaned for leg in here.values()) else "clean"
+
+
+def stopped(told: Mapping[str, Mapping[int, Leg]], shard: str) -> dict[int, Leg]:
+    """Return the buckets that a shard has stopped for a move, and no other has begun with.
+
+    Args:
+        told: by shard, the last move of each bucket that has moved.
+        shard: which.
+    """
+    begun = {bucket for legs in told.values() for bucket, leg in legs.items() if leg.state in OWNED}
+    return {b: leg for b, leg in told.get(shard, {}).items() if leg.state == MOVED and b not in begun}
+
+
+def moving_reasons(legs: Mapping[int, Leg]) -> list[WaitReason]:
+    """Return why ops of buckets wait that are stopped for a move.
+
+    Args:
+        legs: of each bucket, the row of the move on the shard that has stopped.
+    """
+    each: dict[tuple[str, str], list[int]] = {}
+    for bucket, leg in legs.items():
+        each.setdefault((leg.source, leg.target), []).append(bucket)
+    return [
+        WaitReason("moving", source, format_ranges(buckets), target, buckets=len(buckets))
+        for (source, target), buckets in each.items()
+    ]
 
 
 def write_leg(session: NodeSession, leg: Leg) -> None:
