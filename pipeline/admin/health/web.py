@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline import clock
-from pipeline.admin.questions import ask_all
+from pipeline.admin.observe.reached import ask_all
 from pipeline.config.settings import Settings
 from pipeline.errors import LogUnavailable, PipelineError, SpoolUnavailable
 from pipeline.oplog.groups import log_of

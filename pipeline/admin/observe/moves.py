@@ -78,7 +78,7 @@ class MoveRecord:
         return f"the move of {in_brief(self.buckets)} to {self.target}"
 
 
-class Pace(NamedTuple):
+class Speed(NamedTuple):
     """How fast rows are counted, a second, and about how long the rest takes, s; None: not known."""
 
     rate: float | None = None
@@ -97,7 +97,7 @@ def in_brief(buckets: str) -> str:
     return f"{','.join(kept)} +{more}" if more else buckets
 
 
-def pace_of(note: MoveNote) -> Pace:
+def pace_of(note: MoveNote) -> Speed:
     """Return the pace of the step that a mover is at, since its beginning; waits count.
 
     Args:
@@ -106,9 +106,9 @@ def pace_of(note: MoveNote) -> Pace:
     began_ms = note.copied_from_ms if note.step == COPYING else note.step_from_ms
     took_ms, rows = note.told_ms - began_ms, note.step_rows
     if took_ms <= 0 or not rows:
-        return Pace()
+        return Speed()
     rate = round(1000 * rows / took_ms, 1)
-    return Pace(rate, round((note.total - rows) * took_ms / rows / 1000) if note.total > rows else None)
+    return Speed(rate, round((note.total - rows) * took_ms / rows / 1000) if note.total > rows else None)
 
 
 def moves_of(told: Mapping[str, Mapping[int, Leg]], now_ms: int) -> tuple[MoveRecord, ...]:
@@ -134,7 +134,7 @@ def _record(told: Mapping[str, Mapping[int, Leg]], each: list[tuple[str, Leg]], 
     buckets = format_ranges({leg.bucket for _, leg in each})
     silent_ms = now_ms - max(note.told_ms, leg.began_ms)
     still = _still(note, silent_ms, now_ms) if state != NOT_KNOWN else ""
-    rate, left_s = pace_of(note) if counts else Pace()
+    rate, left_s = pace_of(note) if counts else Speed()
     return MoveRecord(
         buckets,
         leg.source,

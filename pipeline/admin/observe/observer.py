@@ -19,6 +19,7 @@ from pipeline.admin.observe.rates import Window, batch_of, counters_of, tables_o
 from pipeline.admin.observe.reached import (
     OnPrimary,
     Reached,
+    ask_all,
     ask_node,
     ask_primary,
     highest,
@@ -37,7 +38,6 @@ from pipeline.admin.observe.record import (
     RedisRecord,
     ShardRecord,
 )
-from pipeline.admin.questions import ask_all
 from pipeline.admin.strange_keys import every_strange_key
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
