@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline.admin.observe.moves import MoveRecord
 from pipeline.admin.observe.published import Newest
 from pipeline.admin.observe.record import HostRecord, NodeRecord, ReadCount, Record, RedisRecord, ShardRecord
 from pipeline.model.wait_reason import WaitReason
@@ -110,6 +111,31 @@ def test_nothing_queued_has_an_age_of_zero_so_that_an_alert_ends():
     assert found["pipeline_queue_oldest_seconds{shard=s0}"] == 0
 
 
+def test_moves_are_counted_by_state_with_their_rows_and_what_stands_still():
+    copying = MoveRecord("0-3", "s0", "s1", "copying", 40_000, rows=30, total=100)
+    stuck = MoveRecord("9", "s0", "s1", "waiting", 10_000, rows=5, total=5, still="no mover has been at it for 99 s")
+    other = MoveRecord("8", "s1", "s0", "comparing", 90_000, rows=7)
+
+    found = exposed(*metrics(at_ms=100_000, moves=(stuck, copying, other)))
+    none = exposed(*metrics(shards=(S0,)))
+
+    assert {state: found[f"pipeline_moves{{state={state}}}"] for state in ("copying", "waiting", "comparing")} == {
+        "copying": 1, "waiting": 1, "comparing": 1,
+    }  # fmt: skip
+    assert found["pipeline_moves_stuck"] == 1
+    assert found["pipeline_moves_oldest_seconds"] == 90
+    assert found["pipeline_move_rows{source=s0,target=s1}"] == 35
+    assert found["pipeline_move_rows_known{source=s0,target=s1}"] == 105
+    assert found["pipeline_move_rows{source=s1,target=s0}"] == 7
+    assert "pipeline_move_rows_known{source=s1,target=s0}" not in found
+    assert (none["pipeline_moves_stuck"], none["pipeline_moves{state=copying}"]) == (0, 0)
+    assert none["pipeline_moves_oldest_seconds"] == 0
+
+
+def test_where_a_shard_does_not_answer_it_is_not_said_that_nothing_moves():
+    assert not any(series.startswith("pipeline_move") for series in exposed(*metrics()))
+
+
 def names_shown() -> set[str]:
     """Return the names of all series: of a histogram, with the ends that it gives them."""
     found = set()
@@ -142,7 +168,7 @@ def test_every_alert_says_what_to_run():
 
     assert len(rules) > 15
     for rule in rules:
-        assert re.search(r"^ +command: pipeline why( {{ \$labels\.shard }})?$", rule, re.MULTILINE), rule
+        assert re.search(r"^ +command: pipeline (why( {{ \$labels\.shard }})?|status)$", rule, re.MULTILINE), rule
         assert re.search(r"labels: { severity: (critical|warning) }", rule), rule
 
 

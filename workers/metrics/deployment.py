@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from pipeline.admin.observe.moves import NOT_KNOWN, STATES
 from pipeline.admin.observe.published import Newest
-from pipeline.admin.observe.record import NodeRecord, ShardRecord
+from pipeline.admin.observe.record import NodeRecord, Record, ShardRecord
+from pipeline.shard.records.moves import COMPARING
 
-_SHARD, _NODE, _HOST = ("shard",), ("shard", "node", "role"), ("host", "kind")
+_SHARD, _NODE, _HOST, _MOVE = ("shard",), ("shard", "node", "role"), ("host", "kind"), ("source", "target")
 #: What a record shows, each with its labels and help; a name in `COUNTERS` is of a counter.
 FAMILIES: dict[str, tuple[tuple[str, ...], str]] = {
     "record_age_seconds": ((), "Age of what the other gauges show."),
@@ -34,6 +36,11 @@ FAMILIES: dict[str, tuple[tuple[str, ...], str]] = {
     "node_report_age_seconds": (_NODE, "Age of the prober's report of a node."),
     "node_state": ((*_NODE, "state"), "1 for the state that readers treat a node by."),
     "reads": (("node", "kind", "reason"), "Reads by the node that was chosen and why; of refused ones, it is a shard."),
+    "moves": (("state",), "Moves of buckets under way, by how far they are."),
+    "moves_stuck": ((), "Moves that stand still, as pipeline status says it."),
+    "moves_oldest_seconds": ((), "Age of the oldest move under way; 0 where there is none."),
+    "move_rows": (_MOVE, "Rows that moves under way have copied, or compared or deleted since."),
+    "move_rows_known": (_MOVE, "Rows that are to move, as far as somebody has counted them."),
     "spool_ops": (_HOST, "Ops that wait in a host's spool."),
     "spool_bytes": (_HOST, "Size of a host's spool."),
     "spool_oldest_seconds": (_HOST, "Age of the oldest op in a host's spool; 0 where there is none."),
@@ -86,6 +93,7 @@ def of_record(newest: Newest) -> Gauges:
         made.put("reads", read.reads, read.node, read.kind, read.reason)
     for shard in record.shards:
         _shard(made, shard)
+    _moves(made, record)
     for host in record.hosts:
         of = (host.host, host.kind)
         made.put("spool_ops", host.spooled, *of)
@@ -109,6 +117,23 @@ def _shard(made: Gauges, shard: ShardRecord) -> None:
         made.put("waits", waits[kind], of, kind)
     for node in shard.nodes:
         _node(made, of, node)
+
+
+def _moves(made: Gauges, record: Record) -> None:
+    moves, states = record.moves, Counter(move.state for move in record.moves)
+    if any(shard.why for shard in record.shards) and not moves:
+        return  # whoever does not answer may know of some
+    for state in dict.fromkeys((*STATES.values(), COMPARING, NOT_KNOWN)):
+        if state != STATES["over"]:
+            made.put("moves", states[state], state)
+    made.put("moves_stuck", sum(bool(move.still) for move in moves))
+    oldest_ms = min((move.began_ms for move in moves), default=record.at_ms)
+    made.put("moves_oldest_seconds", max(0, record.at_ms - oldest_ms), per=1000)
+    for pair in {(move.source, move.target): None for move in moves}:
+        mine = [move for move in moves if (move.source, move.target) == pair]
+        made.put("move_rows", sum(move.rows for move in mine), *pair)
+        if None not in (totals := [move.total for move in mine]):
+            made.put("move_rows_known", sum(total or 0 for total in totals), *pair)
 
 
 def _node(made: Gauges, shard: str, node: NodeRecord) -> None:
