@@ -10,6 +10,7 @@ from typing import NamedTuple
 from pipeline import clock
 from pipeline.admin.release import try_one
 from pipeline.client import Client
+from pipeline.enqueue.bucket_map import follow_noted
 from pipeline.errors import BadOp, PipelineError, Unavailable, did_you_mean
 from pipeline.model.op import Position
 from pipeline.shard.records import ledger_queries
@@ -92,6 +93,7 @@ def resume(pipeline: Client, target: Target) -> list[Stop]:
     Raises:
         PipelineError: a primary did not answer; the message names it. The other shards go on: repeat the call.
     """
+    follow_noted(pipeline.log, pipeline.topology)  # Flower and top know the map of when they began
     lifted, failed = [], {}
     for shard in target.shards:
         try:
@@ -121,6 +123,7 @@ def drain_and_pause(pipeline: Client, target: Target, timeout_s: float, reason: 
             if one.scope in (WHOLE, target.scope):
                 raise PipelineError(one.reason_on(shard).sentence())
     topology = pipeline.topology
+    follow_noted(pipeline.log, topology)
     queued = {s: pipeline.log.tails((*topology.buckets_of(s), topology.reference_bucket)) for s in target.shards}
     for _ in clock.polls(timeout_s, first_s=0.05, most_s=0.5):
         left = sum(_left(pipeline, shard, tails) for shard, tails in queued.items())

@@ -43,7 +43,7 @@ def screen(status: Record, console: Console, max_age_s: float) -> RenderableType
     utf8 = utf8_of(console)
     parts: list[RenderableType] = [Text(), head(status), Text(), notices(status, max_age_s, utf8=utf8), Text()]
     if status.moves:
-        parts += [moves_table(status.moves, console), Text()]
+        parts += [moves_table(status.moves), Text()]
     for table in _tables(status, console):
         parts += [table, Text()]
     if (reads := _reads(status)) is not None:
@@ -104,7 +104,7 @@ def lines(status: Record, max_age_s: float) -> Iterator[str]:
         yield (
             f"shard={shard.shard} queued={_count(shard.depth, '<=' * shard.at_most)} oldest={_age(shard)}"
             f" rate={_rate(shard)} dirty={_count(shard.dirty)} rejected={_count(shard.rejected)}"
-            f" lost={_count(shard.lost)} forged={_count(shard.forged)}"
+            f" lost={_count(shard.lost)} forged={_count(shard.forged)} owns={_count(shard.owned)}"
         )
         for replica in shard.replicas:
             yield (
@@ -211,12 +211,11 @@ def replicas_table(shards: Iterable[ShardRecord]) -> Table:
     return table
 
 
-def moves_table(moves: Sequence[MoveRecord], console: Console) -> RenderableType:
+def moves_table(moves: Sequence[MoveRecord]) -> RenderableType:
     """Return a table of moves that are under way, and below it what each waits for.
 
     Args:
         moves: those that stand still first.
-        console: where it is shown.
     """
     table, lines = _table(("moves", "from", "to", "state", "rows", "of", "rows/s", "left")), list[Text]()
     for move in moves[:MOST_SHOWN]:

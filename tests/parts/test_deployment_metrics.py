@@ -24,7 +24,17 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 NODE = NodeRecord("s0-r0", "replica", NodeState.IN, lag_ops=12, lag_ms=1500, age_ms=900)
 WAITS = tuple(WaitReason(kind, "s0", scope) for kind, scope in (("early", "s0"), ("early", "t"), ("breaker", "t")))
 S0 = ShardRecord(
-    "s0", depth=30, oldest_ms=2500, dirty=3, rejected=2, parked=1, lost=0, forged=0, nodes=(NODE,), waits=WAITS
+    "s0",
+    depth=30,
+    oldest_ms=2500,
+    dirty=3,
+    rejected=2,
+    parked=1,
+    lost=0,
+    forged=0,
+    nodes=(NODE,),
+    waits=WAITS,
+    owned=96,
 )
 AWAY = ShardRecord("s1", queue_why="it does not answer", why="it does not answer")
 RECORD = Record(
@@ -73,6 +83,7 @@ def test_a_record_becomes_gauges_in_seconds_bytes_and_ops():
     assert found["pipeline_redis_full"] == 0
     assert found["pipeline_queue_ops{shard=s0}"] == 30
     assert found["pipeline_queue_oldest_seconds{shard=s0}"] == 2.5
+    assert found["pipeline_owned_buckets{shard=s0}"] == 96
     assert found["pipeline_node_lag_seconds{node=s0-r0,role=replica,shard=s0}"] == 1.5
     assert found["pipeline_node_state{node=s0-r0,role=replica,shard=s0,state=in}"] == 1
     assert found["pipeline_spool_oldest_seconds{host=web1,kind=web}"] == 61

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.admin.observe.moves import MoveRecord
 from pipeline.admin.observe.published import History, Point, nothing_known
 from pipeline.admin.observe.record import (
     BucketRecord,
@@ -29,7 +30,18 @@ NODES = (
     NodeRecord("s0-r0", "replica", NodeState.IN, 0, 7, reads_share=0.9),
 )
 FINE = ShardRecord(
-    "s0", 1, depth=12, oldest_ms=40, rate=99.5, enqueue_rate=98.0, rejected=0, parked=0, lost=0, forged=0, nodes=NODES
+    "s0",
+    1,
+    depth=12,
+    oldest_ms=40,
+    rate=99.5,
+    enqueue_rate=98.0,
+    rejected=0,
+    parked=0,
+    lost=0,
+    forged=0,
+    nodes=NODES,
+    owned=32,
 )
 REDIS = RedisRecord(0.2, 1 << 20)
 POINTS = tuple(Point(n * 5000, n, None if n == 3 else n * 10, 5.0, 4.0, 0, 20) for n in range(20))
@@ -133,6 +145,41 @@ def test_what_only_passes_stops_no_shard():
     assert overview.state_of(replace(FINE, waits=(WaitReason("early", "s0", "event", "1:2-3"),))) == ("fine", "good")
 
 
+COPYING = MoveRecord("0-15,40", "s0", "s1", "copying", 1, "ann", 12_000, 100_000, 5_000.0, 18)
+STILL = MoveRecord(
+    "9", "s1", "s2", "stopping", 2, "ann", 7, still="no mover has been at it for 75 s", mend="start workers"
+)
+
+
+def test_moves_are_shown_with_a_bar_and_the_time_left_on_the_overview_and_on_their_shards():
+    found = seen(FINE, replace(FINE, shard="s1"), replace(FINE, shard="s2"))
+    found = found._replace(record=replace(found.record, moves=(STILL, COPYING)))
+
+    parts = overview.overview(found)
+    on_s0, on_s1 = (one_shard.shard_page(found, name)["pl-moves"] for name in ("s0", "s1"))
+
+    assert 'max="100" value="12" aria-label="Rows of 0-15,40, copying"' in parts["pl-moves"]
+    assert text(parts["pl-moves"]) == (
+        "9 s1 → s2 stopping 7 – no mover has been at it for 75 s"
+        " 0-15,40 s0 → s1 copying 12,000 of 100,000, 5,000 a second 18.0 s –"
+    )
+    assert "s1: the move of 9 to s2 stands still: no mover has been at it for 75 s start workers" in text(
+        parts["pl-faults"]
+    )
+    assert "12 in 32 buckets that it owns" in text(one_shard.shard_page(found, "s0")["pl-cards"])
+    assert text(on_s0).startswith("0-15,40 s0 → s1")
+    assert text(on_s0) in text(on_s1)
+    assert "9 s1 → s2" in text(on_s1)
+    assert text(overview.overview(seen(FINE))["pl-moves"]) == "no bucket moves"
+
+
+def test_of_many_moves_a_page_lists_some_and_counts_the_others():
+    found = seen(FINE)
+    found = found._replace(record=replace(found.record, moves=(COPYING,) * 50))
+
+    assert text(overview.overview(found)["pl-moves"]).endswith("and 30 more: pipeline move list")
+
+
 def test_no_text_from_outside_is_taken_for_html():
     wait = WaitReason("paused", "s0", BAD, BAD)
     node = NodeRecord(BAD, "replica", NodeState.OUT, unfit=BAD)
@@ -141,7 +188,9 @@ def test_no_text_from_outside_is_taken_for_html():
         buckets=(BucketRecord(1, 2),),
     )  # fmt: skip
     found = seen(shard, redis=RedisRecord(0.1, 1, BAD, strange=(BAD,)))
-    found = found._replace(record=replace(found.record, hosts=(HostRecord(BAD, BAD, 1, 2, 3, 4, BAD),)))
+    move = MoveRecord(BAD, BAD, BAD, "copying", 1, BAD, 1, 2, text=BAD, still=BAD, mend=BAD)
+    hosts = (HostRecord(BAD, BAD, 1, 2, 3, 4, BAD),)
+    found = found._replace(record=replace(found.record, hosts=hosts, moves=(move,)))
 
     parts = overview.overview(found) | one_shard.shard_page(found, BAD) | overview.hosts(found)
 

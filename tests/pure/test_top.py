@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.admin.dead import AsideCount
+from pipeline.admin.observe.moves import MoveRecord
 from pipeline.admin.observe.record import NodeRecord, Record, RedisRecord, ShardRecord, TableRecord
 from pipeline.cli.top.board import Board, Order, Question, Sight, heard, pressed
 from pipeline.cli.top.keyboard import keys_in
@@ -23,6 +24,13 @@ S0 = ShardRecord(
     tables=(TableRecord("event", 102.0, 0), TableRecord("purchase", 0.0, 17, "halted")),
     nodes=(NodeRecord("s0", "primary", NodeState.IN, reads_per_s=3.0), REPLICA), waits=(HALTED,),
 )  # fmt: skip
+MOVES = (
+    MoveRecord(
+        "9", "s1", "s2", "stopping", 2, "ann", 7, still="no mover has been at it for 75 s", mend="start workers"
+    ),
+    MoveRecord("0-15,40", "s0", "s1", "copying", 1, "ann", 1_234_567, 12_345_678, 54_321.0, 204),
+    MoveRecord("50", "s0", "s1", "waiting", 3, "ann", 10, text="42 s before rows of s0 are deleted"),
+)
 S1 = ShardRecord("s1", 0, 0, False, None, 0, 0.0, rejected=0, lost=0)
 RECORD = Record(1_764_322_222_000, RedisRecord(0.31), (S0, S1), source="workers")
 ASIDE = (AsideCount("s0", "purchase", "rejected", 1062, 17, 1_764_322_000_000),)
@@ -125,6 +133,11 @@ SCREENS = {
     "asked": replace(SEEN, opened="s0", question=QUESTION),
     "said": replace(SEEN, said="17 replayed, 0 refused again, 0 still wait"),
     "many": Board(Sight(replace(RECORD, shards=tuple(replace(S0, shard=f"s{n}") for n in range(64)))), row=40),
+    "many moving": Board(
+        Sight(replace(RECORD, shards=tuple(replace(S0, shard=f"s{n}") for n in range(64)), moves=MOVES * 9))
+    ),
+    "moving": Board(Sight(replace(RECORD, moves=MOVES))),
+    "one moving": Board(Sight(replace(RECORD, moves=MOVES)), opened="s1"),
     "unknown": Board(Sight(replace(RECORD, shards=(ShardRecord("s0", why="Can't connect " * 9),)), aside="no answer")),
 }
 
@@ -169,6 +182,23 @@ def test_a_page_has_the_sentence_and_its_command_the_tables_the_nodes_and_what_i
         "purchase rejected 1062 17",
     ):
         assert words in " ".join(found.split()), words
+
+
+def test_moves_are_shown_and_on_the_page_of_a_shard_its_own():
+    everywhere, on_s0 = (
+        [line.split() for line in shown(Board(Sight(replace(RECORD, moves=MOVES)), opened=name), 100, 40)]
+        for name in (None, "s0")
+    )
+    copying = ["0-15,40", "s0", "s1", "copying", "1,234,567", "12,345,678", "54,321", "3", "min"]
+    stopping = ["9", "s1", "s2", "stopping", "7", "-", "-", "-"]
+
+    assert copying in everywhere
+    assert stopping in everywhere
+    assert ["50:", "42", "s", "before", "rows", "of", "s0", "are", "deleted"] in on_s0
+    assert copying in on_s0
+    assert stopping not in on_s0
+    assert any("stands still: no mover has been at it for 75 s" in " ".join(line) for line in everywhere)
+    assert not any("stands still" in " ".join(line) for line in on_s0)
 
 
 def test_a_terminal_without_utf8_gets_ascii():

@@ -106,6 +106,7 @@ def test_ops_of_a_bucket_that_has_moved_are_queued_at_the_shard_that_owns_it(cli
     assert not record.unknown
     assert depths(record) == [0, 3]
     assert [one.bucket for one in record.shards[1].buckets] == [bucket]
+    assert [shard.owned for shard in record.shards] == [31, 33]
     drain(client)
     assert depths(look()) == [0, 0]
 

@@ -8,6 +8,7 @@ import pytest
 from support.sandbox.deployments import Site, drain, insert, model, run, site
 from test_moves_shown import CUSTOMERS, Look, customer_on, depths, known_at_once, look, observer
 
+from pipeline.admin import stops
 from pipeline.admin.moving import orders
 from pipeline.admin.moving.mover import MoveStep
 from pipeline.admin.why import why
@@ -138,6 +139,21 @@ def test_a_shard_that_is_away_while_a_bucket_moves_is_named_with_the_move(
 
     for name in (str(receipt), "s0"):
         assert because(bucket) in why(client, name).sentences[0]
+
+
+def test_a_process_that_knows_an_old_map_wakes_the_buckets_that_a_shard_has_now(client: Client, site: Site) -> None:
+    bucket, customer = customer_on(client, "s0")
+    flower = site.client()
+    shard = stops.target_of(flower, "shard:s1")
+    [*orders.order_move(client, [bucket], "s1", "me", keep_s=0).steps()]
+    drain(client)
+    stops.pause(client, shard)
+    insert(client, customer)
+    client.log.postpone("s1", [bucket], 4_000)
+
+    stops.resume(flower, shard)
+
+    assert bucket in client.log.due("s1", 99)
 
 
 def test_a_number_that_is_no_bucket_is_refused(client: Client) -> None:

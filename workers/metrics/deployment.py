@@ -23,6 +23,7 @@ FAMILIES: dict[str, tuple[tuple[str, ...], str]] = {
     "redis_full": ((), "Whether Redis refuses new ops."),
     "queue_ops": (_SHARD, "Ops in the log that are not applied."),
     "queue_oldest_seconds": (_SHARD, "Age of the oldest op in the log; 0 where there is none."),
+    "owned_buckets": (_SHARD, "Buckets that the shard owns by now, without that of reference tables."),
     "dirty_buckets": (_SHARD, "Buckets that are marked as having work."),
     "rejected_ops": (_SHARD, "Ops that are set aside because the database refused them."),
     "parked_ops": (_SHARD, "Ops that are set aside behind a rejected op, or because their table is stopped."),
@@ -106,6 +107,7 @@ def _shard(made: Gauges, shard: ShardRecord) -> None:
     of = shard.shard
     made.put("queue_ops", shard.depth, of)
     made.put("queue_oldest_seconds", 0 if shard.depth == 0 else shard.oldest_ms, of, per=1000)
+    made.put("owned_buckets", shard.owned, of)
     made.put("dirty_buckets", shard.dirty, of)
     made.put("rejected_ops", shard.rejected, of)
     made.put("parked_ops", shard.parked, of)

@@ -21,7 +21,7 @@ from workers.pipeline_tab.cells import (
 )
 from workers.pipeline_tab.charts import Curve, chart, greatest
 from workers.pipeline_tab.feed import Seen
-from workers.pipeline_tab.overview import freshness, state_of
+from workers.pipeline_tab.overview import freshness, move_rows, state_of
 
 
 def shard_page(seen: Seen, name: str) -> dict[str, str]:
@@ -37,6 +37,7 @@ def shard_page(seen: Seen, name: str) -> dict[str, str]:
         "pl-fresh": freshness(seen),
         "pl-cards": _cards(shard),
         "pl-waits": _waits(shard),
+        "pl-moves": move_rows([move for move in seen.record.moves if name in (move.source, move.target)]),
         "pl-charts-recent": _charts(history.recent),
         "pl-charts-day": _charts(history.day),
         "pl-nodes": _nodes(shard),
@@ -55,10 +56,11 @@ def _cards(shard: ShardRecord) -> str:
     enqueued = f"enqueued {rate_text(shard.enqueue_rate)}"
     refused = number_text(shard.rejected, bad=bool(shard.rejected))
     behind = f"behind these {number_text(shard.parked)}, lost {number_text(shard.lost, bad=bool(shard.lost))}"
+    owned = f"in {number_text(shard.owned)} buckets that it owns"
     return "".join(
         (
             number_card("State", f'<span class="pl-state pl-{style}">{escape(word)}</span>', ""),
-            number_card("Queued ops", number_text(shard.depth, sign="≤ " * shard.at_most), "active"),
+            number_card("Queued ops", number_text(shard.depth, sign="≤ " * shard.at_most), "active", owned),
             number_card("Oldest op", age_text(shard.oldest_ms, none="–"), "active"),
             number_card("Applied a second", rate_text(shard.rate), "success", enqueued),
             number_card("Batch, half of them", took, "success", f"{longest}<br>{sizes}"),

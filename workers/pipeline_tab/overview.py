@@ -5,9 +5,11 @@ Every text from outside goes through `escape`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from html import escape
 
+from pipeline.admin.observe.moves import COUNTED, MoveRecord, in_brief
 from pipeline.admin.observe.published import FRESH_MS, History, Point
 from pipeline.admin.observe.record import Record, ShardRecord
 from pipeline.model.wait_reason import WaitReason
@@ -36,6 +38,8 @@ _PASSING = frozenset(("early", "locked", "testing", "queued", "database", "movin
 _LINE_POINTS = 60
 #: How many faults a page names.
 _MOST_FAULTS = 12
+#: How many moves a page lists.
+_MOST_MOVES = 20
 #: A replica that gets nothing new or is away: reads go to others.
 _GONE = (NodeState.STALLED, NodeState.OUT, NodeState.UNFIT)
 
@@ -48,6 +52,7 @@ def overview(seen: Seen) -> dict[str, str]:
     """
     record = seen.record
     parts = {"pl-faults": _whats_wrong(seen), "pl-cards": _cards(record), "pl-fresh": freshness(seen)}
+    parts["pl-moves"] = move_rows(record.moves)
     for n, shard in enumerate(record.shards):
         cells = _row(shard, seen.histories.get(shard.shard, History()))
         parts |= {f"pl-{n}-{name}": html for name, html in cells.items()}
@@ -73,6 +78,38 @@ def hosts(seen: Seen) -> dict[str, str]:
         for host in found
     )
     return {"pl-fresh": freshness(seen), "pl-hosts": body or empty_row(6, "no host has reported its spool")}
+
+
+def move_rows(moves: Sequence[MoveRecord]) -> str:
+    """Return the rows of a table of moves.
+
+    Args:
+        moves: those that stand still first.
+    """
+    found = [_move(move) for move in moves[:_MOST_MOVES]]
+    if len(moves) > _MOST_MOVES:
+        found.append(empty_row(6, f"and {len(moves) - _MOST_MOVES:,} more: pipeline move list"))
+    return "".join(found) or empty_row(6, "no bucket moves")
+
+
+def _move(move: MoveRecord) -> str:
+    style = "bad" if move.still else "good" if move.ends or move.state in ("waiting", "cleaning") else "warn"
+    done = f"{move.rows:,}" if move.total is None else f"{move.rows:,} of {move.total:,}"
+    if move.state in COUNTED and move.total:
+        share = min(100, round(100 * move.rows / move.total))
+        label = f"Rows of {in_brief(move.buckets)}, {move.state}"
+        done = (
+            f'<progress class="pl-progress" max="100" value="{share}" aria-label="{escape(label)}"></progress> {done}'
+        )
+    rate = "" if move.rate is None else f", {rate_text(move.rate)} a second"
+    return table_row(
+        f'<span title="{escape(move.buckets)}">{escape(in_brief(move.buckets))}</span>',
+        f"{escape(move.source)} → {escape(move.target)}",
+        f'<span class="pl-state pl-{style}">{escape(move.state)}</span>',
+        f"{done}{rate}",
+        "–" if move.left_s is None else span(1000 * move.left_s),
+        escape(move.still or move.text) or "–",
+    )
 
 
 def freshness(seen: Seen) -> str:

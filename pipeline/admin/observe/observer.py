@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from pipeline import clock
@@ -147,12 +148,13 @@ class Observer:
             # after the watermarks: an op applied in between counts as queued, and no count is below zero
             queues = self._queues({shard: nodes[primary] for shard, primary in primaries.items()}, least)
         halts = {shard: moves.stopped(told, shard) for shard in primaries}
-        rows = tuple(self._shard(s, primaries[s], nodes, counts[s], queues[s], news, halts[s]) for s in primaries)
+        rows = (self._shard(s, primaries[s], nodes, counts[s], queues[s], news, halts[s]) for s in primaries)
+        rows = (replace(row, owned=len(least[row.shard]) - 1) for row in rows)
         deployment = Fingerprint.noted(self._log.deployment()) if news is not None else None
         return Record(
             clock.wall_ms(),
             redis,
-            rows,
+            tuple(rows),
             news.reads if news is not None else None,
             source,
             deployment.deployment if deployment is not None else "",

@@ -108,6 +108,7 @@ class ShardRecord:
     Attributes:
         shard: its name.
         at_ms: when this was found, ms since 1970.
+        owned: buckets that it owns by now, without the reference bucket; None: not known.
         depth: ops behind the watermarks.
         at_most: whether *depth* is an upper bound: the primary did not answer, and the watermarks are Redis' copy.
         oldest_ms: the age of the oldest of them, ms; None where there is none.
@@ -146,6 +147,7 @@ class ShardRecord:
     poison: tuple[PoisonRecord, ...] = ()
     queue_why: str = ""
     why: str = ""
+    owned: int | None = None
 
     @property
     def stopped(self) -> dict[str, WaitReason]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from pipeline.admin.dead import AsideCount
 from pipeline.admin.observe.record import Record, ShardRecord
-from pipeline.cli.status_screen import head, nodes_table, notices, replicas_table, shards_table, utf8_of
+from pipeline.cli.status_screen import head, moves_table, nodes_table, notices, replicas_table, shards_table, utf8_of
 from pipeline.cli.top.board import Board, page_tables
 
 #: A record that is older is said to be old, s.
@@ -62,13 +62,14 @@ class TopScreen:
         if self.board.opened is not None:
             return Group(title, Text(), *self._page(record, console))
         wrong = notices(record, self.max_age_s, utf8=utf8_of(console))
-        above = len(console.render_lines(wrong, pad=False))
+        moving: list[RenderableType] = [Text(), moves_table(record.moves)] if record.moves else []
+        above = len(console.render_lines(Group(wrong, *moving), pad=False))
         first, last = _window(len(record.shards), self.board.row, max(room // 2, room - above - 4))
         shown = record.shards[first:last]
         tables: list[RenderableType] = [shards_table(shown, console, selected=self.board.row - first)]
         if first or last < len(record.shards):
             tables.append(Text(f"  shards {first + 1} to {last} of {len(record.shards)}", style="dim"))
-        page = Group(title, Text(), *tables, Text(), wrong)
+        page = Group(title, Text(), *tables, *moving, Text(), wrong)
         whole = Group(page, Text(), replicas_table(record.shards))
         fits = len(console.render_lines(whole, pad=False)) <= room
         return whole if fits and any(shard.replicas for shard in record.shards) else page
@@ -83,9 +84,12 @@ class TopScreen:
         if page_tables(shard):
             yield self._tables(shard, console)
             yield Text()
+        if moves := [move for move in record.moves if shard.shard in (move.source, move.target)]:
+            yield moves_table(moves)
+            yield Text()
         yield self._aside()
         yield Text()
-        yield notices(replace(record, shards=(shard,)), self.max_age_s, utf8=utf8_of(console))
+        yield notices(replace(record, shards=(shard,), moves=tuple(moves)), self.max_age_s, utf8=utf8_of(console))
         yield Text()
         yield nodes_table(shard)
 

@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,14 @@ from pydal import DAL, Field
 from support.web.chromium import chromium, visitor
 
 from pipeline.admin.migrate import migrate
+from pipeline.admin.moving import mover as movers
+from pipeline.admin.moving import orders
+from pipeline.admin.moving.mover import Mover
 from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.devcluster.cluster import Cluster
 from pipeline.devcluster.processes import free_ports
+from pipeline.shard.records.moves import MoveNote
 
 TABLES = '[tables.event]\nshard_key = "owner"\n'
 #: A text that would run a script, were it not escaped.
@@ -56,6 +61,21 @@ class Deployment:
                 break
         assert refused.status() == "rejected"
         return f"{refused.bucket}:{refused.position}"
+
+    @contextmanager
+    def moving(self, bucket: int) -> Iterator[Mover]:
+        """Move a bucket as far as its first rows; give the move up at the end, if it is not over."""
+        source = self.client.topology.shard_of(bucket)
+        target = next(shard for shard in self.client.topology.shards if shard != source)
+        mover = orders.order_move(self.client, [bucket], target, "ann", note=MoveNote(total=400))
+        steps = mover.steps()
+        while next(steps).stage != "copying":
+            pass
+        yield mover
+        if mover.stage() == "copy":
+            mover.give_up("enough")
+        assert [*mover.steps()][-1].stage == "over"
+        mover.release()
 
     def close(self) -> None:
         self.client.close()
@@ -132,6 +152,27 @@ def test_what_is_wrong_comes_with_what_mends_it_and_a_shard_is_paused_and_resume
         until(lambda: "disk swap" not in (page.locator("#pl-faults").text_content() or ""))
 
 
+def test_a_move_is_seen_with_its_rows_and_what_waits_for_its_cut_over_and_then_it_is_over(
+    here: Deployment, browser: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(movers, "HEARD_S", 0.0)
+    row = here.insert("moves", owner=11)
+    here.client.wait_all([row], timeout_s=30)
+    source = here.client.topology.shard_of(row.bucket)
+    with visitor(browser) as page, here.moving(row.bucket):
+        for path in ("", f"/shard/{source}"):
+            page.goto(f"{here.base}/pipeline{path}")
+            moves = page.get_by_role("region", name="Table of moves")
+            moves.get_by_text("copying").wait_for()
+            assert f"{row.bucket}" in str(moves.text_content())
+            assert "of 400" in str(moves.text_content())
+            assert moves.get_by_role("progressbar").count() == 1
+
+    with visitor(browser) as page:
+        page.goto(f"{here.base}/pipeline")
+        page.locator("#pl-moves").get_by_text("no bucket moves").wait_for()
+
+
 def test_a_refused_op_is_seen_tried_edited_and_replayed_and_who_did_it_is_listed(here: Deployment, browser: Any):
     place = here.refuse("edit me", HOSTILE)
     with visitor(browser) as page:
@@ -189,14 +230,19 @@ def test_another_site_can_order_nothing(here: Deployment, path: str):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_page_has_a_serious_fault_of_accessibility_or_is_wider_than_a_phone(
-    here: Deployment, browser: Any, scheme: str
+    here: Deployment, browser: Any, scheme: str, monkeypatch: pytest.MonkeyPatch
 ):
-    place = here.refuse(f"seen {scheme}")
+    monkeypatch.setattr(movers, "HEARD_S", 0.0)
+    place, bucket = here.refuse(f"seen {scheme}"), here.insert(f"axe {scheme}", owner=5).bucket
     axe = files("axe_playwright_python").joinpath("axe.min.js").read_text()
     size = {"width": 360, "height": 780}
-    with visitor(browser, viewport=size, color_scheme=scheme, bypass_csp=True) as page:
+    look = visitor(browser, viewport=size, color_scheme=scheme, bypass_csp=True)
+    with look as page, here.moving(bucket) as mover:
         for path in ("", "/shard/s1", "/dead", f"/dead/op/{place}", "/hosts"):
             page.goto(f"{here.base}/pipeline{path}")
+            if path in ("", "/shard/s1"):
+                page.get_by_role("progressbar").wait_for()
+            mover.hold()
             page.evaluate(axe)
             found = page.evaluate("axe.run(document.querySelector('#main-content'))")
 
