@@ -170,6 +170,8 @@ def test_moves_are_shown_with_a_bar_and_the_time_left_on_the_overview_and_on_the
     assert text(on_s0).startswith("0-15,40 s0 → s1")
     assert text(on_s0) in text(on_s1)
     assert "9 s1 → s2" in text(on_s1)
+    assert text(one_shard.shard_page(found, "s1")["pl-waits"]).startswith("the move of 9 to s2 stands still: no mover")
+    assert text(one_shard.shard_page(found, "s0")["pl-waits"]) == "✓ Nothing waits."
     assert text(overview.overview(seen(FINE))["pl-moves"]) == "no bucket moves"
 
 

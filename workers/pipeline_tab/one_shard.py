@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from html import escape
 
+from pipeline.admin.observe.moves import MoveRecord
 from pipeline.admin.observe.published import History, Point
 from pipeline.admin.observe.record import NodeRecord, ShardRecord
 from pipeline.reads.health.report import NodeState
@@ -33,11 +34,12 @@ def shard_page(seen: Seen, name: str) -> dict[str, str]:
     """
     shard = next(one for one in seen.record.shards if one.shard == name)
     history = seen.histories.get(name, History())
+    moves = [move for move in seen.record.moves if name in (move.source, move.target)]
     return {
         "pl-fresh": freshness(seen),
         "pl-cards": _cards(shard),
-        "pl-waits": _waits(shard),
-        "pl-moves": move_rows([move for move in seen.record.moves if name in (move.source, move.target)]),
+        "pl-waits": _waits(shard, moves),
+        "pl-moves": move_rows(moves),
         "pl-charts-recent": _charts(history.recent),
         "pl-charts-day": _charts(history.day),
         "pl-nodes": _nodes(shard),
@@ -69,9 +71,10 @@ def _cards(shard: ShardRecord) -> str:
     )
 
 
-def _waits(shard: ShardRecord) -> str:
+def _waits(shard: ShardRecord, moves: Sequence[MoveRecord]) -> str:
     """Return what of a shard is stopped or waits, and what mends it."""
     items = [(one, "", "") for one in (shard.why, shard.queue_why if shard.queue_why != shard.why else "") if one]
+    items += [(f"{move} stands still: {move.still}", "", move.mend) for move in moves if move.still]
     items += [(wait.head, "", wait.command) for wait in shard.waits]
     for one in shard.poison:
         tries = f"bucket {one.bucket} is tried in smaller parts: {one.attempts} attempts with one op alone have failed"

@@ -104,11 +104,11 @@ def _move(move: MoveRecord) -> str:
     rate = "" if move.rate is None else f", {rate_text(move.rate)} a second"
     return table_row(
         f'<span title="{escape(move.buckets)}">{escape(in_brief(move.buckets))}</span>',
-        f"{escape(move.source)} → {escape(move.target)}",
+        f'<span class="pl-when">{escape(move.source)} → {escape(move.target)}</span>',
         f'<span class="pl-state pl-{style}">{escape(move.state)}</span>',
         f"{done}{rate}",
         "–" if move.left_s is None else span(1000 * move.left_s),
-        escape(move.still or move.text) or "–",
+        f'<div class="pl-words">{escape(move.still or move.text) or "–"}</div>',
     )
 
 
