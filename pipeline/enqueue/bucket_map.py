@@ -89,7 +89,7 @@ def where(nodes: Nodes, bucket: int, shard: str) -> tuple[str, Leg | None]:
             if leg.state == MOVED:
                 break
             raise
-        if (theirs is None and arrives) or (theirs is not None and theirs.state in OWNED):
+        if theirs is None and arrives:  # it has forgotten the move, or never owned the bucket under one
             return other, None
         if theirs is None or other in asked or theirs.state in ON_THE_WAY:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -188,11 +189,15 @@ def test_a_move_that_no_mover_attends_is_a_fault_and_workers_mend_it(
     client.log.ahead_ms += 61_000  # type: ignore[attr-defined]
 
     [fault] = look().faults()
-    assert str(fault) == f"s0: the move of {bucket} to s1 stands still: no mover has been at it for 61 s"
+    assert timeless(str(fault)) == f"s0: the move of {bucket} to s1 stands still: no mover has been at it for N s"
     assert fault.fix == f"start workers: they go on with it; or run: pipeline move give-up {bucket}"
     worked(client)
     assert not look().faults()
     assert look().moves == ()
+
+
+def timeless(text: str) -> str:
+    return re.sub(r"\d+ s\b", "N s", text)
 
 
 def noted(client: Client, mover: Mover, **changes: Any) -> None:
@@ -224,7 +229,7 @@ def test_a_move_that_was_ordered_and_never_begun_is_a_fault(
 
     monkeypatch.setattr(shown, "STILL_MS", -1)
 
-    assert "the move of 3 to s1 stands still: no mover has been at it for 0 s" in str(look().faults()[0])
+    assert "the move of 3 to s1 stands still: no mover has been at it for N s" in timeless(str(look().faults()[0]))
 
 
 def test_what_stops_a_mover_is_shown_at_once_and_is_a_fault_once_it_lasts(
@@ -246,7 +251,7 @@ def test_what_stops_a_mover_is_shown_at_once_and_is_a_fault_once_it_lasts(
     assert move.text == "s1 is behind s0 in reference tables: see pipeline why"
     noted(client, mover, waits_from_ms=clock.wall_ms() - 61_000)
     [fault] = look().faults()
-    assert fault.what == f"stands still: it has waited 61 s: {move.text}"
+    assert timeless(fault.what) == f"stands still: it has waited N s: {move.text}"
     assert fault.fix == f"mend that, and it goes on; or run: pipeline move give-up {bucket}"
     mover.release()
     worked(client)
@@ -266,11 +271,11 @@ def test_since_when_a_mover_waits_is_kept_and_a_countdown_is_no_standstill(clien
     target, still = client.nodes.primary("s1"), []
     for text in ("for a replica", "for a replica", "for another"):
         moves.note_progress(target, mover.buckets, mover.leg.move, "waiting", text, 0)
-        still += [one.still for one in look().moves]
+        still += [timeless(one.still) for one in look().moves]
         if len(still) == 1:
             noted(client, mover, waits_from_ms=clock.wall_ms() - 61_000)
 
-    assert still == ["", "it has waited 61 s: for a replica", ""]
+    assert still == ["", "it has waited N s: for a replica", ""]
 
 
 def test_a_move_that_was_given_up_says_why_until_it_is_cleaned_and_is_no_fault(

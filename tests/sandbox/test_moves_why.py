@@ -13,8 +13,10 @@ from pipeline.admin.moving import orders
 from pipeline.admin.moving.mover import MoveStep
 from pipeline.admin.why import why
 from pipeline.client import Client
+from pipeline.enqueue import bucket_map
 from pipeline.errors import BadOp, ShardUnavailable, WaitTimeout
 from pipeline.oplog.waits import ALIVE, ALIVE_TOKEN
+from pipeline.shard.records import moves
 
 __all__ = ["known_at_once", "look", "observer", "site"]
 
@@ -110,6 +112,46 @@ def test_an_op_of_a_bucket_that_has_moved_is_asked_for_where_it_is(client: Clien
     assert second.status() == "applied"
     assert other.topology.shard_of(bucket) == "s1"
     assert why(client, str(bucket)).sentences == (f"nothing of bucket {bucket} waits; s1 owns it",)
+
+
+def test_once_the_target_has_begun_nothing_waits_for_the_move(client: Client) -> None:
+    bucket, customer = customer_on(client, "s0")
+    steps = orders.order_move(client, [bucket], "s1", "me", keep_s=3600).steps()
+    while next(steps).stage != "waiting":
+        pass
+    queued = insert(client, customer)
+
+    assert why(client, "s0").reasons == ()
+    for name in ("s1", str(queued), str(bucket)):
+        assert [(one.kind, one.shard) for one in why(client, name).reasons] == [("queued", "s1")], name
+    assert why(client, str(bucket)).sentences[-1] == (
+        f"bucket {bucket} is being moved from s0 to s1: waiting; see pipeline move list"
+    )
+
+
+def test_who_has_a_bucket_is_found_from_any_shard_that_had_it(client: Client) -> None:
+    bucket, _ = customer_on(client, "s0")
+    home = client.nodes
+    assert bucket_map.where(home, bucket, "s0") == ("s0", None)
+    for step in orders.order_move(client, [bucket], "s1", "me", keep_s=0).steps():
+        owner, leg = bucket_map.where(home, bucket, "s0")
+        if step.stage in ("copying", "comparing"):
+            assert (owner, leg, bucket_map.where(home, bucket, "s1")) == ("s0", None, ("s0", None))
+        if step.stage == "cleaning":
+            assert (owner, leg) == ("s1", None)
+    [*orders.order_move(client, [bucket], "s0", "me", keep_s=0).steps()]
+    assert [bucket_map.where(home, bucket, shard) for shard in ("s0", "s1")] == [("s0", None)] * 2
+
+
+def test_a_source_that_has_forgotten_a_move_has_the_bucket(client: Client) -> None:
+    bucket, _ = customer_on(client, "s0")
+    mover = orders.order_move(client, [bucket], "s1", "me")
+    next(mover.steps())
+    source = client.nodes.primary("s0")
+    with source.transaction():
+        moves.forget_legs(source, [bucket], mover.leg.move)
+
+    assert bucket_map.where(client.nodes, bucket, "s1") == ("s0", None)
 
 
 def test_a_barrier_ends_also_where_a_bucket_has_moved_meanwhile(client: Client, site: Site) -> None:
