@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from pydal import DAL, Field
 from support.web.chromium import chromium, visitor
 
+from pipeline import cli
 from pipeline.admin.migrate import migrate
 from pipeline.admin.moving import mover as movers
 from pipeline.admin.moving import orders
@@ -168,6 +171,11 @@ def test_a_move_is_seen_with_its_rows_and_what_waits_for_its_cut_over_and_then_i
             assert "of 400" in str(moves.text_content())
             assert moves.get_by_role("progressbar").count() == 1
 
+        told = CliRunner().invoke(cli.pipeline, ["status", "--json", "--config", str(here.cluster.config)]).output
+        [move] = json.loads(told)["moves"]
+
+    assert json.loads(told)["source"] == "workers"
+    assert (move["buckets"], move["source"], move["state"]) == (str(row.bucket), source, "copying")
     with visitor(browser) as page:
         page.goto(f"{here.base}/pipeline")
         page.locator("#pl-moves").get_by_text("no bucket moves").wait_for()
