@@ -1,4 +1,4 @@
-"""Do what a page asks for, in a thread: look at ops that are set aside, replay, drop or edit them; pause and resume."""
+"""Do what a page asks for, in a thread: look at ops that are set aside, replay, drop, edit; pause, resume; give up."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import NamedTuple
 from pipeline import clock
 from pipeline.admin import dead, dead_op, stops
 from pipeline.admin.dead import HEADS, DeadOp, Where
+from pipeline.admin.moving import orders
 from pipeline.admin.release import release
 from pipeline.apply.replay import Became
 from pipeline.client import Client
+from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
 from pipeline.errors import BadOp
 from pipeline.per_process import PerProcess
 from pipeline.shard.actions import Action, last_actions
@@ -154,6 +156,27 @@ def stop(name: str, *, pause: bool, reason: str, by: str) -> str:
     return (
         f"{target} goes on; {settled:,} ops that were set aside are settled" if lifted else f"{target} was not stopped"
     )
+
+
+def give_up(buckets: str, by: str) -> str:
+    """End the moves that buckets are part of; return what was done, in words.
+
+    Args:
+        buckets: as ranges.
+        by: who orders it; `pipeline move list` says it.
+
+    Raises:
+        PipelineError: none of them moves, or their new shard has begun.
+    """
+    try:
+        wanted = numbers(parse_ranges(buckets))
+    except ValueError:
+        raise BadOp(f"{buckets!r} is no list of buckets: write numbers and ranges, such as 0-15,40") from None
+    ended = []
+    for mover in orders.of_buckets(client(), wanted):
+        mover.give_up(f"given up by {by}")
+        ended.append(f"{mover.leg.source} keeps {format_ranges(mover.buckets)}")
+    return f"{'; '.join(ended)}; workers clean up"
 
 
 def done_with() -> None:

@@ -178,6 +178,20 @@ class Stopping(Acting):
         self.go(f"/pipeline/shard/{back}", told)
 
 
+class Moving(Acting):
+    """Gives up moves."""
+
+    @authenticated
+    async def post(self) -> None:
+        """Do it, and go back to the page that asked."""
+        self.refuse_if_read_only()
+        try:
+            told = await self.ask(partial(acts.give_up, self.given("buckets"), self.by))
+        except PipelineError as error:
+            told = f"Nothing was done: {error}"
+        self.go(f"/pipeline/shard/{self.given('shard')}", told)
+
+
 def utc(at_ms: int) -> str:
     """Return a time for people.
 

@@ -10,7 +10,7 @@ from tornado.template import Loader, Template
 from tornado.web import StaticFileHandler, url
 
 from pipeline.events import Event
-from workers.pipeline_tab.dead import DeadOpPage, DeadPage, Stopping
+from workers.pipeline_tab.dead import DeadOpPage, DeadPage, Moving, Stopping
 from workers.pipeline_tab.pages import HostsPage, OverviewPage, ShardPage
 
 HERE = Path(__file__).parent
@@ -68,6 +68,7 @@ def add_tab(handlers: list[Any], settings: dict[str, Any]) -> None:
         url(r"/pipeline/dead", DeadPage, name="pipeline_dead"),
         url(r"/pipeline/dead/op/([0-9]+:[0-9]+-[0-9]+)", DeadOpPage, name="pipeline_dead_op"),
         url(r"/pipeline/stop", Stopping, name="pipeline_stop"),
+        url(r"/pipeline/move", Moving, name="pipeline_move"),
         url(r"/pipeline/static/(.*)", StaticFileHandler, {"path": str(HERE / "static")}, name="pipeline_static"),
     ]
     handlers[:0] = ours

@@ -181,6 +181,28 @@ def test_a_move_is_seen_with_its_rows_and_what_waits_for_its_cut_over_and_then_i
         page.locator("#pl-moves").get_by_text("no bucket moves").wait_for()
 
 
+def test_a_move_is_given_up_and_who_did_it_is_kept(here: Deployment, browser: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(movers, "HEARD_S", 0.0)
+    row = here.insert("given up", owner=12)
+    here.client.wait_all([row], timeout_s=30)
+    source = here.client.topology.shard_of(row.bucket)
+    with visitor(browser) as page, here.moving(row.bucket):
+        page.goto(f"{here.base}/pipeline/shard/{source}")
+        buckets = page.get_by_label("Give up the move of buckets")
+        for text, told in (
+            ("x", "Nothing was done: 'x' is no list of buckets"),
+            ("63", "Nothing was done: none of the buckets 63 is being moved"),
+            (str(row.bucket), f"{source} keeps {row.bucket}; workers clean up"),
+        ):
+            buckets.fill(text)
+            page.get_by_role("button", name="Give up").click()
+            page.get_by_role("status").get_by_text(told).wait_for()
+
+    [last] = [one for one in orders.known(here.client) if one.buckets == str(row.bucket)]
+    assert (last.state, last.trouble) == ("given up", "given up by somebody in Flower at 127.0.0.1")
+    assert here.client.topology.shard_of(row.bucket) == source
+
+
 def test_a_refused_op_is_seen_tried_edited_and_replayed_and_who_did_it_is_listed(here: Deployment, browser: Any):
     place = here.refuse("edit me", HOSTILE)
     with visitor(browser) as page:
@@ -228,7 +250,7 @@ def test_all_that_match_are_dropped_after_a_trial(here: Deployment, browser: Any
     assert count >= 3
 
 
-@pytest.mark.parametrize("path", ["/pipeline/dead", "/pipeline/stop", "/pipeline/dead/op/1:2-3"])
+@pytest.mark.parametrize("path", ["/pipeline/dead", "/pipeline/stop", "/pipeline/move", "/pipeline/dead/op/1:2-3"])
 def test_another_site_can_order_nothing(here: Deployment, path: str):
     request = urllib.request.Request(here.base + path, data=b"every=yes&act=drop&sure=yes&name=shard:s0", method="POST")
 
