@@ -19,7 +19,7 @@ from pipeline.errors import Rejected
 pytestmark = pytest.mark.mariadb
 
 #: A round has 8 rows and at times 3 deletes; `PIPELINE_SOAK=11` makes more than 10,000 ops of them.
-ROUNDS, OWNERS = 100 * SOAK, 6
+ROUNDS, OWNERS = 100 * SOAK, 12
 NAMES = ("family_grand", "family_child", "family_local", "family_node", "family_parent", "family_kind")
 FIELDS = {
     "family_kind": "",
@@ -37,6 +37,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     needs_mariadb()
     tables = "".join(f'\n[tables.{name}]\nshard_key = "owner"\n' for name in FIELDS if name != "family_kind")
     tables = f"{TABLES_TOML}{tables}\n[tables.family_kind]\nreference = true\n"
+    tables = tables.replace("[apply]\n", "[apply]\nbuckets = 4\n")  # so that each worker has some of them
     folder = tmp_path_factory.mktemp("early") / "cluster"
     with rig_of(folder, "mariadb", create, replicas=0, workers=4, tables=tables) as made:
         yield made
