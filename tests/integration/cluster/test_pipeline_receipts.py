@@ -40,7 +40,7 @@ for config, owner in zip(sys.argv[1::2], sys.argv[2::2]):
     pids.append(pid)
 sys.exit(sum(os.waitpid(pid, 0)[1] for pid in pids))
 """
-#: One of eight processes of a fresh host: a whole interpreter, which begins when its standard input ends.
+#: One of eight processes, each of a fresh host: a whole interpreter, which begins when its standard input ends.
 FIRST = """
 import sys
 from pipeline.client import Client
@@ -101,19 +101,21 @@ def test_eight_processes_on_fresh_hosts_reach_a_redis_that_is_well_with_their_fi
     assert len(ids(mariadb, "event", owners)) == 8
 
 
-def test_eight_cold_processes_of_one_fresh_host_write_at_once_on_a_machine_that_has_no_time(
+def test_eight_cold_processes_of_fresh_hosts_write_at_once_on_a_machine_that_has_no_time(
     mariadb: Rig, tmp_path: Path
 ) -> None:
-    config = mariadb.config_through({}, spool=f'[spool]\npath = "{tmp_path}/fresh.spool"\n', redis="[redis]\n")
+    spools = [f'[spool]\npath = "{tmp_path}/{nth}.spool"\n' for nth in range(8)]
+    configs = [str(mariadb.config_through({}, spool=spool, redis="[redis]\n")) for spool in spools]
     owners = mariadb.owners(8)
 
     with ExitStack() as stack:
         starts = [
-            stack.enter_context(python(FIRST, str(config), str(owner), stdin=PIPE, stdout=PIPE)) for owner in owners
+            stack.enter_context(python(FIRST, config, str(owner), stdin=PIPE, stdout=PIPE))
+            for config, owner in zip(configs, owners, strict=True)
         ]
         pool = stack.enter_context(ThreadPoolExecutor(8))
         assert {process.stdout.readline() for process in starts if process.stdout} == {"has imported all\n"}
-        for _ in range(2 * (os.cpu_count() or 1)):
+        for _ in range(6 * (os.cpu_count() or 1)):
             stack.callback(stack.enter_context(python("while True: pass")).kill)
         said = list(pool.map(lambda process: process.communicate(timeout=120)[0], starts))
 
