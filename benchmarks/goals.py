@@ -91,6 +91,7 @@ GOALS: tuple[Goal, ...] = (
     Goal("op applied after a lost bell", plain("lost bell"), 2, "s"),
     Goal("op of another bucket beside a bad op", longest("beside "), 2, "s"),
     Goal("rate with one op in 1,000 refused / none", plain("one in 1,000 refused"), 0.9, "×", True),
+    Goal("rate with foreign keys / without", plain("with / without foreign keys"), 0.6, "×", True),
     Goal("worker memory, 100 % / 20 % of the ops", plain("worker memory growth"), FLAT_GROWTH, "×"),
     Goal("Redis per queued op beyond its payload", plain("Redis beyond payload"), 150, "bytes"),
 )

@@ -12,6 +12,8 @@ from typing import Any
 from pydal import DAL, Field
 
 TABLE = "purchase"
+#: Prefixes of tables with foreign keys, and of the same without.
+FAMILIES = ("held", "loose")
 COLUMNS = ("customer", "qty", "price", "note", "created_on")
 CREATE_TABLE = f"""
 CREATE TABLE IF NOT EXISTS {TABLE} (

@@ -16,7 +16,7 @@ import pymysql
 from pydal import DAL
 from redis import Redis
 
-from benchmarks.rows import TABLE, define_purchase
+from benchmarks.rows import FAMILIES, TABLE, define_purchase
 
 #: Redis databases of the peers, apart from the pipeline's own (0 and 1 in a local cluster). Sixteen exist by default.
 CELERY_DATABASE, DRAMATIQ_DATABASE, HUEY_DATABASE, LPUSH_DATABASE = 12, 13, 14, 15
@@ -24,7 +24,7 @@ CELERY_DATABASE, DRAMATIQ_DATABASE, HUEY_DATABASE, LPUSH_DATABASE = 12, 13, 14, 
 TIMEOUT_S = 30
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_PURCHASE = f'\n[tables.{TABLE}]\nshard_key = "customer"\n'
+_OURS = (TABLE, *(f"{family}_{level}" for family in FAMILIES for level in ("parent", "child", "grand")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,16 @@ class Target:
 
     @classmethod
     def load(cls, config: Path) -> Target:
-        """Read the configuration and add the run's table to it if it is missing.
+        """Read the configuration and add those of the run's tables that it lacks.
 
         Raises:
             ValueError: a server is not on loopback; a run would empty it.
         """
         text = os.path.expandvars(config.read_text())
         settings = tomllib.loads(text)
-        if TABLE not in settings.get("tables", {}):
-            config.write_text(config.read_text() + _PURCHASE)
+        lacking = [name for name in _OURS if name not in settings.get("tables", {})]
+        added = "".join(f'\n[tables.{name}]\nshard_key = "customer"\n' for name in lacking)
+        config.write_text(config.read_text() + added)
         primaries = tuple(shard["primary"] for shard in settings["shards"].values())
         url = settings["redis"]["url"]
         target = cls(config.resolve(), primaries, url, settings["redis"].get("broker_url", url))

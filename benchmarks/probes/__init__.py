@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.figure import Figure
-from benchmarks.probes import containment, latency, producer, recovery, spool, versions, visible, worker_memory
+from benchmarks.probes import (
+    containment,
+    families,
+    latency,
+    producer,
+    recovery,
+    spool,
+    versions,
+    visible,
+    worker_memory,
+)
 from benchmarks.table import Table
 from benchmarks.target import Target
 
@@ -25,6 +35,7 @@ PROBES: tuple[Probe, ...] = (
     Probe("spool", spool.measure),
     Probe("visible", visible.measure),
     Probe("versions", versions.measure),
+    Probe("families", families.measure),
     Probe("worker memory", worker_memory.measure),
     Probe("killed worker", recovery.measure_killed_worker),
     Probe("lost bell", recovery.measure_lost_bell),
