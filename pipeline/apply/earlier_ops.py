@@ -80,7 +80,7 @@ class EarlierOps:
     def __init__(self, shard: str, session: NodeSession, log: Work, wait_s: float):
         self._shard, self._session, self._log, self._wait_s = shard, session, log, wait_s
         self._waits: dict[tuple[int, Position], Wait] = {}
-        self._put_off: set[tuple[int, Position]] = set()
+        self._put_off: dict[tuple[int, Position], Mapping[int, Position]] = {}
         self._after: Mapping[int, Position] = {}
         self._queued: dict[int, float] | None = None
         self._looked_deep = False
@@ -126,25 +126,30 @@ class EarlierOps:
         return self._waits[place].waited_s
 
     def has_others(self, item: Item) -> bool:
-        """Return whether ops of other buckets in the transaction may help a refused op that was not put off before.
+        """Return whether ops of other buckets in the transaction may help a refused op that had no such chance yet.
 
         Args:
             item: the op.
         """
-        return len(self._after) > 1 and (item.entry.bucket, item.entry.position) not in self._put_off
+        beside = self._put_off.get((item.entry.bucket, item.entry.position))
+        return len(self._after) > 1 and (beside is None or not self._committed(beside))
 
-    def put_off(self, item: Item, *, committed: bool) -> WaitReason:
+    def _committed(self, beside: Mapping[int, Position]) -> bool:
+        marks = ledger.marks(self._session)
+        return all(bucket not in marks or marks[bucket].position >= position for bucket, position in beside.items())
+
+    def put_off(self, item: Item) -> WaitReason:
         """Return why an op waits that is taken after the rest of its batch: next time it is the first of its bucket.
+
+        Its chance counts once that rest is committed: the transaction may be given up, or fail.
 
         Args:
             item: the op.
-            committed: whether the rest of its batch is committed now: of a batch that is given up nothing is there
-                next time either.
         """
         if len(self._put_off) > MOST_NOTED:
             self._put_off.clear()
-        if committed:
-            self._put_off.add((item.entry.bucket, item.entry.position))
+        place = item.entry.bucket, item.entry.position
+        self._put_off.setdefault(place, {one: at for one, at in self._after.items() if one != item.entry.bucket})
         return self._reason(item)
 
     def _reason(self, item: Item) -> WaitReason:

@@ -319,7 +319,7 @@ class Executor:
                 if first is None or item.entry.position < first[0]:
                     self._early[item.entry.bucket] = (
                         item.entry.position,
-                        self._earlier.put_off(item, committed=self._patient),
+                        self._earlier.put_off(item),
                     )
 
     def _on_time(self, items: Sequence[Item]) -> Sequence[Item]:

@@ -63,6 +63,30 @@ def test_no_op_passes_an_older_one_of_its_host_on_the_way_back_whoever_sent_that
     assert {parent, child} <= seen[-1]
 
 
+def test_no_op_passes_an_older_one_that_others_spool_in_another_bucket_on_the_way_back(shop: Shop):
+    spool, (child, parent) = shop.client.spool, shop.client.topology.buckets_of("s0")[-2:]
+    spool.add({child: [b"[]"] * 2_000})
+
+    def others(step: str) -> None:
+        if step == "send":
+            spool.add({parent: [b"[]"]})
+            spool.add({child: [b"[]"]})
+            shop.client.drainer._step = noted
+
+    seen: list[tuple[bool, int]] = []
+
+    def noted(step: str) -> None:
+        if step == "sent":
+            tails = shop.log.tails((parent, child))
+            seen.append((parent in tails, tails[child].seq + 1 if child in tails else 0))
+
+    shop.client.drainer._step = others
+    assert shop.drain().empty
+
+    assert [one for one in seen if one[1] > 2_000 and not one[0]] == []
+    assert seen[-1] == (True, 2_001)
+
+
 def test_what_is_on_every_shard_goes_first_as_rows_of_all_may_refer_to_it(shop: Shop):
     spool, reference = shop.client.spool, shop.client.topology.reference_bucket
     spool.add({reference: [b"[]"]})

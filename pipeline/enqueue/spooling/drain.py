@@ -119,10 +119,15 @@ class Drainer:
     # parts --------------------------------------------------------------------------------------------------
 
     def _scopes(self) -> dict[Scope, list[int]]:
-        """Return the scopes of all ops in here; first that of reference tables, which all shards' rows may refer to."""
+        """Return the scopes of all ops in here with all their buckets; first that of reference tables.
+
+        Rows of all shards may refer to those; and to rows of a bucket that others spool to only now.
+        """
+        here = {self._publisher.scope_of(bucket) for bucket in self._spool.buckets()}
         scopes: dict[Scope, list[int]] = {}
-        for bucket in sorted(self._spool.buckets(), key=self._is_of_one_shard):
-            scopes.setdefault(self._publisher.scope_of(bucket), []).append(bucket)
+        for bucket in sorted(range(len(self._topology.owners)), key=self._is_of_one_shard):
+            if (scope := self._publisher.scope_of(bucket)) in here:
+                scopes.setdefault(scope, []).append(bucket)
         return scopes
 
     def _is_of_one_shard(self, bucket: int) -> bool:
