@@ -14,6 +14,8 @@ from pydal import DAL, Field
 TABLE = "purchase"
 #: A table whose rows are upserted by a unique index.
 TALLY = "tally"
+#: Prefixes of tables with foreign keys, and of the same without.
+FAMILIES = ("held", "loose")
 COLUMNS = ("customer", "qty", "price", "note", "created_on")
 CREATE_TABLE = f"""
 CREATE TABLE IF NOT EXISTS {TABLE} (

@@ -16,7 +16,7 @@ import pymysql
 from pydal import DAL
 from redis import Redis
 
-from benchmarks.rows import TABLE, TALLY, define_purchase
+from benchmarks.rows import FAMILIES, TABLE, TALLY, define_purchase
 
 #: Redis databases of the peers, apart from the pipeline's own (0 and 1 in a local cluster). Sixteen exist by default.
 CELERY_DATABASE, DRAMATIQ_DATABASE, HUEY_DATABASE, LPUSH_DATABASE = 12, 13, 14, 15
@@ -24,8 +24,7 @@ CELERY_DATABASE, DRAMATIQ_DATABASE, HUEY_DATABASE, LPUSH_DATABASE = 12, 13, 14, 
 TIMEOUT_S = 30
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_TABLES = "".join(f'\n[tables.{table}]\nshard_key = "customer"\n' for table in (TABLE, TALLY))
-_TABLES += 'unique = [["customer", "sku"]]\n'
+_OURS = (TABLE, TALLY, *(f"{family}_{level}" for family in FAMILIES for level in ("parent", "child", "grand")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +38,15 @@ class Target:
 
     @classmethod
     def load(cls, config: Path) -> Target:
-        """Read the configuration and add the run's table to it if it is missing.
+        """Read the configuration and add those of the run's tables that it lacks.
 
         Raises:
             ValueError: a server is not on loopback; a run would empty it.
         """
         text = os.path.expandvars(config.read_text())
         settings = tomllib.loads(text)
-        if TABLE not in settings.get("tables", {}):
-            config.write_text(config.read_text() + _TABLES)
+        lacking = [name for name in _OURS if name not in settings.get("tables", {})]
+        config.write_text(config.read_text() + "".join(map(_section, lacking)))
         primaries = tuple(shard["primary"] for shard in settings["shards"].values())
         url = settings["redis"]["url"]
         target = cls(config.resolve(), primaries, url, settings["redis"].get("broker_url", url))
@@ -106,3 +105,9 @@ def _refuse_remote(uri: str) -> None:
     host = _address(uri).hostname
     if host not in _LOOPBACK:
         raise ValueError(f"{host!r} is not on loopback; a run empties its tables and Redis databases")
+
+
+def _section(table: str) -> str:
+    """Return the section of a table in pipeline.toml."""
+    unique = 'unique = [["customer", "sku"]]\n' if table == TALLY else ""
+    return f'\n[tables.{table}]\nshard_key = "customer"\n{unique}'

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from benchmarks.figure import Figure
 from benchmarks.probes import (
     containment,
+    families,
     kinds,
     latency,
     producer,
@@ -37,6 +38,7 @@ PROBES: tuple[Probe, ...] = (
     Probe("visible", visible.measure),
     Probe("versions", versions.measure),
     Probe("kinds", kinds.measure),
+    Probe("families", families.measure),
     Probe("worker memory", worker_memory.measure),
     Probe("killed worker", recovery.measure_killed_worker),
     Probe("lost bell", recovery.measure_lost_bell),

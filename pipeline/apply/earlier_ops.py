@@ -25,6 +25,8 @@ from pipeline.shard.session import NodeSession
 #: By how much the clocks of two hosts may differ, ms: an op that is younger by no more counts as enqueued before, for
 #: so long, s. Two that are both refused for good must not wait for each other.
 CLOCKS_MS, CLOCKS_S = 250.0, 1.0
+#: How many entries of a bucket are looked at before an op is rejected.
+DEEP = 100
 #: How many waiting ops a process keeps in mind before it forgets those that are decided.
 MOST_NOTED = 1_000
 #: The most that one look at a waiting op adds to how long it has waited, s: a server that was away proves nothing.
@@ -78,9 +80,10 @@ class EarlierOps:
     def __init__(self, shard: str, session: NodeSession, log: Work, wait_s: float):
         self._shard, self._session, self._log, self._wait_s = shard, session, log, wait_s
         self._waits: dict[tuple[int, Position], Wait] = {}
-        self._put_off: set[tuple[int, Position]] = set()
+        self._put_off: dict[tuple[int, Position], Mapping[int, Position]] = {}
         self._after: Mapping[int, Position] = {}
         self._queued: dict[int, float] | None = None
+        self._looked_deep = False
 
     def begin(self, after: Mapping[int, Position]) -> None:
         """Begin a transaction.
@@ -88,7 +91,7 @@ class EarlierOps:
         Args:
             after: the watermarks that it leaves: what is behind one is queued, what is before it is executed in order.
         """
-        self._after, self._queued = after, None
+        self._after, self._queued, self._looked_deep = after, None, False
 
     def awaited_by(self, item: Item, younger_ms: float = CLOCKS_MS) -> WaitReason | None:
         """Return why an op that a constraint refuses, or that deletes, waits; None where it has its turn.
@@ -100,9 +103,11 @@ class EarlierOps:
         if self._queued is None:
             self._queued = self._oldest_queued()
         at_ms, bucket = item.op.at_ms, item.entry.bucket
-        near = {
-            one: sent_ms for one, sent_ms in self._queued.items() if one != bucket and sent_ms <= at_ms + younger_ms
-        }
+        near = _until(at_ms + younger_ms, self._queued, bucket)
+        if not near and younger_ms and not self._looked_deep:  # else the database's word would be final
+            self._looked_deep = True
+            self._queued = self._oldest_queued(self._queued, DEEP)
+            near = _until(at_ms + younger_ms, self._queued, bucket)
         if not near:
             return None
         older = {one: sent_ms for one, sent_ms in near.items() if sent_ms < at_ms}
@@ -121,37 +126,56 @@ class EarlierOps:
         return self._waits[place].waited_s
 
     def has_others(self, item: Item) -> bool:
-        """Return whether ops of other buckets in the transaction may help a refused op that was not put off before.
+        """Return whether ops of other buckets in the transaction may help a refused op that had no such chance yet.
 
         Args:
             item: the op.
         """
-        return len(self._after) > 1 and (item.entry.bucket, item.entry.position) not in self._put_off
+        beside = self._put_off.get((item.entry.bucket, item.entry.position))
+        return len(self._after) > 1 and (beside is None or not self._committed(beside))
+
+    def _committed(self, beside: Mapping[int, Position]) -> bool:
+        marks = ledger.marks(self._session)
+        return all(bucket not in marks or marks[bucket].position >= position for bucket, position in beside.items())
 
     def put_off(self, item: Item) -> WaitReason:
         """Return why an op waits that is taken after the rest of its batch: next time it is the first of its bucket.
+
+        Its chance counts once that rest is committed: the transaction may be given up, or fail.
 
         Args:
             item: the op.
         """
         if len(self._put_off) > MOST_NOTED:
             self._put_off.clear()
-        self._put_off.add((item.entry.bucket, item.entry.position))
+        place = item.entry.bucket, item.entry.position
+        self._put_off.setdefault(place, {one: at for one, at in self._after.items() if one != item.entry.bucket})
         return self._reason(item)
 
     def _reason(self, item: Item) -> WaitReason:
         detail = f"{item.entry.bucket}:{item.entry.position} for at most [apply] early_wait_s = {self._wait_s:g} s"
         return WaitReason("early", self._shard, self._shard, detail)
 
-    def _oldest_queued(self) -> dict[int, float]:
-        """Return when the oldest op was enqueued that is queued in each bucket of the shard.
+    def _oldest_queued(self, some: Mapping[int, float] | None = None, entries: int = 1) -> dict[int, float]:
+        """Return when the oldest op was enqueued that is queued in each bucket of the shard, or in *some*.
 
         The logs say so: a bucket that a worker drained on a primary that died since is not marked dirty.
+
+        Args:
+            some: buckets, and what is known of them.
+            entries: how many are looked at in each. An older one is behind a younger where a host has spooled it.
         """
         marks = ledger.marks(self._session)
         behind = {bucket: self._after.get(bucket, mark.position) for bucket, mark in marks.items() if mark.owned}
-        heads = self._log.read(behind, dict.fromkeys(behind, 1))
-        return {bucket: min(map(_sent_ms, found)) for bucket, found in heads.items() if found}
+        wanted = behind if some is None else {bucket: after for bucket, after in behind.items() if bucket in some}
+        found = self._log.read(wanted, dict.fromkeys(wanted, entries))
+        oldest = {bucket: min(map(_sent_ms, queued)) for bucket, queued in found.items() if queued}
+        return {bucket: min(sent_ms, (some or {}).get(bucket, inf)) for bucket, sent_ms in oldest.items()}
+
+
+def _until(end_ms: float, queued: Mapping[int, float], but: int) -> dict[int, float]:
+    """Return the buckets but one whose oldest op was enqueued by then."""
+    return {bucket: sent_ms for bucket, sent_ms in queued.items() if bucket != but and sent_ms <= end_ms}
 
 
 def oldest(entries: Mapping[int, Sequence[Entry]], counts: Mapping[int, int], most: int) -> dict[int, list[Entry]]:

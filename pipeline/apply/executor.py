@@ -336,7 +336,10 @@ class Executor:
             if self._earlier is not None and self._taken(item):
                 first = self._early.get(item.entry.bucket)
                 if first is None or item.entry.position < first[0]:
-                    self._early[item.entry.bucket] = item.entry.position, self._earlier.put_off(item)
+                    self._early[item.entry.bucket] = (
+                        item.entry.position,
+                        self._earlier.put_off(item),
+                    )
 
     def _free(self, items: Sequence[Item], waiting: list[Portion]) -> Sequence[Item]:
         """Return what to execute now: leave out what is behind an early op in its bucket, park what is behind a held

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from pipeline.shard.session import NodeSession
+
+_RULE = "(RESTRICT|CASCADE|SET NULL|NO ACTION|SET DEFAULT)"
+#: A foreign key in the words of SHOW CREATE TABLE.
+_WRITTEN = re.compile(
+    rf"CONSTRAINT `((?:[^`]|``)+)` FOREIGN KEY [^\n]*?\)(?: ON DELETE {_RULE})?(?: ON UPDATE {_RULE})?,?$", re.MULTILINE
+)
 
 
 class ForeignKey(NamedTuple):
@@ -38,12 +45,25 @@ def foreign_keys_in(session: NodeSession, where: str) -> list[ForeignKey]:
         f" FROM information_schema.referential_constraints WHERE {where.replace('table_schema', 'constraint_schema')}"
     ) if columns else []  # fmt: skip
     rule_of = {(row[0], row[1]): row[2:] for row in rules}
+    hidden = {table for table, name, *_ in columns if (table, name) not in rule_of}
+    rule_of |= {key: rules for table in sorted(hidden) for key, rules in _written_rules(session, table)}
     return list(
         joined(
             (name, table, own, parent, theirs, *rule_of.get((table, name), ()))
             for table, name, own, parent, theirs in columns
         )
     )
+
+
+def _written_rules(session: NodeSession, table: str) -> Iterator[tuple[tuple[str, str], tuple[str, ...]]]:
+    """Yield (table, name) and the rules of each foreign key from the table's definition.
+
+    To a user who may only read, MariaDB 10.11 shows keys in `key_column_usage`, and none in `referential_constraints`.
+    """
+    [(_, text)] = session.rows(f"SHOW CREATE TABLE {session.dialect.quote(table)}")
+    for found in _WRITTEN.finditer(str(text)):
+        name, on_delete, on_update = found.groups()
+        yield (table, name.replace("``", "`")), (on_delete or "RESTRICT", on_update or "RESTRICT")
 
 
 def joined(rows: Iterable[Sequence[Any]], *, named: bool = True) -> Iterator[ForeignKey]:

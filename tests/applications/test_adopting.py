@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support.applications.ground import Ground
+from support.applications.ground import Ground, ground_of
+from support.fixtures import needs_mariadb
 from support.web.web2py_server import ROOT, needs_web2py
 
 from pipeline.clock import polls
@@ -31,12 +36,15 @@ LEFT_OUT = "…"
 LONG = 20
 #: What is printed behind each command.
 DONE = "the command is done"
+#: How long one command may take, s.
+PATIENCE_S = 60.0
 #: What shows counts of reads.
 COUNTS = "pipeline status"
 #: What differs in each run, and the width of columns with it.
 BY_CHANCE = (
     (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d+)?"), "moment"),
     (re.compile(r"(?<=127\.0\.0\.1:)\d+"), "port"),
+    (re.compile(r"(?<=behind )\d+-\d+"), "position"),
     (re.compile(r"\b\d{10,16}\b"), "id"),
     (re.compile(r"\b\d+(?:\.\d+)? ?(?:ms|s)\b"), "duration"),
     (re.compile(r"(?<=at=)[\d:]+|(?<=rate=)\d+|(?<=count=)\d+"), "now"),
@@ -95,9 +103,12 @@ class Shell:
         assert self._bash.stdout
         self._bash.stdin.write(f"{command}\necho; echo {DONE}\n")
         self._bash.stdin.flush()
-        lines = list(iter(self._bash.stdout.readline, f"{DONE}\n"))
-        assert lines, f"the shell ended at {command}"
+        ends = threading.Timer(PATIENCE_S, os.killpg, (self._bash.pid, signal.SIGKILL))
+        ends.start()
+        lines = list(takewhile(lambda line: line not in ("", f"{DONE}\n"), iter(self._bash.stdout.readline, None)))
+        ends.cancel()
         text = "".join(line.rstrip() + "\n" for line in lines)
+        assert self._bash.poll() is None, f"after {PATIENCE_S} s this was not done: {command}\n{text}"
         return re.sub(r"\n{2,}", "\n", text).strip("\n")
 
     def close(self) -> None:
@@ -109,17 +120,37 @@ class Shell:
         self._bash.wait(20)
 
 
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Ground]:
+    """Four MariaDB servers that know nothing of each other, and a Redis."""
+    needs_mariadb()
+    with ground_of(tmp_path / "cluster", shards=4) as made:
+        yield made
+
+
+def repository(folder: Path) -> Path:
+    """Return a repository of the files as they are here, whatever is committed of them."""
+    left = shutil.ignore_patterns(".*", "__pycache__", "docs", "build", "dist")
+    shutil.copytree(ROOT, folder, ignore=left)
+    own = ("-c", "user.name=walker", "-c", "user.email=walker@example.com")
+    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "as it is"]):
+        subprocess.run(["git", *own, *command], cwd=folder, check=True, timeout=60)
+    return folder
+
+
 @contextmanager
 def shell(folder: Path, ground: Ground) -> Iterator[Shell]:
-    """Open the shell of somebody who has two database servers, a Redis and a checkout."""
+    """Open the shell of somebody who has database servers, a Redis and the address of this repository."""
     [web] = free_ports(1)
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "CHECKOUT": str(ROOT),
+        "REPOSITORY": str(repository(folder.parent / f"{folder.name}.git")),
         "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
         "DB0": str(ground.port("s0")),
         "DB1": str(ground.port("s1")),
+        "REPLICA": str(ground.port("s2")),
+        "NEW": str(ground.port("s3")),
         "PASSWORD": ground.cluster.password,
         "REDIS": str(ground.port("redis")),
         "WEB": str(web),
@@ -154,11 +185,12 @@ def printed_by(reader: Shell, step: Step) -> str:
     return printed
 
 
-def test_each_command_of_the_page_prints_what_the_page_says(ground: Ground, tmp_path: Path) -> None:
+def test_each_command_of_the_page_prints_what_the_page_says(servers: Ground, tmp_path: Path) -> None:
     needs_web2py()
+    (tmp_path / "walk").mkdir()
     page, differs, written = PAGE.read_text(encoding="utf-8"), [], ""
 
-    with shell(tmp_path, ground) as reader:
+    with shell(tmp_path / "walk", servers) as reader:
         for step in steps(page):
             printed = printed_by(reader, step)
             before, page = page.split(step.text, 1)

@@ -78,6 +78,27 @@ def test_a_worker_whose_ops_needed_others_takes_all_buckets_together_the_next_ti
     assert [len(box.rows(name)) for name in ("parent", "child")] == [16, 16]
 
 
+def test_a_child_is_not_rejected_that_comes_before_its_parent_in_a_transaction_that_is_given_up(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    began_ns = clock.wall_ns()
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+
+    def enqueued(after_s: int, table: Any, **values: Any) -> Any:
+        monkeypatch.setattr(clock, "wall_ns", lambda: began_ns + after_s * 10**9)
+        return pipeline.enqueue_insert(table, **values)
+
+    enqueued(9, db.event, who=first)  # directly, while what follows was in the spool of another host
+    parent = enqueued(1, db.parent, who=first)
+    child = enqueued(2, db.child, who=second, up=parent.id)
+    monkeypatch.undo()
+    while box.log.dirty("s0"):
+        worker.apply()
+
+    assert [parent.status(), child.status()] == ["applied", "applied"]
+
+
 def two_buckets(box: Sandbox) -> tuple[int, int]:
     """Return two shard keys of different buckets."""
     bucket_of = box.client.topology.bucket_of

@@ -51,6 +51,58 @@ def test_ops_that_never_stop_coming_do_not_keep_a_host_from_the_direct_way(shop:
     assert shop.bought() == list(range(bought + 2))
 
 
+def test_no_op_passes_an_older_one_of_its_host_on_the_way_back_whoever_sent_that_first(shop: Shop):
+    spool, (first, parent, child) = shop.client.spool, shop.client.topology.buckets_of("s0")[-3:]
+    spool.add({first: [b"[]"]})
+    spool.add({parent: [b"[]"]}, numbered={parent: (4711, 1)})  # sent before, perhaps in vain
+    spool.add({child: [b"[]"]})
+
+    seen = seen_after_each_call(shop)
+
+    assert [one for one in seen if child in one and parent not in one] == []
+    assert {parent, child} <= seen[-1]
+
+
+def test_no_op_passes_an_older_one_that_others_spool_in_another_bucket_on_the_way_back(shop: Shop):
+    spool, (child, parent) = shop.client.spool, shop.client.topology.buckets_of("s0")[-2:]
+    spool.add({child: [b"[]"] * 2_000})
+
+    def others(step: str) -> None:
+        if step == "send":
+            spool.add({parent: [b"[]"]})
+            spool.add({child: [b"[]"]})
+            shop.client.drainer._step = noted
+
+    seen: list[tuple[bool, int]] = []
+
+    def noted(step: str) -> None:
+        if step == "sent":
+            tails = shop.log.tails((parent, child))
+            seen.append((parent in tails, tails[child].seq + 1 if child in tails else 0))
+
+    shop.client.drainer._step = others
+    assert shop.drain().empty
+
+    assert [one for one in seen if one[1] > 2_000 and not one[0]] == []
+    assert seen[-1] == (True, 2_001)
+
+
+def test_what_is_on_every_shard_goes_first_as_rows_of_all_may_refer_to_it(shop: Shop):
+    spool, reference = shop.client.spool, shop.client.topology.reference_bucket
+    spool.add({reference: [b"[]"]})
+    spool.add({bucket: [b"[]"] for bucket in shop.client.topology.buckets_of("s0")[:2]})
+
+    assert reference in seen_after_each_call(shop)[0]
+
+
+def seen_after_each_call(shop: Shop) -> list[set[int]]:
+    """Drain the spool, and return the buckets that have entries after each call."""
+    seen: list[set[int]] = []
+    shop.client.drainer._step = lambda step: step != "sent" or seen.append({*shop.log.tails(range(17))})
+    assert shop.drain().empty
+    return seen
+
+
 def test_who_waits_for_its_turn_while_the_last_ops_are_sent_goes_directly_behind_them(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ):

@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from storm import families
+
 from pipeline.client import Client
 from pipeline.errors import LogUnavailable, PipelineError, Unavailable
 from pipeline.model.receipt import Receipt
 
 #: What a caller does, and how often.
-WEIGHTS = {"bump": 10, "group": 2, "event": 2, "note": 1, "upsert": 2, "short": 2, "country": 1, "read": 4}
+WEIGHTS = {"bump": 10, "group": 2, "event": 2, "note": 1, "upsert": 2, "short": 2, "country": 1, "family": 3, "read": 4}
 #: How often a call with an idempotency key is made again, whatever became of it.
 AGAIN = 0.3
 #: What a receipt may say at last of an op that took effect.
@@ -66,6 +68,7 @@ class Caller:
         self._shared, self.durability = shared, durability
         self.deeds: list[Deed] = []
         self.sights: list[Sight] = []
+        self.families: list[families.Family] = []
         self.surprises: list[str] = []
         self.in_sessions = 0.5
         self._session = client.session_token()
@@ -140,6 +143,32 @@ class Caller:
             deleted = self._noted("delete", owner, ("row", owner, made.token))
             self._try(deleted, lambda **how: self.client.enqueue_delete(tally.id == row, shard_key=owner, **how))
 
+    def _family(self, owner: int) -> None:
+        """Make a parent and a child in another bucket of its shard; delete both, or the parent alone, or neither."""
+        topology, db, client = self.client.topology, self._db, self.client
+        shard_of = {one: topology.shard_of(topology.bucket_of(families.PARENT, one)) for one in self._shared}
+        other = self._luck.choice([one for one in self._shared if shard_of[one] == shard_of[owner]])
+        token, end = self._token, self._luck.random()
+        self.families.append(families.Family([]))
+        parent = {"owner": owner, "body": token}
+        made = self._relative(families.PARENT, owner, lambda **how: client.enqueue_insert(db.parent, **parent, **how))
+        child = {"owner": other, "up": made, "body": token}
+        born = self._relative(families.CHILD, other, lambda **how: client.enqueue_insert(db.child, **child, **how))
+        rows = {families.ORPHANED: (db.child.id == born, other), families.LEFT: (db.parent.id == made, owner)}
+        for kind in families.KINDS[2:] if end < 0.3 else families.KINDS[3:] if end < 0.5 else ():
+            row, key = rows[kind]
+            self._relative(kind, key, lambda row=row, key=key, **how: client.enqueue_delete(row, shard_key=key, **how))
+
+    def _relative(self, kind: str, owner: int, call: Callable[..., Receipt]) -> int:
+        """Note a deed of the last family, unless one before was not acknowledged; return the row's id, or 0."""
+        family = self.families[-1]
+        if any(deed.said != ACKNOWLEDGED for deed in family.deeds):
+            return 0
+        deed = self._noted(kind, owner)
+        family.deeds.append(deed)
+        self._try(deed, call)
+        return int(deed.receipts[0].id) if deed.said == ACKNOWLEDGED else 0
+
     def _read(self, owner: int) -> None:
         """Read a row that this caller has written to."""
         own, in_session = self._own.get(owner), self._luck.random() < self.in_sessions
@@ -176,7 +205,7 @@ class Caller:
         times = 1 + ("idempotency_key" in how and self._luck.random() < 0.5)
         for _ in range(times):
             self._once(deed, lambda: call(**how))
-        if deed.said == ACKNOWLEDGED and deed.places[0][0] == "tally":
+        if deed.said == ACKNOWLEDGED and deed.places and deed.places[0][0] == "tally":
             self._own[deed.owner] = deed
 
     def _once(self, deed: Deed, call: Callable[[], Receipt]) -> None:

@@ -9,11 +9,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from storm import families
 from storm.deeds import ACKNOWLEDGED, DONE, IN_DOUBT, REFUSED, Caller, Deed
 from support.oracle import nodes
 
 #: Kinds whose effect is judged row by row in the order of their caller, and not by their token alone.
 IN_TURN = ("upsert", "insert", "update", "delete")
+#: What each token is looked for in.
+BODIES = ("event", "note", "parent", "child", "no parent")
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Rows:
 
 def rows_of(primaries: dict[str, str], owners: Iterable[int]) -> Rows:
     """Read the rows of some owners from all primaries."""
-    rows, chosen = Rows({}, {"event": Counter(), "note": Counter()}), ", ".join(map(str, owners))
+    rows, chosen = Rows({}, {name: Counter() for name in BODIES}), ", ".join(map(str, owners))
     countries: list[Counter[str]] = []
     for uri in primaries.values():
         with nodes.connection(uri) as made:
@@ -45,6 +48,8 @@ def rows_of(primaries: dict[str, str], owners: Iterable[int]) -> Rows:
             rows.tally |= {id: (o, name, n, trace) for id, o, name, n, trace in nodes.fetch(made, sql)}
             for table in ("event", "note"):
                 rows.bodies[table].update(body for (body,) in nodes.fetch(made, f"SELECT body FROM {table} {where}"))
+            for table, found in families.bodies(made, chosen):
+                rows.bodies[table] += found
             countries.append(Counter(name for (name,) in nodes.fetch(made, "SELECT name FROM country")))
     every = set().union(*countries)
     least = {name: min(found[name] for found in countries) for name in every}
@@ -52,24 +57,27 @@ def rows_of(primaries: dict[str, str], owners: Iterable[int]) -> Rows:
     return rows
 
 
-def verdict(callers: Sequence[Caller], rows: Rows, *, may_lose: bool) -> list[str]:
+def verdict(callers: Sequence[Caller], rows: Rows, *, may_lose: bool, in_order: bool = True) -> list[str]:
     """Return every broken promise, a sentence each.
 
     Args:
         callers: whose deeds have their last word in `told`.
         rows: what the databases hold.
         may_lose: whether Redis has forgotten anything, so that an op of level `redis` may be told lost.
+        in_order: whether no host's clock was set.
     """
     said: list[str] = []
     for caller in callers:
         said += [f"surprise: {one}" for one in caller.surprises]
         for deed in caller.deeds:
-            said += _unsettled(deed, may_lose and caller.durability == "redis")
-            if deed.kind not in IN_TURN:
+            if deed.kind not in families.KINDS or deed.told not in families.SET_ASIDE:
+                said += _unsettled(deed, may_lose and caller.durability == "redis")
+            if deed.kind not in (*IN_TURN, *families.KINDS):
                 said += _effect(deed, rows)
         said += _order(caller, rows)
         said += _in_turn(caller, rows)
         said += _reads(caller)
+        said += families.broken_by(caller.families, rows.bodies, in_order=in_order and not may_lose)
     return [*said, *_counts(rows)]
 
 

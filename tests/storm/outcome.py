@@ -15,6 +15,8 @@ PROMISES = {
     "lost": "lost without need",
     "doubled": "doubled",
     "reordered": "reordered",
+    "refused early": "refused, though what it needs was enqueued before",
+    "orphaned": "children without their parent",
     "stale": "stale reads of one's own",
     "torn": "torn",
     "wrong": "wrong rows",

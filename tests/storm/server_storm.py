@@ -13,14 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from storm import families
 from storm.deeds import DONE, Caller, Deed, all_deeds, told_together
 from storm.judge import rows_of, verdict
 from storm.nemesis import FORGETTING, Nemesis, sleep_s, wait_healthy
 from storm.outcome import Outcome
 from support.servers.proxy import Proxy
 from support.servers.rig import Rig, rig_of
+from support.tables import TABLES_TOML
 
 from pipeline import clock
+from pipeline.admin.migrate import migrate
 from pipeline.client import Client
 from pipeline.errors import PipelineError
 
@@ -31,6 +34,7 @@ LOAD_S = (1.5, 4.0)
 RECOVERY_S = 60.0
 #: A caller pauses so long between two calls at most, s.
 PAUSE_S = 0.02
+TABLES = TABLES_TOML + families.TOML
 SPOOL = '[spool]\npath = "{}"\n'
 #: What a receipt says at last.
 FINAL = (*DONE, "lost", "rejected", "dropped")
@@ -46,8 +50,10 @@ class Storm:
         ports = {rig.port("redis"): proxy.port}
         redis = "[redis]\ntimeout_s = 0.25\n"
         self.clients = [Client(rig.config_through(ports, SPOOL.format(path), redis)) for path in self.spools]
+        families.define(rig.db)
         for client in self.clients:
             client.define_tables(rig.db)
+        migrate(self.clients[0])
         self._restarted: dict[str, int] = {}
 
     def run(self, seed: int) -> Outcome:
@@ -156,7 +162,15 @@ def _calling(callers: list[Caller]) -> Iterator[None]:
 def storm(directory: Path) -> Iterator[Storm]:
     """Bring up what a storm needs."""
     with (
-        rig_of(directory / "cluster", "mariadb", shards=2, replicas=1, workers=2, buckets=16) as rig,
+        rig_of(
+            directory / "cluster",
+            "mariadb",
+            shards=2,
+            replicas=1,
+            workers=2,
+            buckets=16,
+            tables=TABLES_TOML + families.TOML,
+        ) as rig,
         Proxy(rig.port("redis")) as proxy,
     ):
         made = Storm(rig, proxy)

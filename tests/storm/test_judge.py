@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from storm.deeds import ACKNOWLEDGED, IN_DOUBT, REFUSED, Deed, Sight
-from storm.judge import Rows, verdict
+from storm.judge import BODIES, Rows, verdict
 from storm.outcome import PROMISES
 
 ROW = ("tally", 0, 7)
@@ -20,12 +20,14 @@ def bump(token: str, told: str = "applied", said: str = ACKNOWLEDGED) -> Deed:
 
 def rows(trace: str, n: int | None = None, **bodies: dict[str, int]) -> Rows:
     count = len([token for token in trace.split(",") if token]) if n is None else n
-    known = {name: Counter(bodies.get(name, {})) for name in ("event", "note", "country")}
+    known = {name: Counter(bodies.get(name, {})) for name in (*BODIES, "country")}
     return Rows({7: (0, "shared", count, trace)}, known)
 
 
 def broken(deeds: list[Deed], found: Rows, *, sights: Any = (), may_lose: bool = False, **more: Any) -> list[str]:
-    caller = SimpleNamespace(name="c", durability="redis", deeds=deeds, sights=list(sights), surprises=[], **more)
+    caller = SimpleNamespace(
+        name="c", durability="redis", deeds=deeds, sights=list(sights), surprises=[], families=[], **more
+    )
     return [sentence.split(":")[0] for sentence in verdict([caller], found, may_lose=may_lose)]  # type: ignore[list-item]
 
 

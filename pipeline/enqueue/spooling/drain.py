@@ -119,10 +119,19 @@ class Drainer:
     # parts --------------------------------------------------------------------------------------------------
 
     def _scopes(self) -> dict[Scope, list[int]]:
+        """Return the scopes of all ops in here with all their buckets; first that of reference tables.
+
+        Rows of all shards may refer to those; and to rows of a bucket that others spool to only now.
+        """
+        here = {self._publisher.scope_of(bucket) for bucket in self._spool.buckets()}
         scopes: dict[Scope, list[int]] = {}
-        for bucket in self._spool.buckets():
-            scopes.setdefault(self._publisher.scope_of(bucket), []).append(bucket)
+        for bucket in sorted(range(len(self._topology.owners)), key=self._is_of_one_shard):
+            if (scope := self._publisher.scope_of(bucket)) in here:
+                scopes.setdefault(scope, []).append(bucket)
         return scopes
+
+    def _is_of_one_shard(self, bucket: int) -> bool:
+        return bucket != self._topology.reference_bucket
 
     def _definitions_first(self, done: DrainResult) -> bool:
         """Publish the definitions that Redis has never had; whether it took them."""
@@ -204,7 +213,8 @@ class Drainer:
 
     def _send_last(self, last: list[Spooled]) -> None:
         """Send ops under the epochs of this pass. To send them twice is harmless."""
-        for scope, buckets in self._publisher.by_scope(dict.fromkeys(op.bucket for op in last)).items():
+        buckets_of_last = sorted({op.bucket for op in last}, key=self._is_of_one_shard)
+        for scope, buckets in self._publisher.by_scope(dict.fromkeys(buckets_of_last)).items():
             if not (epoch := self._reminded.get(scope.name, 0)):
                 raise EpochStale
             for producer, runs, _ in _turns([op for op in last if op.bucket in buckets]):
@@ -227,19 +237,18 @@ class Drainer:
 
 
 def _turns(head: list[Spooled]) -> Iterator[tuple[int, dict[int, Run], list[Spooled]]]:
-    """Cut ops into calls: of each bucket a dense run of one producer at a time, in order."""
+    """Cut ops into calls, in the order in which they were spooled: of each bucket a dense run of one producer.
+
+    No op passes an older one of another bucket: its row may refer to that one's, and be refused where it comes first.
+    """
     left = head
     while left:
-        producer, runs, taken, rest = left[0].producer, dict[int, list[Spooled]](), list[Spooled](), list[Spooled]()
-        blocked: set[int] = set()
+        producer, runs, taken = left[0].producer, dict[int, list[Spooled]](), list[Spooled]()
         for op in left:
             run = runs.get(op.bucket)
-            dense = run is None or run[-1].seq + 1 == op.seq
-            if op.bucket in blocked or op.producer != producer or not dense:
-                blocked.add(op.bucket)
-                rest.append(op)
-                continue
+            if op.producer != producer or (run and run[-1].seq + 1 != op.seq):
+                break
             runs.setdefault(op.bucket, []).append(op)
             taken.append(op)
         yield producer, {b: Run(ops[0].seq, [op.payload for op in ops]) for b, ops in runs.items()}, taken
-        left = rest
+        left = left[len(taken) :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from itertools import count
@@ -19,6 +20,8 @@ from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
+from pipeline.shard.session import NodeSession
+from pipeline.shard.table_facts import constraints_of
 
 pytestmark = pytest.mark.mariadb
 _numbers = count(1)
@@ -162,6 +165,22 @@ def test_a_reference_that_the_model_drops_goes_with_its_foreign_key_and_its_inde
     migrate(case.client, contracts=True)
 
     assert case.sql("SHOW COLUMNS FROM bought LIKE 'customer'") == []
+
+
+def test_an_account_that_may_only_read_sees_what_a_foreign_key_does(case: Case) -> None:
+    case.publish(("owner",), ("held", Field("owner", "reference owner", ondelete="SET NULL")))
+    migrate(case.client)
+    name = f"{case.uris['s0'].rpartition('/')[2].partition('?')[0]}_reader"
+    case.sql(f"CREATE USER {name}@'127.0.0.1' IDENTIFIED BY 'own'")
+    case.sql(f"GRANT SELECT ON {name.removesuffix('_reader')}.* TO {name}@'127.0.0.1'")
+    reader = NodeSession("s0-r0", re.sub(r"//.*?@", f"//{name}:own@", case.uris["s0"]), read_only=True)
+
+    seen = constraints_of(reader, "held")
+    reader.discard()
+    case.sql(f"DROP USER {name}@'127.0.0.1'")
+
+    assert [key.on_delete for key in seen.parents] == ["SET NULL"]
+    assert seen == constraints_of(case.client.nodes.primary("s0"), "held")
 
 
 def model(db: Any) -> None:

@@ -29,7 +29,7 @@ LOOSE = (
     "latin1_swedish_ci",
 )
 KINDS = (Column("k", "string", 40), Column("k", "text"))
-#: Of each case, 12,000 in all in the thorough profile; so few are enough to find a column that is loose.
+#: Different texts of each case, 12,000 in all in the thorough profile; so few are enough to find a loose column.
 MANY, FEW = 1_500 if THOROUGH else 400, 300
 
 
@@ -73,12 +73,14 @@ def split_keys(session: NodeSession, column: Column, texts: list[str]) -> list[l
     return [group for group in same.values() if len(set(map(place, group))) > 1]
 
 
-def some_texts(n: int, *, latin: bool) -> list[str]:
-    random, parts = (
-        Random(n),
-        [part for part in CONFUSABLE if not latin or part.encode("latin1", "ignore").decode("latin1") == part],
-    )
-    return ["".join(random.choices(parts, k=random.randint(0, 3))) for _ in range(n)]
+def some_texts(n: int, case: str) -> list[str]:
+    """Return so many different texts that the column of a case can hold; no two cases begin with the same."""
+    random, latin = Random(case), "latin1" in case
+    parts = [part for part in CONFUSABLE if not latin or part.encode("latin1", "ignore").decode("latin1") == part]
+    found: dict[str, None] = {"": None}
+    while len(found) < n:
+        found["".join(random.choices(parts, k=random.randint(1, 4)))] = None
+    return list(found)
 
 
 @pytest.mark.parametrize("column", KINDS, ids=lambda column: column.type)
@@ -87,7 +89,7 @@ def test_texts_that_the_column_takes_for_equal_share_a_bucket(session: NodeSessi
     schema = TableSchema("keyed", (Column("id", "id"), column))
     create(session, schema, collation)
 
-    assert split_keys(session, column, some_texts(MANY, latin="latin1" in collation)) == []
+    assert split_keys(session, column, some_texts(MANY, f"{collation} {column.type}")) == []
     assert columns.unusable(session, schema, topology()) is None
 
 
@@ -98,7 +100,7 @@ def test_a_column_whose_equal_texts_are_in_several_buckets_is_refused_by_name(se
 
     refused = columns.unusable(session, schema, topology())
 
-    assert split_keys(session, KINDS[0], some_texts(FEW, latin="latin1" in collation))
+    assert split_keys(session, KINDS[0], some_texts(FEW, collation))
     assert refused is not None
     assert "keyed.k" in refused
     assert collation in refused

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 from support.oracle import nodes
@@ -35,6 +39,21 @@ for config, owner in zip(sys.argv[1::2], sys.argv[2::2]):
         os._exit(0)  # the sweeper rings
     pids.append(pid)
 sys.exit(sum(os.waitpid(pid, 0)[1] for pid in pids))
+"""
+#: One of eight processes, each of a fresh host: a whole interpreter, which begins when its standard input ends.
+FIRST = """
+import sys
+from pipeline.client import Client
+from support.tables import define
+
+print("has imported all", flush=True)
+sys.stdin.read()
+client, db = Client(sys.argv[1]), define()
+client.define_tables(db)
+receipts = [client.enqueue_insert(db.event, owner=int(sys.argv[2]), body=str(n)) for n in range(10)]
+for receipt in receipts:
+    receipt.wait(60)  # its host's spool may have taken it
+print(*receipts)
 """
 
 
@@ -80,6 +99,34 @@ def test_eight_processes_on_fresh_hosts_reach_a_redis_that_is_well_with_their_fi
     assert [receipt for receipt in receipts if receipt.position is None] == []
     mariadb.client.wait_all(receipts, timeout_s=60)
     assert len(ids(mariadb, "event", owners)) == 8
+
+
+def test_eight_cold_processes_of_fresh_hosts_write_at_once_on_a_machine_that_has_no_time(
+    mariadb: Rig, tmp_path: Path
+) -> None:
+    spools = [f'[spool]\npath = "{tmp_path}/{nth}.spool"\n' for nth in range(8)]
+    configs = [str(mariadb.config_through({}, spool=spool, redis="[redis]\n")) for spool in spools]
+    owners = mariadb.owners(8)
+
+    with ExitStack() as stack:
+        starts = [
+            stack.enter_context(python(FIRST, config, str(owner), stdin=PIPE, stdout=PIPE))
+            for config, owner in zip(configs, owners, strict=True)
+        ]
+        pool = stack.enter_context(ThreadPoolExecutor(8))
+        assert {process.stdout.readline() for process in starts if process.stdout} == {"has imported all\n"}
+        for _ in range(6 * (os.cpu_count() or 1)):
+            stack.callback(stack.enter_context(python("while True: pass")).kill)
+        said = list(pool.map(lambda process: process.communicate(timeout=120)[0], starts))
+
+    receipts = [mariadb.client.parse(text) for line in said for text in line.split()]
+    assert [process.returncode for process in starts] == [0] * 8
+    assert len({receipt.id for receipt in receipts}) == 80
+    assert sorted(ids(mariadb, "event", owners)) == sorted(receipt.id for receipt in receipts)
+
+
+def python(code: str, *arguments: str, **pipes: int) -> Popen[str]:
+    return Popen([sys.executable, "-c", code, *arguments], env=environment(), text=True, **pipes)
 
 
 def test_waiting_ends_at_its_timeout_while_no_worker_runs_and_the_op_stays_queued(mariadb: Rig) -> None:

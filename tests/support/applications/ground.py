@@ -93,9 +93,9 @@ class Ground:
 
 
 @contextmanager
-def ground_of(directory: Path) -> Iterator[Ground]:
+def ground_of(directory: Path, shards: int = 2) -> Iterator[Ground]:
     """Bring the servers up, and down at the end."""
-    cluster = Cluster.up(directory, "mariadb", shards=2, replicas=0, workers=0, owned=True)
+    cluster = Cluster.up(directory, "mariadb", shards=shards, replicas=0, workers=0, owned=True)
     try:
         yield Ground(cluster)
     finally:
