@@ -38,7 +38,7 @@ SAMPLE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class GrowthPoint:
     """What was seen at one moment.
 
     Attributes:
@@ -85,7 +85,7 @@ class Growth:
         self._cluster, self._meter, self._after = cluster, meter, after
         self.stage, self.rows, self.total, self.moved, self.ops = "", 0, 0, 0, 0
         self.done: list[Finished] = []
-        self.samples: list[Sample] = []
+        self.samples: list[GrowthPoint] = []
         self._began_s, self._at_first, self._rate = 0.0, 0, PACE
         self._file_is_new, self._taken, self._over = threading.Event(), threading.Event(), threading.Event()
         self._failed: Exception | None = None
@@ -216,7 +216,7 @@ class Growth:
                     continue
             meter = self._meter
             seconds = mono_s() - meter.started_s
-            self.samples.append(Sample(seconds, meter.enqueued, meter.applied, flights, self.stage))
+            self.samples.append(GrowthPoint(seconds, meter.enqueued, meter.applied, flights, self.stage))
             sleep_s(max(at.left_s, LOOK_S))
         for session in sessions.values():
             session.discard()
