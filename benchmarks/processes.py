@@ -51,7 +51,7 @@ def kill_group(process_id: int) -> None:
 def rss_bytes(group_id: int) -> int:
     """Return the resident memory of a process group, pages that are shared by fork counted once per process."""
     page_bytes = os.sysconf("SC_PAGE_SIZE")
-    return sum(_resident_pages(pid) for pid in _members(group_id)) * page_bytes
+    return sum(_resident_pages(pid) for pid in members_of(group_id)) * page_bytes
 
 
 def _start(target: Target, command: list[str], output: int) -> subprocess.Popen[bytes]:
@@ -77,7 +77,8 @@ def _stop(started: list[subprocess.Popen[bytes]]) -> None:
         process.wait(STOP_S)
 
 
-def _members(group_id: int) -> list[int]:
+def members_of(group_id: int) -> list[int]:
+    """Return the process ids of a process group."""
     found = []
     for entry in Path("/proc").iterdir():
         with suppress(ProcessLookupError, ValueError):

@@ -6,7 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.figure import Figure
-from benchmarks.probes import containment, latency, producer, recovery, spool, versions, visible, worker_memory
+from benchmarks.probes import (
+    containment,
+    idle,
+    latency,
+    producer,
+    recovery,
+    spool,
+    trickle,
+    versions,
+    visible,
+    worker_memory,
+)
 from benchmarks.table import Table
 from benchmarks.target import Target
 
@@ -24,6 +35,8 @@ PROBES: tuple[Probe, ...] = (
     Probe("latency", latency.measure),
     Probe("spool", spool.measure),
     Probe("visible", visible.measure),
+    Probe("trickle", trickle.measure),
+    Probe("idle shards", idle.measure),
     Probe("versions", versions.measure),
     Probe("worker memory", worker_memory.measure),
     Probe("killed worker", recovery.measure_killed_worker),
