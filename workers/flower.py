@@ -30,8 +30,7 @@ def put_ours(handlers: list[Any]) -> None:
     Args:
         handlers: Flower's own list, of tuples and URLSpecs.
     """
-    from workers.flower_health import HealthPage  # only Flower's process needs them
-    from workers.metrics.at_flower import MetricsPage
+    from workers.metrics.at_flower import HealthPage, MetricsPage  # only Flower's process needs them
 
     ours: dict[str, Any] = {"/metrics": MetricsPage, "/healthcheck": HealthPage}
     handlers[:] = [(path, ours[path]) if (path := _path_of(one)) in ours else one for one in handlers]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
+from celery.signals import worker_shutting_down
 
 from pipeline import clock
 from pipeline.admin.check.surroundings import foreign_modules
@@ -29,7 +30,7 @@ from workers.metrics import batches
 from workers.metrics.tally import Tally
 from workers.moves import Moves
 from workers.prober import Watch
-from workers.process import process_client
+from workers.process import ask_to_stop, process_client
 from workers.sign_of_life import PoolWatch, SignOfLife
 from workers.sweeper import Pulse, Sweep
 from workers.turns import STOP_S, Turns, Work
@@ -59,6 +60,7 @@ class Threads(bootsteps.StartStopStep):
         Args:
             parent: Celery's worker.
         """
+        ask_to_stop(False)
         say_what_is_used(Path.cwd())
         settings, pulse = load(), Pulse()
         shards, queues = Topology(settings).shards, parent.app.amqp.queues.consume_from
@@ -87,6 +89,7 @@ class Threads(bootsteps.StartStopStep):
         Args:
             parent: Celery's worker.
         """
+        ask_to_stop()
         for beats in self._beats:
             beats.cancel()
         if self._port is not None:
@@ -98,6 +101,12 @@ class Threads(bootsteps.StartStopStep):
             thread.stop(deadline.left_s)
 
     terminate = stop
+
+
+@worker_shutting_down.connect
+def leave_shards(**_: Any) -> None:
+    """Have no shard stayed at, as the worker gets the signal to stop: it waits for its tasks to end."""
+    ask_to_stop()
 
 
 def metrics_port(parent: Any) -> Port | None:

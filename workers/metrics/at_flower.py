@@ -1,15 +1,20 @@
-"""Add the deployment's metrics to Flower's `/metrics`, and ask there for the login of Flower's other pages."""
+"""Add the deployment's metrics to Flower's `/metrics`, and ask there for the login of Flower's other pages.
+
+Flower's `/healthcheck`, which needs no login, says how long ago Flower heard a worker.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 
+from flower.views.monitor import Healthcheck
 from flower.views.monitor import Metrics as FlowersMetrics
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from tornado.web import authenticated
 
+from pipeline import clock
 from pipeline.admin.observe.published import read_record
 from pipeline.config.settings import load
 from pipeline.errors import PipelineError
@@ -62,3 +67,14 @@ class MetricsPage(FlowersMetrics):
         ours = await self.application.io_loop.run_in_executor(None, lambda: deployment().text())
         await super().get()
         self.write(ours)
+
+
+class HealthPage(Healthcheck):
+    """Flower's own page, with a second line: `heard_s=1.2`, or nothing behind the sign where it has heard no worker."""
+
+    async def get(self) -> None:
+        """Answer a check."""
+        workers = list(self.application.events.state.workers.values())
+        heard_s = max((worker.heartbeats[-1] for worker in workers if worker.heartbeats), default=None)
+        ago = "" if heard_s is None else f"{max(0.0, clock.wall_ms() / 1000 - heard_s):.1f}"
+        self.write(f"OK\nheard_s={ago}\n")
