@@ -23,9 +23,9 @@ from pipeline.config.topology import Topology
 from pipeline.enqueue.deployment import compare_all
 from pipeline.errors import Unavailable, WrongDeployment
 from pipeline.events import Event
-from pipeline.oplog.appends import scopes_of
+from pipeline.oplog.appends import Scope, scopes_of
 from pipeline.oplog.doorbell import queue_of
-from workers.chores import Chores
+from workers.chores import Chores, Overview
 from workers.metrics import batches
 from workers.metrics.tally import Tally
 from workers.moves import Moves
@@ -71,8 +71,12 @@ class Threads(bootsteps.StartStopStep):
         works: dict[str, Work] = {"prober": Watch(settings), "sweeper": Sweep(settings, pulse, served)}
         works["observer"] = Recorder(settings)
         works["mover"] = Moves(client)
+        by_group: dict[str, list[Scope]] = {}
         for scope in scopes_of(shards).values():
-            works[f"chores-{scope.name}"] = Chores(client, scope)
+            by_group.setdefault(client.topology.group_of(scope.name), []).append(scope)
+        for scopes in by_group.values():  # a Redis that hangs keeps the look at no other waiting
+            overview = Overview(client.log, [scope.name for scope in scopes])
+            works |= {f"chores-{scope.name}": Chores(client, scope, overview) for scope in scopes}
         threads = {name: Turns(name, work) for name, work in works.items()}
         pool = PoolWatch()
         self._beats += [parent.timer.call_repeatedly(1.0, pool.beat)]
