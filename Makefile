@@ -31,13 +31,13 @@ example-web2py: $(READY)  ## a shop in web2py whose writes go through the pipeli
 load: system $(READY)  ## 50 users for 30 s against the shop: no error, no stale own-read, nine of ten reads on replicas
 	$(BIN)/python -m examples.web2py.load
 
-# crash tests meet the real disk; the second line of pyDAL runs what pyDAL takes part in
+# crash tests meet the real disk; the second line of pyDAL runs what pyDAL takes part in, with the examples of `make check`
 test: export HYPOTHESIS_PROFILE = thorough
 test: system $(READY) $(READY3)  ## everything: real MariaDB, real Redis, real workers killed with SIGKILL
 	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) tests/pure tests/parts tests/model tests/storm/test_judge.py tests/storm/test_sandbox_storm.py tests/sandbox tests/contract
 	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/integration tests/storm/test_server_storm.py tests/applications
 	$(BIN)/python -m pytest $(BY_FILE) tests/crash
-	$(IN_MEMORY) $(VENV3)/bin/python -m pytest $(AT_ONCE) -q tests/pure/dal tests/sandbox tests/contract/shard
+	$(IN_MEMORY) HYPOTHESIS_PROFILE=quick $(VENV3)/bin/python -m pytest $(AT_ONCE) -q tests/pure/dal tests/sandbox tests/contract/shard
 
 check: $(READY)  ## before each commit, under a minute
 	$(BIN)/ruff check .
