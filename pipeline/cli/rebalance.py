@@ -78,9 +78,10 @@ def _named(buckets: list[int], weights: Weights) -> dict[str, int]:
 
 
 def _lines(steps: list[Transfer], weights: Weights, sample_s: float) -> list[str]:
+    few = [] if weights.sampled else [f"few ops in {sample_s:g} s, so load does not count; give a longer --sample"]
     if not steps:
-        return ["each shard has its share; nothing moves"]
-    return [
+        return [*few, "each shard has its share; nothing moves"]
+    return few + [
         f"{format_ranges(buckets)} from {source} to {target}: " + _words(_named(buckets, weights), sample_s)
         for source, target, buckets in joined_moves(steps, len(steps))
     ]

@@ -71,11 +71,12 @@ def test_one_bucket_that_has_nearly_everything_moves_once_and_nothing_moves_for_
 
 
 def test_a_bucket_weighs_the_mean_of_its_parts_and_what_is_not_known_counts_for_nothing() -> None:
-    weights = Weights(Counter({0: 30, 1: 10}), Counter({0: 100, 1: 300}), Counter({1: 5}))
+    weights = Weights(Counter({0: 30, 1: 10}), Counter({0: 100, 1: 300}), Counter({0: 0, 1: 20}))
 
     assert weights.together() == pytest.approx({0: (0.75 + 0.25 + 0) / 3, 1: (0.25 + 0.75 + 1) / 3})
     assert weights.together(["rows"]) == pytest.approx({0: 0.75, 1: 0.25})
     assert weights._replace(bytes=Counter(), load=Counter()).together() == pytest.approx({0: 0.75, 1: 0.25})
+    assert weights._replace(load=Counter({0: 0, 1: 19})).together() == pytest.approx({0: 0.5, 1: 0.5})
     assert Weights(Counter(), Counter(), Counter()).together() == {}
 
 

@@ -50,7 +50,8 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
 def test_the_documented_commands_add_a_shard_to_two_under_load_and_even_out(rig: Rig, tmp_path: Path) -> None:
     trial, commands = Trial(rig, "growth", tmp_path), printed_commands(rig.cluster)
     before = events_of(fill(rig), rig.primaries)
-    load = trial.load(owners=trial.choose_owners(60), weights={"insert": 2, "bump": 8, "upsert": 1, "delete": 1})
+    # so many owners that each bucket is about as busy: what is busy counts too
+    load = trial.load(owners=trial.choose_owners(OWNERS), weights={"insert": 2, "bump": 8, "upsert": 1, "delete": 1})
 
     assert len(commands) <= 4
     for command in commands:
@@ -68,7 +69,7 @@ def test_the_documented_commands_add_a_shard_to_two_under_load_and_even_out(rig:
     weights = weigh(rig.client, 0)
     assert {bucket for bucket, size in weights.bytes.items() if size > 10} == {*weights.rows}
     held = {shard: len(events_of(rig.client, {shard: uri})) for shard, uri in rig.primaries.items()}
-    assert all(abs(rows - ROWS / 3) < 0.15 * ROWS / 3 for rows in held.values()), held
+    assert all(abs(rows - ROWS / 3) < 0.25 * ROWS / 3 for rows in held.values()), held
     assert bucket_map.follow(rig.client.log, rig.client.nodes, rig.client.topology, anew=True).moves == {}
 
 
