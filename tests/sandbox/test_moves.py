@@ -541,3 +541,20 @@ def test_a_copy_that_begins_anew_is_no_difference_to_another_mover(
 
     assert states_of(client, bucket) == ["gone", "active"]
     assert customer in [one for one, _ in rows_on(client, "s1")]
+
+
+def test_a_mover_that_waits_for_nodes_ends_once_another_has_moved_the_bucket(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = bucket_with_rows(client, "s0")
+    late = orders.order_move(client, [bucket], "s1", "me", keep_s=0)
+    with monkeypatch.context() as behind:
+        behind.setattr(late.sides, "target_says", lambda states: False)
+        steps = late.steps()
+        while next(steps).text != "for every node of the target to have the copy":
+            pass
+
+    [other] = orders.under_way(client)
+    finished(other)
+
+    assert [step.stage for step, _ in zip(steps, range(20), strict=False)][-1] == "over"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from msgspec.structs import replace
 
@@ -75,10 +75,14 @@ class Mover:
         """
         while (stage := self.stage()) != "over":
             try:
-                for step in getattr(self, f"_{stage}")():
-                    self.hold()
-                    self._tell(step)
-                    yield step
+                with closing(getattr(self, f"_{stage}")()) as steps:
+                    for step in steps:
+                        self.hold()
+                        self._tell(step)
+                        yield step
+                        # what is waited for may never be, once another mover has gone on
+                        if step.stage == "waiting" and stage != "begin" and self.stage() != stage:
+                            break
             except (CopyBehind, buckets_rows.CopyVoid) as error:
                 logger.info(Event("copy_void", move=self.leg.move, error=error))
                 self.sides.step(self.sides.target, [CATCHING], COPYING)
