@@ -16,6 +16,7 @@ import random
 import shutil
 import sqlite3
 import tempfile
+import threading
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -66,6 +67,7 @@ class Storm:
 
     def __init__(self, seed: int, folder: Path, time: VirtualTime):
         self.luck, self.time, self.folder = random.Random(f"moving {seed}"), time, folder
+        self._thread = threading.get_ident()
         self.log: Any = Switched()
         self.faults: Counter[str] = Counter()
         self.ended = self.steps = 0
@@ -218,7 +220,9 @@ class Storm:
             self._mortal = False
 
     def moment(self, session: NodeSession | None = None) -> None:
-        """Maybe end whoever is at work, or its connection."""
+        """Maybe end whoever is at work, or its connection; never a thread that another test has left behind."""
+        if threading.get_ident() != self._thread:
+            return
         if self._mortal and self._deadly and self.luck.random() < self._deadly:
             if session is not None and self.luck.random() < 0.4:
                 session.discard()
