@@ -558,3 +558,35 @@ def test_a_mover_that_waits_for_nodes_ends_once_another_has_moved_the_bucket(
     finished(other)
 
     assert [step.stage for step, _ in zip(steps, range(20), strict=False)][-1] == "over"
+
+
+def test_buckets_move_on_once_their_last_move_is_over_or_all_of_them_back(client: Client, site: Site) -> None:
+    three = {"s0": "0-31", "s1": "32-63", "s2": ""}
+    reshape.add_shard(site.client(shards=three), "s2")
+    grown = site.client(shards=three)
+    steps = orders.order_move(grown, [3, 5], "s1", "me", keep_s=3600).steps()
+    while next(steps).text != "s1 goes on":
+        pass
+
+    for buckets, target in (([3, 5], "s2"), ([3], "s2"), ([3], "s0")):
+        with pytest.raises(PipelineError, match="s0 keeps the rows of 3,5 until their last move is over"):
+            orders.order_move(grown, buckets, target, "me")
+
+    finished(orders.order_move(grown, [3, 5], "s0", "me", keep_s=0))
+    assert {states_of(grown, bucket)[0] for bucket in (3, 5)} == {"active"}
+
+
+def test_what_a_bucket_has_left_behind_is_deleted_although_it_has_moved_on(client: Client, site: Site) -> None:
+    three = {"s0": "0-31", "s1": "32-63", "s2": ""}
+    reshape.add_shard(site.client(shards=three), "s2")
+    grown = site.client(shards=three)
+    first = orders.order_move(grown, [3], "s1", "me", keep_s=0).steps()
+    while next(first).stage != "cleaning":
+        pass
+
+    finished(orders.order_move(grown, [3], "s2", "me", keep_s=0))
+    for left in orders.under_way(grown):
+        finished(left)
+
+    assert states_of(grown, 3) == ["gone", "gone", "active"]
+    assert [*orders.under_way(grown)] == []

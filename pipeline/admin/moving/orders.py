@@ -20,7 +20,7 @@ from pipeline.events import Event
 from pipeline.model.values import key_form, lenient
 from pipeline.shard.bucket_sql import bucket_sql
 from pipeline.shard.records import ledger, ledger_queries, moves
-from pipeline.shard.records.ledger import APPLYING, Mark
+from pipeline.shard.records.ledger import APPLYING, MOVED, Mark
 from pipeline.shard.records.moves import DEFAULTS, Leg, MoveNote
 
 #: How long rows of the source are kept once the target goes on, s: readers may have the map of before.
@@ -50,6 +50,7 @@ def order_move(
         PipelineError: they cannot be moved, with what to change; nothing was changed.
     """
     source = source_of(client, buckets, target)
+    _refuse_unfinished(client, buckets, source, target)
     moved_tables(client, buckets, source, target)
     session, wanted = client.nodes.primary(source), tuple(sorted(buckets))
     number = chance.getrandbits(62)
@@ -74,6 +75,19 @@ def _refuse_busy(source: str, wanted: Iterable[int], marks: Mapping[int, Mark], 
             )
         if bucket in found and found[bucket].under_way(source) and found[bucket].source == source:
             raise PipelineError(f"bucket {bucket} is being moved already: see pipeline move list")
+
+
+def _refuse_unfinished(client: Client, buckets: Collection[int], source: str, target: str) -> None:
+    """Raise where a shard still keeps rows of buckets that have left it, unless all of its move go back together."""
+    came = {leg.move: leg.source for leg in moves.legs(client.nodes.primary(source), buckets).values()}
+    for move, before in came.items():
+        legs = moves.legs(client.nodes.primary(before)) if before != source else {}
+        kept = {bucket for bucket, leg in legs.items() if leg.move == move and leg.state == MOVED}
+        if kept and not (target == before and kept <= {*buckets}):
+            raise PipelineError(
+                f"{before} keeps the rows of {format_ranges(kept)} until their last move is over: wait for that, see "
+                f"pipeline move list, or send them back: pipeline move back {format_ranges(kept)}"
+            )
 
 
 def source_of(client: Client, buckets: Collection[int], target: str) -> str:
@@ -184,6 +198,7 @@ def sizes(client: Client, buckets: Collection[int], target: str) -> list[Size]:
     source = source_of(client, buckets, target)
     session = client.nodes.primary(source)
     _refuse_busy(source, buckets, ledger_queries.marks_of(session, buckets), moves.legs(session, buckets))
+    _refuse_unfinished(client, buckets, source, target)
     tables = moved_tables(client, buckets, source, target)
     with apart(client, source) as reader, reader.snapshot():
         return [size_of(reader, table) for table in tables]

@@ -170,15 +170,15 @@ def stage_of(here: Mapping[int, Leg], there: Mapping[int, Leg]) -> str:
         return "over" if not here and all(leg.note.cleaned for leg in there.values()) else "undo"
     if not here:
         return "abandon" if there and came <= {COPYING, CATCHING} else "over"
+    if left == {GONE}:  # whatever has become of the buckets since
+        return "over" if all(leg.note.cleaned for leg in here.values()) else "clean"
     if not there:
         return "begin"
     if came <= {COPYING}:
         return "copy"
     if came <= {CATCHING}:
         return "finish" if left == {MOVED} else "catch"
-    if left == {MOVED}:
-        return "publish"
-    return "over" if all(leg.note.cleaned for leg in here.values()) else "clean"
+    return "publish"
 
 
 def stopped(told: Mapping[str, Mapping[int, Leg]], shard: str) -> dict[int, Leg]:
