@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 from storm.sandbox_storm import SPARED, Killed, _drawn_from, _no_threads
@@ -31,6 +32,7 @@ from storm.virtual_time import VirtualTime, virtual_time
 from pipeline.admin.migrate import migrate
 from pipeline.admin.moving import carrier, orders
 from pipeline.admin.moving import mover as movers
+from pipeline.admin.moving.buckets_rows import FencedSession
 from pipeline.admin.moving.carrier import MoveStep
 from pipeline.admin.moving.mover import Mover
 from pipeline.apply.applier import Applier
@@ -72,6 +74,8 @@ class Storm:
         self.faults: Counter[str] = Counter()
         self.ended = self.steps = 0
         self._mortal, self._deadly = False, 0.0
+        #: The connections that movers have for themselves, and those of them whose server has died.
+        self.apart, self._gone = WeakSet[NodeSession](), WeakSet[Any]()
         self._spared, self._over = Counter[str](), set[int]()
         self.db = define()
         self.clients = [self._client() for _ in range(4)]
@@ -223,6 +227,10 @@ class Storm:
         """Maybe end whoever is at work, or its connection; never a thread that another test has left behind."""
         if threading.get_ident() != self._thread:
             return
+        if session is not None and session in self._gone:  # a connection ends with its server
+            self._gone.discard(session)
+            session.discard()
+            raise ShardUnavailable(session.node, "the server has died")
         if self._mortal and self._deadly and self.luck.random() < self._deadly:
             if session is not None and self.luck.random() < 0.4:
                 session.discard()
@@ -250,6 +258,7 @@ class Storm:
         shard = self.luck.choice(SHARDS)
         self._copied(f"{shard}-r0", shard)
         self.faults["primary killed"] += 1
+        self._gone.update(one for one in self.apart if one.node == shard)
         for client in self.clients:
             client.nodes.close()
         self.appliers[shard] = self._applier(shard)
@@ -338,7 +347,13 @@ def _watch(made: Storm, patch: pytest.MonkeyPatch) -> None:
     """Let each statement, each commit and each step of the log be a moment at which whoever is at work may end."""
     for name in ("execute", "rows", "query"):
         patch.setattr(NodeSession, name, _before(made, getattr(NodeSession, name)))
-    transaction: Any = NodeSession.transaction
+    made_apart, transaction = FencedSession.__init__, NodeSession.transaction
+
+    def noted(self: FencedSession, *arguments: Any, **options: Any) -> None:
+        made_apart(self, *arguments, **options)
+        made.apart.add(self)
+
+    patch.setattr(FencedSession, "__init__", noted)
 
     @contextmanager
     def committed(self: NodeSession) -> Iterator[NodeSession]:
