@@ -176,9 +176,9 @@ def says(page: str, printed: str) -> bool:
 
 
 def printed_by(reader: Shell, step: Step) -> str:
-    """Run a step; one that shows counts again, until the readers have published theirs: they do once a second."""
+    """Run a step; one that shows counts again, until readers have published theirs, and a worker's record is old."""
     printed = reader.run(step.command)
-    for _ in polls(10) if step.command == COUNTS else ():
+    for _ in polls(10) if step.command.startswith(COUNTS) else ():
         if says(step.printed, printed):
             break
         printed = reader.run(step.command)
