@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,13 @@ def test_the_tab_is_in_flowers_navigation_and_shows_new_ops_without_a_reload(her
         page.locator("body[data-pl-told]").wait_for()
         page.evaluate("window.notReloaded = true")
         page.get_by_role("link", name="s0").focus()
-        here.client.wait_all([here.insert(f"live {n}", owner=n) for n in range(40)], timeout_s=30)
-        rate = page.locator("#pl-0-rate")
-        until(lambda: (rate.text_content() or "0")[0] in "123456789")
+        rate, numbers = page.locator("#pl-0-rate"), count()
+
+        def goes_on() -> bool:
+            here.client.wait_all([here.insert(f"live {next(numbers)}", owner=n) for n in range(40)], timeout_s=30)
+            return (rate.text_content() or "0")[0] in "123456789"
+
+        until(goes_on)
 
         assert page.evaluate("window.notReloaded")
         assert page.evaluate("document.activeElement.id") == "pl-link-0"

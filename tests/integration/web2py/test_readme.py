@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.web.shop import Shop
-from support.web.web2py_server import Browser, Site
+from support.web.shop import Shop, shop_of
+from support.web.web2py_server import Browser, Site, serving
 
 pytestmark = pytest.mark.mariadb
 README = Path(__file__).parents[3] / "README.md"
@@ -55,6 +56,19 @@ def with_addresses(ini: str, shop: Shop) -> str:
     # the deployment has tables of other applications, too
     ini = ini.replace("purchase: customer", "purchase: customer, sale: customer")
     return f"{ini}broker = {shop.rig.client.settings.redis.broker_url}\nbuckets = 32\n"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """Servers of its own: the deployment is configured by the README, and other modules' is not."""
+    with shop_of(tmp_path_factory.mktemp("readme")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def site(shop: Shop) -> Iterator[Site]:
+    with serving(shop.folder) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
