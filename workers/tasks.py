@@ -6,26 +6,29 @@ from typing import Any
 
 from pipeline.admin import upkeep
 from pipeline.errors import Unavailable
-from pipeline.oplog.doorbell import APPLY_TASK, queue_of
+from pipeline.oplog.doorbell import APPLY_TASK
 from workers import app
-from workers.process import process_client
-from workers.stay import Stay
+from workers.metrics.batches import count_batch
+from workers.process import applier, process_client
 
 
 @app.task(name=APPLY_TASK)
 def apply(shard: str, ops: int = 1) -> dict[str, Any]:
-    """Apply a shard's ops in batches, for as long as ops come and nobody else waits; ring for what is left.
+    """Apply one batch of a shard's ops, and ring for what is left.
 
     Args:
         shard: the shard's name.
         ops: how many were waiting when the doorbell was rung; Flower shows the number.
 
     Returns:
-        What the batches did, for Flower.
+        What the batch did, for Flower.
     """
-    heard = app.amqp.queues.consume_from
-    others = [other for other in process_client().topology.shards if other != shard and queue_of(other) in heard]
-    return Stay(shard, process_client().bell, others).run()
+    bell = process_client().bell
+    outcome = applier(shard).apply(bell)
+    count_batch(shard, outcome)
+    if outcome.ring:
+        bell.ring_now(shard, outcome.left)
+    return outcome.summary()
 
 
 # a dead primary is noticed by one failure; the next try finds the primary of that moment
