@@ -80,7 +80,8 @@ class EarlierOps:
     def __init__(self, shard: str, session: NodeSession, log: Work, wait_s: float):
         self._shard, self._session, self._log, self._wait_s = shard, session, log, wait_s
         self._waits: dict[tuple[int, Position], Wait] = {}
-        self._put_off: dict[tuple[int, Position], Mapping[int, Position]] = {}
+        #: Of each op that had its second chance, since when, and what was beside it.
+        self._put_off: dict[tuple[int, Position], tuple[float, Mapping[int, Position]]] = {}
         self._after: Mapping[int, Position] = {}
         self._queued: dict[int, float] | None = None
         self._looked_deep = False
@@ -131,8 +132,10 @@ class EarlierOps:
         Args:
             item: the op.
         """
-        beside = self._put_off.get((item.entry.bucket, item.entry.position))
-        return len(self._after) > 1 and (beside is None or not self._committed(beside))
+        if len(self._after) < 2:
+            return False
+        known = self._put_off.get((item.entry.bucket, item.entry.position))
+        return known is None or not (clock.mono_s() - known[0] >= CLOCKS_S or self._committed(known[1]))
 
     def _committed(self, beside: Mapping[int, Position]) -> bool:
         marks = ledger.marks(self._session)
@@ -141,15 +144,16 @@ class EarlierOps:
     def put_off(self, item: Item) -> WaitReason:
         """Return why an op waits that is taken after the rest of its batch: next time it is the first of its bucket.
 
-        Its chance counts once that rest is committed: the transaction may be given up, or fail.
+        Its chance counts once that rest is committed, as the transaction may be given up, or fail; or after a second:
+        the rest may end before an op that waits for this one.
 
         Args:
             item: the op.
         """
         if len(self._put_off) > MOST_NOTED:
             self._put_off.clear()
-        place = item.entry.bucket, item.entry.position
-        self._put_off.setdefault(place, {one: at for one, at in self._after.items() if one != item.entry.bucket})
+        beside = {one: at for one, at in self._after.items() if one != item.entry.bucket}
+        self._put_off.setdefault((item.entry.bucket, item.entry.position), (clock.mono_s(), beside))
         return self._reason(item)
 
     def _reason(self, item: Item) -> WaitReason:

@@ -85,7 +85,7 @@ def begin(trial: Trial, bucket: int, target: str) -> None:
 def moved(trial: Trial, bucket: int, target: str, victim: str) -> None:
     """Go on with a move by movers that die now and then, and kill something in the middle."""
     client, deadline = trial.rig.client, clock.Deadline(MOVE_S)
-    killed = not victim
+    killed, last = not victim, ""
     while not deadline.passed:
         try:
             found = [one for one in orders.under_way(client) if bucket in one.buckets]
@@ -97,9 +97,10 @@ def moved(trial: Trial, bucket: int, target: str, victim: str) -> None:
                     killed = True
                     trial.rig.cluster.kill(victim)
                     trial.rig.cluster.start(victim)
-        except (Unavailable, PipelineError):
+        except (Unavailable, PipelineError) as error:
+            last = f"{type(error).__name__}: {error}"
             clock.sleep_s(0.2)
-    raise AssertionError(f"bucket {bucket} did not get to {target}: {orders.known(client)[0]}")
+    raise AssertionError(f"bucket {bucket} did not get to {target}: {orders.known(client)[0]}; {last}")
 
 
 def states(trial: Trial, shard: str, bucket: int) -> str:

@@ -19,7 +19,7 @@ from pipeline.testing import Sandbox, sandbox
 def db() -> Iterator[Any]:
     db = DAL("sqlite:memory")
     db.define_table("event", Field("who", "integer"), Field("note", unique=True))
-    db.define_table("parent", Field("who", "integer"))
+    db.define_table("parent", Field("who", "integer"), Field("note", unique=True))
     db.define_table("child", Field("who", "integer"), Field("up", "reference parent"))
     yield db
     db.close()
@@ -97,6 +97,26 @@ def test_a_child_is_not_rejected_that_comes_before_its_parent_in_a_transaction_t
         worker.apply()
 
     assert [parent.status(), child.status()] == ["applied", "applied"]
+
+
+def test_an_op_is_rejected_that_only_a_younger_delete_would_help_which_waits_for_it(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    taken = pipeline.enqueue_insert(db.parent, who=second, note="a")
+    box.drain()
+    doubled = pipeline.enqueue_insert(db.parent, who=first, note="a")
+    deleted = pipeline.enqueue_delete((db.parent.id == taken.id) & (db.parent.who == second))
+    worker, now_s, looks = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings()), clock.mono_s, 0
+
+    while box.log.dirty("s0") and looks < 20:
+        looks += 1
+        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
+        box.log.postpone("s0", [doubled.bucket, deleted.bucket], 0)
+        worker.apply()
+
+    assert [doubled.status(), deleted.status()] == ["rejected", "applied"]
+    assert box.rows("parent") == []
 
 
 def two_buckets(box: Sandbox) -> tuple[int, int]:
