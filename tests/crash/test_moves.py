@@ -92,7 +92,8 @@ def moved(trial: Trial, bucket: int, target: str, victim: str) -> None:
             if not found:
                 return
             lives = trial.luck.randrange(1, 8)
-            for _ in zip(range(lives), found[0].steps(), strict=False):
+            for _, step in zip(range(lives), found[0].steps(), strict=False):
+                last = f"{step.stage} {step.text}"
                 if not killed and trial.luck.random() < 0.3:
                     killed = True
                     trial.rig.cluster.kill(victim)
