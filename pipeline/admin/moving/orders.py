@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.admin.migrate import published
-from pipeline.admin.moving.buckets_rows import Size, apart, moved_tables, rows_in, size_of
+from pipeline.admin.moving.buckets_rows import MovedTable, Size, apart, moved_tables, rows_in, size_of
 from pipeline.admin.moving.mover import Mover
 from pipeline.admin.observe.moves import STATES
 from pipeline.chance import chance
@@ -49,9 +49,7 @@ def order_move(
     Raises:
         PipelineError: they cannot be moved, with what to change; nothing was changed.
     """
-    source = source_of(client, buckets, target)
-    _refuse_unfinished(client, buckets, source, target)
-    moved_tables(client, buckets, source, target)
+    source, _ = _movable(client, buckets, target)
     session, wanted = client.nodes.primary(source), tuple(sorted(buckets))
     number = chance.getrandbits(62)
     with session.translated(), session.transaction():
@@ -62,6 +60,13 @@ def order_move(
         for bucket in wanted:
             moves.write_leg(session, leg._replace(bucket=bucket))
     return Mover(client, leg, wanted)
+
+
+def _movable(client: Client, buckets: Collection[int], target: str) -> tuple[str, list[MovedTable]]:
+    """Return the shard that owns some buckets, and the tables with rows to move; raise where these cannot move."""
+    source = source_of(client, buckets, target)
+    _refuse_unfinished(client, buckets, source, target)
+    return source, moved_tables(client, buckets, source, target)
 
 
 def _refuse_busy(source: str, wanted: Iterable[int], marks: Mapping[int, Mark], found: Mapping[int, Leg]) -> None:
@@ -121,7 +126,7 @@ def source_of(client: Client, buckets: Collection[int], target: str) -> str:
 
 
 def rows_to_move(client: Client, buckets: Collection[int], target: str) -> dict[str, int]:
-    """Return how many rows of each table would move.
+    """Return how many rows of each table would move: each is counted, where `sizes` reads the beginning of a table.
 
     Args:
         client: the deployment.
@@ -131,8 +136,8 @@ def rows_to_move(client: Client, buckets: Collection[int], target: str) -> dict[
     Raises:
         PipelineError: they cannot be moved, with what to change.
     """
-    source = source_of(client, buckets, target)
-    return rows_in(client.nodes.primary(source), moved_tables(client, buckets, source, target))
+    source, tables = _movable(client, buckets, target)
+    return rows_in(client.nodes.primary(source), tables)
 
 
 class KeyPlace(NamedTuple):
@@ -195,11 +200,9 @@ def sizes(client: Client, buckets: Collection[int], target: str) -> list[Size]:
     Raises:
         PipelineError: they cannot be moved, with what to change.
     """
-    source = source_of(client, buckets, target)
+    source, tables = _movable(client, buckets, target)
     session = client.nodes.primary(source)
     _refuse_busy(source, buckets, ledger_queries.marks_of(session, buckets), moves.legs(session, buckets))
-    _refuse_unfinished(client, buckets, source, target)
-    tables = moved_tables(client, buckets, source, target)
     with apart(client, source) as reader, reader.snapshot():
         return [size_of(reader, table) for table in tables]
 
