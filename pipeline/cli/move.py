@@ -235,7 +235,7 @@ def show_move_command(config: str | None, buckets: str, as_json: bool) -> None:
             click.echo(more)
         for node in told[one.move]:
             click.echo(f"  bucket {node.bucket:<5} {node.node:<10} {node.state:<16} {node.watermark}")
-        if one.state in ("beginning", "copying", "catching up"):
+        if one.state in ("beginning", "copying", "catching up", "comparing"):
             click.echo(f"to end it: pipeline move give-up {one.buckets}")
         elif one.state in ("waiting", "cleaning", "done"):
             click.echo(f"to send them back: pipeline move back {one.buckets}")

@@ -10,17 +10,18 @@ from pipeline import clock
 from pipeline.admin.migrate import published
 from pipeline.admin.moving.buckets_rows import MovedTable, Size, apart, moved_tables, rows_in, size_of
 from pipeline.admin.moving.mover import Mover
-from pipeline.admin.observe.moves import STATES
+from pipeline.admin.observe.moves import OneMove, each_move, how_far, leg_of_target, pace_of
 from pipeline.chance import chance
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
 from pipeline.enqueue import bucket_map
+from pipeline.enqueue.bucket_map import Told
 from pipeline.errors import PipelineError, Unavailable, did_you_mean
 from pipeline.events import Event
 from pipeline.model.values import key_form, lenient
 from pipeline.shard.bucket_sql import bucket_sql
 from pipeline.shard.records import ledger, ledger_queries, moves
-from pipeline.shard.records.ledger import APPLYING, MOVED, Mark
+from pipeline.shard.records.ledger import APPLYING, COPYING, MOVED, Mark
 from pipeline.shard.records.moves import DEFAULTS, Leg, MoveNote
 
 #: How long rows of the source are kept once the target goes on, s: readers may have the map of before.
@@ -213,23 +214,20 @@ def under_way(client: Client) -> Iterator[Mover]:
     Args:
         client: the deployment.
     """
-    for told in _told(client).values():
-        if legs := [leg for shard, leg in told if leg.under_way(shard)]:
+    for each in each_move(_told(client)):
+        if legs := [leg for shard, leg in each if leg.under_way(shard)]:
             yield Mover(client, legs[0], tuple(sorted({leg.bucket for leg in legs})))
 
 
-def _told(client: Client) -> dict[int, list[tuple[str, Leg]]]:
-    """Return of each move what the shards say of it: the shard, and its row of a bucket."""
-    found: dict[int, list[tuple[str, Leg]]] = {}
+def _told(client: Client) -> Told:
+    """Return the last move of each bucket that has moved, by shard that answers."""
+    told: dict[str, Mapping[int, Leg]] = {}
     for shard in client.topology.shards:
         try:
-            legs = moves.legs(client.nodes.primary(shard))
+            told[shard] = moves.legs(client.nodes.primary(shard))
         except Unavailable as error:  # a shard that is away hides no move of others
             logger.warning(Event("moves_unknown", shard=shard, error=error))
-            continue
-        for leg in legs.values():
-            found.setdefault(leg.move, []).append((shard, leg))
-    return found
+    return told
 
 
 def of_buckets(client: Client, buckets: Iterable[int]) -> list[Mover]:
@@ -284,22 +282,28 @@ def known(client: Client) -> list[KnownMove]:
     Args:
         client: the deployment.
     """
-    return sorted((_shown(client, told) for told in _told(client).values()), key=lambda one: -one.began_ms)
+    told = _told(client)
+    return sorted((_shown(told, each) for each in each_move(told)), key=lambda one: -one.began_ms)
 
 
-def _shown(client: Client, told: list[tuple[str, Leg]]) -> KnownMove:
-    # what the target says of rows and of trouble counts
-    leg = next((leg for shard, leg in told if shard == leg.target), told[0][1])
-    buckets = tuple(sorted({leg.bucket for _, leg in told}))
-    try:
-        state = "given up" if leg.note.trouble else STATES[Mover(client, leg, buckets).stage()]
-    except Unavailable:
-        state = "not known"
-    about, note = (leg.move, format_ranges(buckets), leg.source, leg.target), leg.note
-    left_s = note.left_s if state == "copying" else None
-    waits = "" if state in ("done", "given up") else note.waits
-    limits = f"--keep {leg.keep_s} --max-lag {note.max_lag_s:g} --max-load {note.max_load}"
-    return KnownMove(*about, state, note.rows, leg.who, leg.began_ms, note.trouble, note.total, left_s, waits, limits)
+def _shown(told: Told, each: OneMove) -> KnownMove:
+    leg = leg_of_target(each)
+    note, state = leg.note, "given up" if leg.note.trouble else how_far(told, each)
+    return KnownMove(
+        leg.move,
+        format_ranges({one.bucket for _, one in each}),
+        leg.source,
+        leg.target,
+        state,
+        note.rows,
+        leg.who,
+        leg.began_ms,
+        note.trouble,
+        note.total,
+        pace_of(note).left_s if state == note.step == COPYING else None,
+        "" if state in ("done", "given up") else note.waits,
+        f"--keep {leg.keep_s} --max-lag {note.max_lag_s:g} --max-load {note.max_load}",
+    )
 
 
 def came_from(client: Client, buckets: Collection[int]) -> str:

@@ -82,14 +82,6 @@ class MoveNote(msgspec.Struct, frozen=True):
     step_rows: int = 0
     step_from_ms: int = 0
 
-    @property
-    def left_s(self) -> int | None:
-        """How long the copy takes from now, s, at the rate that it has had; None where that is not known."""
-        took_ms = self.told_ms - self.copied_from_ms
-        if not self.rows or took_ms <= 0 or self.total <= self.rows:
-            return None
-        return round((self.total - self.rows) * took_ms / self.rows / 1000)
-
 
 #: The note of a move for which nobody says more.
 DEFAULTS = MoveNote()
