@@ -35,8 +35,6 @@ ON_THE_WAY = (COPYING, CATCHING)
 #: no more threads than pt-online-schema-change lets it (`--max-load Threads_running=25`). A handful of workers run few;
 #: a primary that runs more has statements that wait for each other.
 MAX_LAG_S, MAX_LOAD = 5.0, 25
-
-
 #: Steps of a mover that are told apart here; see `MoveStep`. The step of copying has the name of the state.
 WAITING, COMPARING = "waiting", "comparing"
 
