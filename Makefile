@@ -10,8 +10,8 @@ TOOLS := .venv-tools
 READY3 := $(VENV3)/.ready
 # what the tests write, where there are 8 GB for it: an fsync costs nothing there (as `mariadb-test-run --mem`)
 IN_MEMORY := $(if $(shell df -k --output=avail /dev/shm 2>/dev/null | awk 'NR == 2 && $$1 > 8000000'),TMPDIR=/dev/shm)
-# tests that start no servers that others use, or have a server per process
-AT_ONCE := -n auto --maxprocesses 8 --dist worksteal
+# tests that start no servers that others use, or have a server per process. Half of their time they wait: two for a core
+AT_ONCE := -n $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? 2 * n : 8))) --dist worksteal
 # tests that share servers within a file; they wait more than they compute, so there is one more than two cores. By name,
 # not by number: few tests may take long
 BY_FILE := -n 3 --dist loadfile --no-loadscope-reorder

@@ -85,13 +85,13 @@ def test_a_child_is_not_rejected_that_comes_before_its_parent_in_a_transaction_t
     began_ns = clock.wall_ns()
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
 
-    def enqueued(after_s: int, table: Any, **values: Any) -> Any:
-        monkeypatch.setattr(clock, "wall_ns", lambda: began_ns + after_s * 10**9)
+    def enqueued(after_ms: int, table: Any, **values: Any) -> Any:
+        monkeypatch.setattr(clock, "wall_ns", lambda: began_ns + after_ms * 10**6)
         return pipeline.enqueue_insert(table, **values)
 
-    enqueued(9, db.event, who=first)  # directly, while what follows was in the spool of another host
-    parent = enqueued(1, db.parent, who=first)
-    child = enqueued(2, db.child, who=second, up=parent.id)
+    enqueued(900, db.event, who=first)  # directly, while what follows was in the spool of another host
+    parent = enqueued(100, db.parent, who=first)
+    child = enqueued(400, db.child, who=second, up=parent.id)
     monkeypatch.undo()
     while box.log.dirty("s0"):
         worker.apply()
