@@ -31,6 +31,25 @@ class SharedState(Protocol):
         """
         ...
 
+    def hold_leases(self, names: Iterable[str], token: str, for_ms: int) -> None:
+        """Do as `hold_lease` for each name, in one round trip.
+
+        Args:
+            names: the chores.
+            token: the holder's.
+            for_ms: how long the leases last from now on.
+        """
+        ...
+
+    def look(self, leases: Iterable[str], scopes: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
+        """Return which leases are there, and which scopes have an epoch of this server, in one round trip.
+
+        Args:
+            leases: chores.
+            scopes: names of scopes.
+        """
+        ...
+
     def release_lease(self, name: str, token: str) -> None:
         """End a lease, if it is still held under the token.
 
