@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from pipeline.admin.check.cures import database_cure
 from pipeline.admin.check.evidence import Evidence
-from pipeline.admin.check.finding import ERROR, WARNING, Finding
+from pipeline.admin.check.finding import ERROR, WARNING, Finding, database_cure
 from pipeline.errors import PipelineError
 from pipeline.shard import repairs
 from pipeline.shard.survey import Survey

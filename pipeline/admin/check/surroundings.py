@@ -14,9 +14,8 @@ from dataclasses import replace
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from pipeline.admin.check.cures import redis_cure
 from pipeline.admin.check.evidence import Evidence
-from pipeline.admin.check.finding import ERROR, WARNING, Finding
+from pipeline.admin.check.finding import ERROR, WARNING, Finding, redis_cure
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.oplog.doorbell import queue_of
 from pipeline.oplog.redis.server_info import Health
