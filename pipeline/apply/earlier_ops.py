@@ -25,6 +25,9 @@ from pipeline.shard.session import NodeSession
 #: By how much the clocks of two hosts may differ, ms: an op that is younger by no more counts as enqueued before, for
 #: so long, s. Two that are both refused for good must not wait for each other.
 CLOCKS_MS, CLOCKS_S = 250.0, 1.0
+#: The share of that time that a delete waits at most. An op of its bucket that was enqueued before it may be behind it,
+#: sent from a spool; and what needs that op waits, too. Of the two the delete goes on: a child is gone either way.
+DELETES = 0.25
 #: How many entries of a bucket are looked at before an op is rejected.
 DEEP = 100
 #: How many waiting ops a process keeps in mind before it forgets those that are decided.
@@ -94,18 +97,19 @@ class EarlierOps:
         """
         self._after, self._queued, self._looked_deep = after, None, False
 
-    def awaited_by(self, item: Item, younger_ms: float = CLOCKS_MS) -> WaitReason | None:
+    def awaited_by(self, item: Item, *, refused: bool = True) -> WaitReason | None:
         """Return why an op that a constraint refuses, or that deletes, waits; None where it has its turn.
 
         Args:
             item: the op.
-            younger_ms: what is younger by no more counts for a second.
+            refused: whether a constraint refuses it: then what is younger by `CLOCKS_MS` counts for a second.
         """
+        younger_ms, most_s = (CLOCKS_MS, self._wait_s) if refused else (0.0, DELETES * self._wait_s)
         if self._queued is None:
             self._queued = self._oldest_queued()
         at_ms, bucket = item.op.at_ms, item.entry.bucket
         near = _until(at_ms + younger_ms, self._queued, bucket)
-        if not near and younger_ms and not self._looked_deep:  # else the database's word would be final
+        if not near and refused and not self._looked_deep:  # else the database's word would be final
             self._looked_deep = True
             self._queued = self._oldest_queued(self._queued, DEEP)
             near = _until(at_ms + younger_ms, self._queued, bucket)
@@ -113,7 +117,7 @@ class EarlierOps:
             return None
         older = {one: sent_ms for one, sent_ms in near.items() if sent_ms < at_ms}
         waited_s = self._waited_s((bucket, item.entry.position), older)
-        if waited_s >= self._wait_s or not (older or waited_s < CLOCKS_S):
+        if waited_s >= most_s or not (older or waited_s < CLOCKS_S):
             return None
         self._queued[bucket] = min(at_ms, self._queued.get(bucket, at_ms))  # this one is queued from now on
         return self._reason(item)
