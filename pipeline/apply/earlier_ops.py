@@ -83,18 +83,22 @@ class EarlierOps:
     def __init__(self, shard: str, session: NodeSession, log: Work, wait_s: float):
         self._shard, self._session, self._log, self._wait_s = shard, session, log, wait_s
         self._waits: dict[tuple[int, Position], Wait] = {}
-        #: Of each op that had its second chance, since when, and what was beside it.
-        self._put_off: dict[tuple[int, Position], tuple[float, Mapping[int, Position]]] = {}
+        #: Of each bucket, its op that was put off; and those that the open transaction puts off.
+        self._put_off: dict[int, Position] = {}
+        self._putting_off: dict[int, Position] = {}
         self._after: Mapping[int, Position] = {}
         self._queued: dict[int, float] | None = None
         self._looked_deep = False
 
-    def begin(self, after: Mapping[int, Position]) -> None:
+    def begin(self, after: Mapping[int, Position], *, again: bool = False) -> None:
         """Begin a transaction.
 
         Args:
             after: the watermarks that it leaves: what is behind one is queued, what is before it is executed in order.
+            again: whether it is the last one without its early ops.
         """
+        if not again:
+            self._putting_off = {}
         self._after, self._queued, self._looked_deep = after, None, False
 
     def awaited_by(self, item: Item, *, refused: bool = True) -> WaitReason | None:
@@ -131,34 +135,28 @@ class EarlierOps:
         return self._waits[place].waited_s
 
     def has_others(self, item: Item) -> bool:
-        """Return whether ops of other buckets in the transaction may help a refused op that had no such chance yet.
+        """Return whether ops of other buckets in the transaction may help a refused op that was not put off before.
 
         Args:
             item: the op.
         """
-        if len(self._after) < 2:
-            return False
-        known = self._put_off.get((item.entry.bucket, item.entry.position))
-        return known is None or not (clock.mono_s() - known[0] >= CLOCKS_S or self._committed(known[1]))
-
-    def _committed(self, beside: Mapping[int, Position]) -> bool:
-        marks = ledger.marks(self._session)
-        return all(bucket not in marks or marks[bucket].position >= position for bucket, position in beside.items())
+        return len(self._after) > 1 and self._put_off.get(item.entry.bucket) != item.entry.position
 
     def put_off(self, item: Item) -> WaitReason:
         """Return why an op waits that is taken after the rest of its batch: next time it is the first of its bucket.
 
-        Its chance counts once that rest is committed, as the transaction may be given up, or fail; or after a second:
-        the rest may end before an op that waits for this one.
+        It is put off until `committed`. What of the rest still waits then may wait for this op: its turn is now.
 
         Args:
             item: the op.
         """
-        if len(self._put_off) > MOST_NOTED:
-            self._put_off.clear()
-        beside = {one: at for one, at in self._after.items() if one != item.entry.bucket}
-        self._put_off.setdefault((item.entry.bucket, item.entry.position), (clock.mono_s(), beside))
+        self._putting_off[item.entry.bucket] = item.entry.position
         return self._reason(item)
+
+    def committed(self) -> None:
+        """Note that the transaction is committed without the ops that were put off."""
+        self._put_off |= self._putting_off
+        self._putting_off = {}
 
     def _reason(self, item: Item) -> WaitReason:
         detail = f"{item.entry.bucket}:{item.entry.position} for at most [apply] early_wait_s = {self._wait_s:g} s"
