@@ -8,7 +8,7 @@ and a row to which others may refer is deleted then.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate, groupby
 from math import inf
 from typing import NamedTuple
@@ -56,18 +56,25 @@ class Wait(NamedTuple):
     Attributes:
         seen_s: when it was looked at last.
         waited_s: how long it had waited then.
-        heads: of each bucket with older ops, when the oldest queued one was enqueued, ms; of a drained one infinity.
+        marks: the watermarks of the buckets that had older ops queued.
     """
 
     seen_s: float
     waited_s: float
-    heads: Mapping[int, float]
+    marks: Mapping[int, Position]
 
-    def looked(self, now_s: float, heads: Mapping[int, float]) -> Wait:
-        """Return the wait at the next look: it begins again where older ops have moved since."""
-        after = {bucket: max(at_ms, heads.get(bucket, inf)) for bucket, at_ms in self.heads.items()}
-        waited_s = self.waited_s + min(now_s - self.seen_s, LOOK_S) if after == self.heads else 0.0
-        return Wait(now_s, waited_s, {**heads, **after})
+    def looked(self, now_s: float, older: Collection[int], marks: Mapping[int, Position]) -> Wait:
+        """Return the wait at the next look: it begins again where one of the buckets has got on since.
+
+        Args:
+            now_s: the time by this process's steady clock.
+            older: the buckets in which older ops are queued now, beside what the transaction takes.
+            marks: what is committed of all buckets.
+        """
+        now = {bucket: marks[bucket] for bucket in older}
+        if any(marks.get(bucket) != position for bucket, position in self.marks.items()):
+            return Wait(now_s, 0.0, now)
+        return Wait(now_s, self.waited_s + min(now_s - self.seen_s, LOOK_S), {**self.marks, **now})
 
 
 class EarlierOps:
@@ -87,6 +94,7 @@ class EarlierOps:
         self._put_off: dict[int, Position] = {}
         self._putting_off: dict[int, Position] = {}
         self._after: Mapping[int, Position] = {}
+        self._marks: Mapping[int, Position] = {}
         self._queued: dict[int, float] | None = None
         self._looked_deep = False
 
@@ -119,19 +127,19 @@ class EarlierOps:
             near = _until(at_ms + younger_ms, self._queued, bucket)
         if not near:
             return None
-        older = {one: sent_ms for one, sent_ms in near.items() if sent_ms < at_ms}
+        older = [one for one, sent_ms in near.items() if sent_ms < at_ms]
         waited_s = self._waited_s((bucket, item.entry.position), older)
         if waited_s >= most_s or not (older or waited_s < CLOCKS_S):
             return None
         self._queued[bucket] = min(at_ms, self._queued.get(bucket, at_ms))  # this one is queued from now on
         return self._reason(item)
 
-    def _waited_s(self, place: tuple[int, Position], older: Mapping[int, float]) -> float:
+    def _waited_s(self, place: tuple[int, Position], older: Collection[int]) -> float:
         now_s = clock.mono_s()
         if len(self._waits) > MOST_NOTED:
             self._waits = {one: wait for one, wait in self._waits.items() if now_s - wait.seen_s < 2 * self._wait_s}
-        wait = self._waits.get(place)
-        self._waits[place] = Wait(now_s, 0.0, older) if wait is None else wait.looked(now_s, older)
+        wait = self._waits.get(place, Wait(now_s, 0.0, {}))
+        self._waits[place] = wait.looked(now_s, older, self._marks)
         return self._waits[place].waited_s
 
     def has_others(self, item: Item) -> bool:
@@ -172,6 +180,7 @@ class EarlierOps:
             entries: how many are looked at in each. An older one is behind a younger where a host has spooled it.
         """
         marks = ledger.marks(self._session)
+        self._marks = {bucket: mark.position for bucket, mark in marks.items()}
         behind = {bucket: self._after.get(bucket, mark.position) for bucket, mark in marks.items() if mark.owned}
         wanted = behind if some is None else {bucket: after for bucket, after in behind.items() if bucket in some}
         found = self._log.read(wanted, dict.fromkeys(wanted, entries))
