@@ -63,6 +63,23 @@ def test_families_in_several_buckets_become_what_they_become_in_one(database: Da
     assert astray(database, Random(seed)) == ""
 
 
+@pytest.mark.parametrize("kind", ["rows", "atomic groups"])
+def test_the_half_that_must_have_the_bad_op_is_split_without_a_try(
+    database: Database, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    ops = [insert(PLAIN, n, {1: 9 if n == 32 else 1}) for n in range(1, 33)]  # a CHECK refuses the last
+    if kind == "atomic groups":
+        ops = [Op(GROUP, "plain", PLAIN.hash, 0, ops=(op,)) for op in ops]
+    sent, execute = [], database.session.execute
+    monkeypatch.setattr(database.session, "execute", lambda sql: sent.append(sql) or execute(sql))
+
+    found = database.apply(ops, at_once=MANY)
+
+    assert len(found["rejects"]) == 1
+    # all; the good halves of 32, 16, 8, 4 and 2; and the bad one
+    assert sum(sql.startswith('INSERT INTO "plain"') for sql in sent) == 1 + 5 + 1
+
+
 def test_an_update_that_computes_a_reference_stays_before_the_parent_that_it_lacks(database: Database):
     found = database.apply(
         [

