@@ -181,7 +181,7 @@ def test_how_far_a_move_is_is_never_noted_over_what_another_mover_notes(
 ) -> None:
     mover = orders.order_move(client, [3], "s1", "me", keep_s=0)
     session, known = client.nodes.primary("s0"), moves.legs(client.nodes.primary("s0"), [3])
-    moves.note(session, [3], mover.leg.move, MoveNote(attempt=2))
+    moves.note(session, [3], mover.leg.move, attempt=2)
 
     with monkeypatch.context() as late:
         late.setattr(moves, "legs", lambda session, buckets: known)
