@@ -118,8 +118,11 @@ class Carrier:
             moves.note(self._sides.target, self._buckets, self._leg.move, rows=0, copied_from_ms=now_ms)
             return RowPlace(plan, -1, None)
         place = places[self._buckets[0]]
+        told_s = clock.mono_s()
         for table in buckets_rows.renew_rows(source, target, tables, place, touched):
-            yield MoveStep("copying", table, place.rows)
+            if clock.mono_s() - told_s >= KEPT_S:  # what a mover does again takes few of its steps
+                told_s = clock.mono_s()
+                yield MoveStep("copying", table, place.rows)
         return place
 
     def _keep(self, target: FencedSession, connection: object, place: RowPlace, begun: dict[int, Position]) -> None:

@@ -335,9 +335,9 @@ def storm(seed: int) -> Iterator[Storm]:
             patch.setattr(movers, "HEARD_S", 0.0)
             patch.setattr(movers, "WAIT_S", 0.02)
             patch.setattr(carrier, "WAIT_S", 0.02)
-            patch.setattr(carrier, "KEPT_S", 0.0)
-            patch.setattr(row_sync, "FIRST", 2)
-            patch.setattr(row_sync, "MOST", 3)
+            patch.setattr(carrier, "KEPT_S", 0.01)
+            patch.setattr(row_sync, "FIRST", 8)
+            patch.setattr(row_sync, "MOST", 8)
             made = Storm(seed, folder, time)
             _watch(made, patch)
             yield made
