@@ -1,8 +1,8 @@
-"""Do what a page asks for, in a thread: look at ops that are set aside, replay, drop, edit; pause, resume; give up."""
+"""Do what a page asks for, in a thread: look at ops that are set aside, replay, drop, edit; pause, resume; moves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from pipeline import clock
@@ -168,15 +168,33 @@ def give_up(buckets: str, by: str) -> str:
     Raises:
         PipelineError: none of them moves, or their new shard has begun.
     """
-    try:
-        wanted = numbers(parse_ranges(buckets))
-    except ValueError:
-        raise BadOp(f"{buckets!r} is no list of buckets: write numbers and ranges, such as 0-15,40") from None
     ended = []
-    for mover in orders.of_buckets(client(), wanted):
+    for mover in orders.of_buckets(client(), _numbers(buckets)):
         mover.give_up(f"given up by {by}")
         ended.append(f"{mover.leg.source} keeps {format_ranges(mover.buckets)}")
     return f"{'; '.join(ended)}; workers clean up"
+
+
+def send_back(buckets: str, by: str) -> str:
+    """Order that buckets go back to where their last move began; return what was ordered, in words.
+
+    Args:
+        buckets: as ranges.
+        by: who orders it; `pipeline move list` says it.
+
+    Raises:
+        PipelineError: they have no move of all of them, or it is not over.
+    """
+    here, wanted = client(), _numbers(buckets)
+    mover = orders.order_move(here, wanted, orders.came_from(here, wanted), by)
+    return f"{format_ranges(mover.buckets)} go back to {mover.leg.target}; workers carry them"
+
+
+def _numbers(buckets: str) -> Collection[int]:
+    try:
+        return numbers(parse_ranges(buckets))
+    except ValueError:
+        raise BadOp(f"{buckets!r} is no list of buckets: write numbers and ranges, such as 0-15,40") from None
 
 
 def done_with() -> None:
