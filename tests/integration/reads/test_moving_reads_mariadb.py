@@ -194,9 +194,8 @@ def test_no_read_is_wrong_while_buckets_move_there_and_back(mariadb: Rig, reader
         wrong += world.look()
     thread.join()
 
-    print(
-        f"{MOVES} moves, {sum(world.read.values()):,} reads, {len(wrong)} wrong, {world.refused} refused: {dict(sorted(world.read.items()))}"
-    )
+    told = f"{sum(world.read.values()):,} reads, {len(wrong)} wrong, {world.refused} refused"
+    print(f"{MOVES} moves, {told}: {dict(sorted(world.read.items()))}")
     assert failed == []
     assert wrong == []
     assert {*world.read} == {*KINDS}
