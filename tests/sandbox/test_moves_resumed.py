@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.sandbox.deployments import Site, backup_of, drain, insert, model, restore, run, site
 
+from pipeline import clock
 from pipeline.admin.moving import carrier, orders
 from pipeline.admin.moving import mover as movers
 from pipeline.admin.moving.mover import Mover
@@ -106,6 +107,26 @@ def test_movers_that_live_for_one_step_of_a_copy_get_through(client: Client, mon
             pass  # a wait and a chunk, and it dies
 
     assert rows_on(client, "s1") == before
+
+
+def test_a_mover_whose_copy_another_has_made_void_gives_way(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = orders.order_move(client, [bucket(client)], "s1", "me", keep_s=0).steps()
+    while next(first).stage != "copying":
+        pass
+    second, slept = successor(client).steps(), list[float]()
+    next(second)
+    assert next(first).text.startswith("to copy again: another mover is at these buckets")
+
+    def goes_on(for_s: float) -> None:  # else each would begin anew, and no copy would ever be whole
+        slept.append(for_s)
+        assert next(second).stage == "copying"
+
+    with monkeypatch.context() as asleep:
+        asleep.setattr(clock, "sleep_s", goes_on)
+        next(first)
+
+    assert slept[0] >= movers.GIVES_WAY_S[0]
+    assert [step.stage for step in first][-1] == "over"
 
 
 CHANGES: dict[str, Callable[[Client, int], Any]] = {

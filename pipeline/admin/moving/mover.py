@@ -42,6 +42,8 @@ from pipeline.shard.records.moves import Leg
 HEARD_S = OLD_MAP_S + 2.0
 #: The time between two notes of how far a move is, s: each is a commit that replicas repeat.
 NOTED_S = 1.0
+#: How long a mover waits before it copies again, s: two that began anew at once would void each other for ever.
+GIVES_WAY_S = (1.0, 3.0)
 #: How long a mover's lease lasts from each step, ms.
 LEASE_MS = 15_000
 logger = logging.getLogger("pipeline.moves")
@@ -87,6 +89,7 @@ class Mover:
                 logger.info(Event("copy_void", move=self.leg.move, error=error))
                 self.sides.step(self.sides.target, [CATCHING], COPYING)
                 yield MoveStep("waiting", f"to copy again: {error}")
+                clock.sleep_s(chance.uniform(*GIVES_WAY_S))
             except (Different, Differs) as error:
                 self.give_up(str(error))
                 raise MoveEnded(

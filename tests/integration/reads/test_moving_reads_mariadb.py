@@ -16,7 +16,7 @@ from pipeline.admin.moving import mover as movers
 from pipeline.admin.moving import orders
 from pipeline.client import Client
 from pipeline.clock import polls
-from pipeline.errors import ShardUnavailable, StaleRead, Unavailable
+from pipeline.errors import PartialResult, ShardUnavailable, StaleRead, Unavailable
 from pipeline.reads.routing import moving, router
 from pipeline.reads.routing.moving import Elsewhere
 
@@ -59,7 +59,7 @@ class World:
         name, kind = self.luck.choice([*KINDS.items()])
         try:
             wrong = kind(self)
-        except StaleRead:
+        except (StaleRead, PartialResult):
             self.refused += 1
             return []
         self.read[name] += 1
