@@ -336,8 +336,8 @@ def storm(seed: int) -> Iterator[Storm]:
             patch.setattr(movers, "WAIT_S", 0.02)
             patch.setattr(carrier, "WAIT_S", 0.02)
             patch.setattr(carrier, "KEPT_S", 0.01)
-            patch.setattr(row_sync, "FIRST", 8)
-            patch.setattr(row_sync, "MOST", 8)
+            patch.setattr(row_sync, "FIRST", 40)
+            patch.setattr(row_sync, "MOST", 40)
             made = Storm(seed, folder, time)
             _watch(made, patch)
             yield made
