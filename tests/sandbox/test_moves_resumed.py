@@ -16,7 +16,7 @@ from pipeline.admin.moving.sides import Sides
 from pipeline.client import Client
 from pipeline.shard import row_sync
 from pipeline.shard.row_sync import RowSync
-from pipeline.shard.stored_rows import StoredRows
+from pipeline.shard.stored_rows import StoredIds, StoredRows
 
 __all__ = ["site"]
 
@@ -243,3 +243,18 @@ def test_a_comparison_goes_on_where_the_last_one_stopped(
 
     assert looked[0][0] == kept
     assert [step.stage for step in successor(client).steps()][-1] == "over"
+
+
+def test_what_is_deleted_is_not_looked_for_again_while_a_node_is_waited_for(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mover = orders.order_move(client, [bucket(client)], "s1", "me", keep_s=0)
+    with monkeypatch.context() as behind:
+        behind.setattr(Sides, "emptied", lambda sides, shard: False)
+        for step in mover.steps():
+            if step.text == "for every node of s0 to have deleted its rows":
+                break
+    assert rows_on(client, "s0") == []
+    monkeypatch.delattr(StoredIds, "ids")
+
+    assert [step.stage for step in successor(client).steps()] == ["over"]

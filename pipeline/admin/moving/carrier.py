@@ -133,7 +133,7 @@ class Carrier:
             if target.adapter.connection is not connection:
                 raise buckets_rows.CopyVoid("a database failed over meanwhile")
             places = {b: replace(place, epoch=at.epoch, seq=at.seq) for b, at in begun.items()}
-            moves.note_place(target, self._buckets, "copied", places)
+            moves.note_each(target, self._buckets, "copied", places)
 
     def _refuse_failover(self, source: NodeSession, target: FencedSession, connection: object) -> None:
         """Raise where the primaries, or the connections to them, are not those of the beginning."""
@@ -195,7 +195,7 @@ class Carrier:
         session, fence = self._sides.target, self._sides.fence((CATCHING,), attempt)
         with session.translated(), session.transaction():
             if fence.holds(session):
-                moves.note_place(
+                moves.note_each(
                     session, self._buckets, "compared", dict.fromkeys(self._buckets, place), verified=verified
                 )
 
@@ -258,23 +258,33 @@ class Carrier:
         Args:
             shard: its name.
         """
-        sides, rows, tables = self._sides, 0, self._tables()
-        primary = self._client.nodes.primary(shard)
-        with (
-            apart(self._client, shard, writing=True) as session,
-            Throttle(self._client, (shard,), sides.note_of(primary)) as throttle,
-        ):
-            session.fence = sides.fence((GONE,))
-            for more in buckets_rows.delete_bucket_rows(session, tables, self._buckets):
-                rows += more
-                yield MoveStep("cleaning", shard, rows)
-                for why in throttle.waits():
-                    yield MoveStep("waiting", why)
-        moves.note(primary, self._buckets, self._leg.move, emptied=True)
+        sides, primary = self._sides, self._client.nodes.primary(shard)
+        if not all(leg.note.emptied for leg in sides.legs(primary).values()):
+            yield from self._delete_rows(shard)
         wait = Awaited(f"for every node of {shard} to have deleted its rows")
         while not sides.emptied(shard):
             yield from wait.turn()
         moves.note(primary, self._buckets, self._leg.move, emptied=True, cleaned=True)
+
+    def _delete_rows(self, shard: str) -> Iterator[MoveStep]:
+        sides, rows, tables = self._sides, 0, self._tables()
+        note = sides.note_of(self._client.nodes.primary(shard))
+        with (
+            apart(self._client, shard, writing=True) as session,
+            Throttle(self._client, (shard,), note) as throttle,
+        ):
+            connection, session.fence = _connection(session), sides.fence((GONE,))
+            for more in buckets_rows.delete_bucket_rows(session, tables, self._buckets):
+                rows += more
+                if more:  # whoever goes on finds none, and gets on in few steps
+                    yield MoveStep("cleaning", shard, rows)
+                for why in throttle.waits():
+                    yield MoveStep("waiting", why)
+            with session.translated(), session.transaction():
+                if session.adapter.connection is not connection:
+                    raise buckets_rows.CopyVoid("a database failed over meanwhile")
+                moves.note_each(session, self._buckets, "emptied", dict.fromkeys(self._buckets, True))
+        yield MoveStep("cleaning", shard, rows)
 
     def _follows_at(self, target: NodeSession, at: dict[int, Position]) -> bool:
         """Return whether the target follows, and stands at some watermarks, as a snapshot of it has it."""

@@ -268,20 +268,20 @@ def note(session: NodeSession, buckets: Collection[int], move: int, **changes: A
                 _store_note(session, leg, replace(leg.note, **changes))
 
 
-def note_place(
-    session: NodeSession, buckets: Collection[int], name: str, places: Mapping[int, RowPlace], **changes: Any
+def note_each(
+    session: NodeSession, buckets: Collection[int], name: str, values: Mapping[int, object], **changes: Any
 ) -> None:
-    """Store how far rows are copied, or compared.
+    """Store something of how far a move is.
 
     Args:
-        session: of the target's primary, inside a transaction whose fence holds.
+        session: of a primary, inside a transaction whose fence holds.
         buckets: of the move.
-        name: `copied` or `compared`.
-        places: of each bucket.
-        changes: other attributes of the note.
+        name: an attribute of the note.
+        values: of the attribute, for each bucket.
+        changes: other attributes, for all.
     """
     for bucket, leg in legs_within(session, buckets).items():
-        _store_note(session, leg, replace(leg.note, **{name: places[bucket], **changes}))
+        _store_note(session, leg, replace(leg.note, **{name: values[bucket], **changes}))
 
 
 def note_progress(session: NodeSession, buckets: Collection[int], move: int, step: str, text: str, rows: int) -> None:
