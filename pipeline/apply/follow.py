@@ -11,14 +11,16 @@ from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.apply.attempt import Attempt
-from pipeline.apply.batch import Batch
+from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.executor import Executor
+from pipeline.apply.footprint import reach
+from pipeline.apply.grouping import Item
 from pipeline.apply.held_rows import HeldRows
 from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
 from pipeline.apply.turns import ShardTurns
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import PipelineError
-from pipeline.model.op import INSERT, Position
+from pipeline.model.op import INSERT, Op, Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
@@ -150,3 +152,63 @@ class FollowTransaction(ApplyTransaction):
                 if now := [row for at, row in kept.rows if before < at <= after]:
                     insert(self._session, table, kept.columns, now)
         super()._record(batch, executor, locked, take)
+
+
+#: How many entries of a log are read at once for what they touch, and of how many rows of a table it is remembered.
+_READ, MOST_TOUCHED = 1_000, 100_000
+
+
+class Touched:
+    """Which rows ops may have changed, by table.
+
+    Args:
+        facts: of the shard whose rows these are.
+
+    Attributes:
+        rows: by the table's name in the database, in small letters: the ids; None: any of its rows.
+    """
+
+    def __init__(self, facts: FactBook):
+        self._facts = facts
+        self.rows: dict[str, set[int] | None] = {}
+
+    def by_logs(self, log: Work, after: Mapping[int, Position], upto: Mapping[int, Position]) -> bool:
+        """Add what the ops between two watermarks of each bucket touch; return whether the logs still have them all.
+
+        Args:
+            log: has the entries.
+            after: of each bucket, the earlier watermark.
+            upto: of each bucket, the later one.
+        """
+        return all(self._by_log(log, bucket, after[bucket], end) for bucket, end in upto.items())
+
+    def _by_log(self, log: Work, bucket: int, at: Position, end: Position) -> bool:
+        batch = Batch({}, self._facts, {}, {}, 0, 0, 0)
+        while at < end:
+            entries = log.read({bucket: at}, {bucket: _READ}).get(bucket, ())
+            if not entries:
+                return False
+            for entry in entries:
+                if entry.position != Position(at.epoch, at.seq + 1):
+                    return False
+                one, puzzle = batch.understood(entry)
+                if puzzle is not None:
+                    return False
+                if isinstance(one, Item):  # the shard has set aside the rest
+                    self._by_op(one.op)
+                at = entry.position
+                if at == end:
+                    break
+        return at == end
+
+    def _by_op(self, op: Op) -> None:
+        for member in op.members:
+            facts = self._facts.known[member.schema]
+            tables, row = reach(member, facts)
+            for table in tables:
+                self.rows[table.lower()] = None
+            ids = self.rows.setdefault(facts.database_name.lower(), set())
+            if ids is not None and row is not None:
+                ids.add(row)
+            if ids is not None and (row is None or len(ids) > MOST_TOUCHED):
+                self.rows[facts.database_name.lower()] = None

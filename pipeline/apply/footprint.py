@@ -147,6 +147,26 @@ def _fire(print_: Footprint, facts: Facts, op: Op) -> None:
     print_.claims += [(table, cls) for table in facts.constraints.fired(*_EVENTS[op.kind])]
 
 
+def reach(op: Op, facts: Facts) -> tuple[frozenset[str], int | None]:
+    """Return the tables of which an op may change any row, and the one row that it changes of its own table.
+
+    Args:
+        op: a row write.
+        facts: of the op's table.
+
+    Returns:
+        The names in the database; the id, or None where it may be any row.
+    """
+    tables = facts.constraints.fired(*_EVENTS[op.kind])
+    if op.kind == DELETE:
+        tables |= {*facts.constraints.children}
+    if op.kind in (UPDATE, DELETE):
+        return tables, _row(op, facts.schema.id_index)
+    # an upsert changes the row that has any unique value of it
+    known = op.kind != UPSERT or not (facts.unique or facts.hidden_unique)
+    return tables, op.id if known else None
+
+
 def _insert_class(op: Op) -> ConflictKey:
     """Return the class of an insert: the database numbers rows in their order, above all ids that callers gave."""
     return ROW if op.id is not None else ("numbered", op.columns)

@@ -1,12 +1,12 @@
 """Make the rows of some buckets on one shard equal to those on another, compare them, and delete them: by chunks.
 
 Both sides are walked together in the order of ids. The servers compare a chunk by count and checksum, and only rows
-that differ travel. So a copy that was broken off begins again, and sends nothing twice.
+that differ travel. So what was copied before is sent once, although it is compared again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ from pipeline.shard.stored_rows import WRITE_ROWS, RangeTotal, StoredIds, Stored
 FIRST, MOST, CHUNK_S = 200, 20_000, 0.1
 #: How many bytes of rows one transaction writes, if these are not of one row.
 WRITE_BYTES = 1_000_000
+#: How large a row is taken to be that is copied by itself, bytes: ten of them in one transaction.
+RENEWED_BYTES = WRITE_BYTES // 10
 #: How many ids of rows that differ are named.
 NAMED = 3
 
@@ -67,17 +69,33 @@ class RowSync:
         #: Whether the rows behind the chunk were freed of what the source has no more.
         self._cleared = False
 
-    def sync(self, after: int | None = None) -> Iterator[Compared]:
+    def sync(self, after: int | None = None, until: int | None = None) -> Iterator[Compared]:
         """Make the target equal to the source, and yield each chunk when it is; the target is outside a transaction.
 
         Args:
             after: the id behind which to begin; None: at the start.
+            until: the last id; None: to the end.
 
         Raises:
             Exception: of the driver, where the target refuses a row, as for a unique value that a row of its own has.
         """
         self._cleared = False
-        yield from (found.chunk for found in self._walk(after, alone=True, writing=True))
+        yield from (found.chunk for found in self._walk(after, alone=True, writing=True, until=until))
+
+    def renew(self, ids: Iterable[int], until: int | None) -> None:
+        """Make single rows of the target equal to those of the source; the target is outside a transaction.
+
+        Args:
+            ids: of rows up to *until*; others of them have changed on neither side.
+            until: the last id that was copied; None: all were.
+        """
+        wanted = [id for id in sorted(ids) if until is None or id <= until]
+        with self._target.session.transaction():
+            had = self._target.having(wanted)
+        self._cleared = False
+        self._target.delete(had)
+        for some in _portions(dict.fromkeys(self._source.having(wanted), RENEWED_BYTES)):
+            self._write(self._source.read(some), until)
 
     def compare(self, after: int | None = None) -> Iterator[Compared]:
         """Compare only, and yield each chunk; both sessions are inside a transaction with a snapshot.
@@ -91,26 +109,28 @@ class RowSync:
         """Compare all, and yield the chunks that differ."""
         return (chunk for chunk in self.compare() if chunk.wrong)
 
-    def _walk(self, after: int | None, alone: bool, *, writing: bool = False) -> Iterator[_Found]:
+    def _walk(
+        self, after: int | None, alone: bool, *, writing: bool = False, until: int | None = None
+    ) -> Iterator[_Found]:
         pace = _Pace(CHUNK_S)
         while True:
             with pace.timed():  # what is written counts: nothing holds a mover back within a chunk
                 with self._target.session.transaction() if alone else nullcontext():
-                    found = self._look(after, pace)
+                    found = self._look(after, pace, until)
                 if writing:
                     self._target.delete(found.stale)
                     for ids in _portions(found.missing):
                         self._write(self._source.read(ids), found.upto)
             yield found
-            if found.upto is None:
+            if found.upto == until:
                 return
             after = found.upto
 
-    def _look(self, after: int | None, pace: _Pace) -> _Found:
+    def _look(self, after: int | None, pace: _Pace, until: int | None) -> _Found:
         while True:
             try:
                 ends = [side.end(after, pace.rows) for side in (self._source, self._target)]
-                upto = min((end for end in ends if end is not None), default=None)
+                upto = min((end for end in (*ends, until) if end is not None), default=None)
                 with as_it_is(self._source.session), as_it_is(self._target.session):
                     return self._compared(after, upto)
             except Exception as error:

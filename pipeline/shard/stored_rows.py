@@ -104,6 +104,14 @@ class StoredIds:
         sql = f"SELECT {self._id} FROM {self._table} WHERE {self._between(after, upto)}"
         return [int(id) for (id,) in self.session.rows(sql)]
 
+    def having(self, ids: Iterable[int]) -> list[int]:
+        """Return those of some ids for which there is a row."""
+        found = (
+            f"SELECT {self._id} FROM {self._table} WHERE {self._among(some)} AND ({self._condition})"
+            for some in _batches(ids)
+        )
+        return [int(id) for sql in found for (id,) in self.session.rows(sql)]
+
     def delete(self, ids: Sequence[int]) -> None:
         """Delete rows by their ids, so that no other row is locked."""
         for some in _batches(ids):

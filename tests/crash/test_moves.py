@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from support.chance import SOAK
-from support.oracle.producer import environment
+from support.oracle.producer import Producer, environment
 from support.oracle.trial import Trial
 
 from pipeline import clock
@@ -18,8 +18,8 @@ from pipeline.errors import PipelineError, Unavailable
 from pipeline.shard.records import ledger_queries
 
 pytestmark = pytest.mark.mariadb
-#: Moves of each run, and how long one may take with all that is killed meanwhile, s.
-MOVES, MOVE_S = 4 * SOAK, 90
+#: Moves of each run, of each pair of producers, and how long one may take with all that is killed meanwhile, s.
+MOVES, EACH, MOVE_S = 4 * SOAK, 4, 90
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +31,12 @@ def test_buckets_move_under_load_while_anything_is_killed(trial: Trial) -> None:
     rig, topology = trial.rig, trial.rig.client.topology
     owners = trial.choose_owners(6)
     buckets = sorted({topology.bucket_of("tally", owner) for owner in owners})
-    producers = [trial.producer(600 * SOAK) for _ in range(2)]
+    producers = list[Producer]()
 
     for n in range(MOVES):
+        if n % EACH == 0:
+            trial.join()
+            producers = [trial.producer(600) for _ in range(2)]
         trial.await_progress(producers)
         bucket = trial.luck.choice(buckets)
         target = next(shard for shard in topology.shards if shard != topology.shard_of(bucket))
@@ -42,7 +45,7 @@ def test_buckets_move_under_load_while_anything_is_killed(trial: Trial) -> None:
         moved(trial, bucket, target, victim)
     trial.join()
 
-    trial.holds()
+    print(f"{MOVES} moves, {len(trial.ledger):,} ops: {dict(trial.holds())}")
     for bucket in buckets:
         owned = [shard for shard in topology.shards if states(trial, shard, bucket) in ("active", "holding")]
         assert owned == [topology.shard_of(bucket)]

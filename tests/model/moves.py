@@ -167,7 +167,10 @@ class _Bucket:
         if shard.replica != shard.primary:
             yield Move(f"{NAMES[n]} replicates", put_shard(s, n, shard._replace(replica=shard.primary)))
             if s.left.failovers:
-                cut = tuple(copy._replace(cut=copy.cut or copy.source == n) for copy in s.copies)
+                cut = tuple(
+                    copy._replace(cut=copy.cut or copy.source == n, torn=copy.torn or copy.source != n)
+                    for copy in s.copies
+                )
                 failed = put_shard(s, n, Shard(shard.replica, shard.replica))
                 failed = failed._replace(copies=cut, left=less(s, "failovers"))
                 yield Move(f"{NAMES[n]} FAILS OVER", failed, work=False)

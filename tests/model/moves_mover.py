@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from model.moves_values import (
     ACTIVE,
@@ -14,7 +15,6 @@ from model.moves_values import (
     Copy,
     Node,
     Op,
-    Shard,
     State,
     less,
     put_node,
@@ -51,7 +51,7 @@ class Mover:
         target = s.shards[1 - n].primary
         copy = 0 if self._on("copying first") else s.copies[-1].number
         return target._replace(
-            state=COPYING, mark=s.shards[n].low(), move=s.shards[n].primary.move, chunks=0, copy=copy
+            state=COPYING, mark=s.shards[n].low(), move=s.shards[n].primary.move, chunks=0, base=0, copy=copy
         )
 
     def _snapshot(self, s: State, n: int) -> Iterator[Move]:
@@ -65,8 +65,7 @@ class Mover:
             return
         number = s.copied + 1
         if target.state == COPYING:
-            chunks = 0 if self._on("one snapshot") else target.chunks
-            s = put_node(s, 1 - n, target._replace(copy=number, chunks=chunks))
+            s = put_node(s, 1 - n, target._replace(copy=number))
         if s.copies:
             s = s._replace(left=less(s, "movers"))
         taken = s._replace(copied=number, copies=(*s.copies, Copy(number, source, n)))
@@ -76,32 +75,43 @@ class Mover:
         """Write a chunk of a copy, or make the copy count, or give it up."""
         left = s._replace(copies=tuple(one for one in s.copies if one is not copy))
         source, target = s.shards[n], s.shards[1 - n].primary
-        void = copy.cut and self._on("source stays")
+        void = copy.cut and not copy.counts and self._on("source stays")
+        void = void or (copy.torn and self._on("target stays"))
         mine = target.state == COPYING and (target.copy == copy.number or not self._on("chunks fenced"))
         if target.state == GONE and not self._on("copying first") and len(s.copies) == 1:
             return
         if void or not mine:
             yield Move(f"mover {copy.number} finds its copy void", left)
-            return
-        at = target.chunks
-        if at < len(target.rows):
+        elif not copy.counts:
+            if source.low() >= copy.node.mark or not self._on("watermark replicated"):
+                yield Move(f"mover {copy.number} finds that its snapshot counts", _put_copy(s, copy, counts=True))
+        elif copy.renewed < target.chunks and target.base < copy.node.mark:
+            yield self._renewed(s, n, copy)
+        elif target.chunks < len(target.rows):
+            at = target.chunks
             rows = (*target.rows[:at], copy.node.rows[at], *target.rows[at + 1 :])
-            yield Move(
-                f"mover {copy.number} writes chunk {at}", put_node(s, 1 - n, target._replace(rows=rows, chunks=at + 1))
-            )
-        elif self._counts(source, target, copy):
+            node = target._replace(rows=rows, chunks=at + 1, base=copy.node.mark)
+            yield Move(f"mover {copy.number} writes chunk {at}", put_node(s, 1 - n, node))
+        elif target.parent or not copy.node.parent or not self._on("parents first"):
             node = copy.node
             seen = node.seen if self._on("producers along") else 0
             aside = node.aside if self._on("held along") else tuple(-abs(op) for op in node.aside)
             got = target._replace(state=CATCHING, mark=node.mark, seen=seen, aside=aside, dropped=node.dropped)
-            yield Move(
-                f"{NAMES[1 - n]} says catching, at {node.mark}", put_node(left, 1 - n, got._replace(chunks=0, copy=0))
-            )
+            yield Move(f"{NAMES[1 - n]} says catching, at {node.mark}", put_node(left, 1 - n, got._replace(copy=0)))
 
-    def _counts(self, source: Shard, target: Node, copy: Copy) -> bool:
-        if self._on("watermark replicated") and source.low() < copy.node.mark:
-            return False
-        return target.parent or not copy.node.parent or not self._on("parents first")
+    def _renewed(self, s: State, n: int, copy: Copy) -> Move:
+        """Bring a chunk that an earlier mover has written up to the snapshot; the last one moves the watermark."""
+        target, at = s.shards[1 - n].primary, copy.renewed
+        between = range(target.base + 1, copy.node.mark + 1)
+        if self._on("log whole") and any(one in s.lost or one in s.epochs for one in between):
+            return Move(f"mover {copy.number} begins anew", put_node(s, 1 - n, target._replace(chunks=0)))
+        here = [s.log[one - 1] for one in between if one not in s.lost]
+        if self._on("touched anew") and any(self.ops[op - 1].row == at for op in here):
+            target = target._replace(rows=(*target.rows[:at], copy.node.rows[at], *target.rows[at + 1 :]))
+        last = at + 1 == target.chunks
+        target = target._replace(base=copy.node.mark) if last else target
+        after = _put_copy(put_node(s, 1 - n, target), copy, renewed=at + 1)
+        return Move(f"mover {copy.number} copies again what ops have touched of chunk {at}", after)
 
     # the log, followed ---------------------------------------------------------------------------------------
 
@@ -115,7 +125,7 @@ class Mover:
         at = target.mark + 1
         if at in s.lost or at in s.epochs:
             if self._on("one epoch"):
-                void = target._replace(state=COPYING, chunks=0)
+                void = target._replace(state=COPYING)
                 yield Move(f"{NAMES[1 - n]} cannot follow into another epoch: copying", put_node(s, 1 - n, void))
                 return
             at = next((one for one in range(at, len(s.log) + 1) if one not in s.lost), 0)
@@ -228,3 +238,7 @@ class Mover:
 
     def _on(self, rule: str) -> bool:
         return rule not in self.off
+
+
+def _put_copy(s: State, copy: Copy, **changes: Any) -> State:
+    return s._replace(copies=tuple(one._replace(**changes) if one is copy else one for one in s.copies))

@@ -10,10 +10,12 @@ NAMES = "AB"
 
 #: What can be switched off, and what each rule says. The source is the shard that a bucket leaves.
 RULES = {
-    "watermark replicated": "a copy counts once every node of the source has the watermark that it was taken at",
-    "source stays": "a failover of the source before its copy counts voids the copy",
+    "watermark replicated": "a chunk is written once every node of the source has the watermark of the snapshot",
+    "source stays": "a failover of the source before that voids the copy",
+    "target stays": "a failover of the target voids what a mover knows of the copy",
     "copying first": "the target says copying before the source is read, and the log is kept for it from then on",
-    "one snapshot": "a copy that goes on under another mover compares every chunk anew",
+    "touched anew": "a copy that goes on under another mover copies rows again that ops have touched since",
+    "log whole": "it begins anew where the log has lost some of these ops, or has begun another epoch",
     "chunks fenced": "a chunk is written while the target's row names its copy, looked at under the lock",
     "producers along": "the producers' sequences come with the copy",
     "held along": "ops that are set aside come with the rows that they hold",
@@ -83,7 +85,8 @@ class Node(NamedTuple):
     dropped: tuple[int, ...] = ()
     move: int = 0  # twice the number of the move, and which shard is its source; 0: there is no row of a move
     copy: int = 0  # which copy writes its chunks here
-    chunks: int = 0
+    chunks: int = 0  # how many are kept
+    base: int = 0  # the watermark that they are of: later ops may have changed them
     parent: bool = True  # the reference bucket's row is here
 
     @property
@@ -115,6 +118,9 @@ class Copy(NamedTuple):
     node: Node
     source: int
     cut: bool = False  # the source has failed over since
+    torn: bool = False  # the target has failed over since
+    counts: bool = False  # every node of the source had its watermark, and the source had not failed over
+    renewed: int = 0  # how many of the kept chunks are as the snapshot has them
 
 
 class State(NamedTuple):

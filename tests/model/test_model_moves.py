@@ -12,6 +12,8 @@ REFUSABLE = (Op(refusable=True),)
 #: What follows an op that is set aside is parked, if it is of the same row.
 PARKING = (Op(refusable=True), Op())
 PARKING_BESIDE = (Op(refusable=True), Op(), Op(row=1))
+#: Rows of two chunks, of which a mover copies one and dies.
+TWO_ROWS = (Op(), Op(row=1))
 #: An op that waits for the reference bucket.
 EARLY = (Op(needs=True),)
 
@@ -20,12 +22,15 @@ CLEAN = (
     Bounds(PARKING_BESIDE, actions=1),
     Bounds(REFUSABLE, backs=1, forgets=1),
     Bounds(EARLY, failovers=1),
+    Bounds(TWO_ROWS, movers=1, forgets=1),
 )
 THOROUGHLY_CLEAN = (
     Bounds(failovers=1),
     Bounds((Op(),), failovers=1, given_up=1),
     Bounds(REFUSABLE, again=1, failovers=1),
     Bounds(REFUSABLE, failovers=1, movers=1),
+    Bounds(TWO_ROWS, failovers=1, movers=1),
+    Bounds(TWO_ROWS, movers=2),
     Bounds(REFUSABLE, failovers=1, forgets=1),
     Bounds(REFUSABLE, movers=1, given_up=1, actions=1),
     Bounds(REFUSABLE, failovers=1, actions=1, backs=1),
@@ -34,8 +39,10 @@ THOROUGHLY_CLEAN = (
 NEEDED = {
     "watermark replicated": Bounds(REFUSABLE, failovers=1),
     "source stays": Bounds(REFUSABLE, failovers=1),
+    "target stays": Bounds(REFUSABLE, failovers=1, movers=1),
     "copying first": Bounds(),
-    "one snapshot": Bounds(movers=1),
+    "touched anew": Bounds(movers=1),
+    "log whole": Bounds(movers=1, forgets=1),
     "chunks fenced": Bounds(movers=1),
     "producers along": Bounds(again=1),
     "held along": Bounds(PARKING),

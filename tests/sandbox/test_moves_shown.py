@@ -204,7 +204,7 @@ def noted(client: Client, mover: Mover, **changes: Any) -> None:
     """Change what a mover has noted, and when the move was ordered."""
     target = client.nodes.primary(mover.leg.target)
     [leg] = [leg for leg in moves.legs(target).values() if leg.move == mover.leg.move]
-    moves.note(target, mover.buckets, leg.move, replace(leg.note, **changes))
+    moves.note(target, mover.buckets, leg.move, **changes)
     for shard in (mover.leg.source, mover.leg.target):
         with client.nodes.primary(shard).transaction():
             client.nodes.primary(shard).execute(f"UPDATE pipeline_moves SET began_ms = 1 WHERE move = {leg.move}")

@@ -50,6 +50,10 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
     return Nodes(monkeypatch)
 
 
+def with_rows(client: Client) -> int:
+    return client.topology.bucket_of("purchase", 3)
+
+
 def why(client: Client, **limits: Any) -> str:
     with Throttle(client, ("s0", "s1"), MoveNote(**limits)) as throttle:
         return throttle.why()
@@ -80,7 +84,7 @@ def test_a_copy_waits_for_a_replica_of_either_shard_says_so_and_goes_on(
 
 
 def test_rows_are_deleted_no_faster_than_replicas_follow(client: Client, nodes: Nodes) -> None:
-    steps = orders.order_move(client, [3], "s1", "me", keep_s=0).steps()
+    steps = orders.order_move(client, [with_rows(client)], "s1", "me", keep_s=0).steps()
     for step in steps:
         if step.stage == "cleaning":
             break
@@ -135,7 +139,7 @@ def test_a_move_waits_while_a_primary_is_busy(client: Client, nodes: Nodes) -> N
 def test_whoever_goes_on_with_a_move_keeps_its_limits(client: Client, nodes: Nodes) -> None:
     nodes.lags["s1-r0"], nodes.threads["s0"] = 12.0, 3
     note = MoveNote(max_lag_s=20.0, max_load=2, total=7)
-    orders.order_move(client, [3], "s1", "me", keep_s=0, note=note)
+    orders.order_move(client, [with_rows(client)], "s1", "me", keep_s=0, note=note)
     [mover] = orders.under_way(client)
     steps = mover.steps()
 
@@ -181,7 +185,7 @@ def test_how_far_a_move_is_is_never_noted_over_what_another_mover_notes(
 ) -> None:
     mover = orders.order_move(client, [3], "s1", "me", keep_s=0)
     session, known = client.nodes.primary("s0"), moves.legs(client.nodes.primary("s0"), [3])
-    moves.note(session, [3], mover.leg.move, MoveNote(attempt=2))
+    moves.note(session, [3], mover.leg.move, attempt=2)
 
     with monkeypatch.context() as late:
         late.setattr(moves, "legs", lambda session, buckets: known)

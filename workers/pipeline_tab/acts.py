@@ -1,4 +1,4 @@
-"""Do what a page asks for, in a thread: look at ops that are set aside, replay, drop, edit; pause, resume; give up."""
+"""Do what a page asks for, in a thread: look at ops that are set aside, replay, drop, edit; pause, resume; moves."""
 
 from __future__ import annotations
 
@@ -173,6 +173,21 @@ def give_up(buckets: str, by: str) -> str:
         mover.give_up(f"given up by {by}")
         ended.append(f"{mover.leg.source} keeps {format_ranges(mover.buckets)}")
     return f"{'; '.join(ended)}; workers clean up"
+
+
+def send_back(buckets: str, by: str) -> str:
+    """Order that buckets go back to where their last move began; return what was ordered, in words.
+
+    Args:
+        buckets: as ranges.
+        by: who orders it; `pipeline move list` says it.
+
+    Raises:
+        PipelineError: they have no move of all of them, or it is not over.
+    """
+    here, wanted = client(), named_buckets(buckets)
+    mover = orders.order_move(here, wanted, orders.came_from(here, wanted), by)
+    return f"{format_ranges(mover.buckets)} go back to {mover.leg.target}; workers carry them"
 
 
 def done_with() -> None:

@@ -179,14 +179,15 @@ class Stopping(Acting):
 
 
 class Moving(Acting):
-    """Gives up moves."""
+    """Gives up moves, and sends buckets back."""
 
     @authenticated
     async def post(self) -> None:
         """Do it, and go back to the page that asked."""
         self.refuse_if_read_only()
         try:
-            told = await self.ask(partial(acts.give_up, self.given("buckets"), self.by))
+            does = acts.send_back if self.given("act") == "back" else acts.give_up
+            told = await self.ask(partial(does, self.given("buckets"), self.by))
         except PipelineError as error:
             told = f"Nothing was done: {error}"
         self.go(f"/pipeline/shard/{self.given('shard')}", told)

@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from zlib import crc32
+
+from msgspec.structs import replace
 
 from pipeline.admin.migrate import published
-from pipeline.apply.follow import Aside, KeptRows
+from pipeline.apply.batch import FactBook
+from pipeline.apply.follow import Aside, KeptRows, Touched
 from pipeline.client import Client
 from pipeline.errors import PipelineError
 from pipeline.model.op import Position
@@ -19,12 +23,14 @@ from pipeline.model.schema import TableSchema
 from pipeline.shard.bucket_sql import bucket_sql
 from pipeline.shard.columns import DatabaseColumn, columns_of
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
+from pipeline.shard.foreign_keys import ForeignKey
 from pipeline.shard.records import moves
-from pipeline.shard.records.moves import Fence
+from pipeline.shard.records.moves import Fence, RowPlace
 from pipeline.shard.row_copy import GOES_ALONG, copy_records, records_of
-from pipeline.shard.row_sync import Compared, RowSync, delete_rows, sample
+from pipeline.shard.row_sync import RowSync, delete_rows, sample
 from pipeline.shard.session import NodeSession
 from pipeline.shard.stored_rows import copied_columns, id_column
+from pipeline.shard.table_facts import constraints_of
 
 #: The longest statement of a copy, s: what a chunk may take is bounded where chunks are made.
 STATEMENT_S = 30.0
@@ -132,23 +138,74 @@ def apart(client: Client, shard: str, *, writing: bool = False) -> Iterator[Fenc
         session.discard()
 
 
-def copy_rows(source: NodeSession, target: FencedSession, tables: list[MovedTable]) -> Iterator[tuple[str, Compared]]:
-    """Make the target's rows equal to a snapshot of the source's; yield each chunk with its table.
+def copy_order(tables: list[MovedTable]) -> int:
+    """Return a number of what is copied, and in which order.
+
+    Args:
+        tables: of which rows move.
+    """
+    return crc32(repr([(table.schema.hash, table.columns, table.condition) for table in tables]).encode())
+
+
+def renew_rows(
+    source: NodeSession, target: FencedSession, tables: list[MovedTable], place: RowPlace, touched: Touched
+) -> Iterator[str]:
+    """Make rows that were copied before equal to a later snapshot of the source's; yield now and then the table.
+
+    Args:
+        source: in the snapshot.
+        target: fenced.
+        tables: of which rows move.
+        place: how far they were copied.
+        touched: which of them may be others by now.
+    """
+    for number, table in enumerate(tables[: place.table + 1]):
+        until = place.id if number == place.table else None
+        rows = RowSync(source, target, table.schema, table.columns, table.condition)
+        ids = touched.rows.get(table.schema.name_there.lower(), set())
+        with _refusals(target, table):
+            if ids:
+                rows.renew(ids, until)
+            for _ in rows.sync(until=until) if ids is None else ():
+                yield table.schema.name
+
+
+def copy_rows(
+    source: NodeSession, target: FencedSession, tables: list[MovedTable], place: RowPlace
+) -> Iterator[tuple[str, RowPlace]]:
+    """Make the target's rows equal to a snapshot of the source's; yield after each chunk its table and the place.
 
     Args:
         source: in a snapshot.
         target: fenced.
         tables: of which rows move.
+        place: how far they are copied from this snapshot already.
     """
-    for table in tables:
-        try:
-            for chunk in RowSync(source, target, table.schema, table.columns, table.condition).sync():
-                yield table.schema.name, chunk
-        except Exception as error:
-            if not is_driver_error(error) or fault_of(error) not in (Fault.PERMANENT, Fault.UNKNOWN):
-                raise
-            name = table.schema.name
-            raise Different(f"{target.node} refuses a row of {name!r}: {sentence_of(error)}") from error
+    for number, after in _behind(tables, place):
+        table = tables[number]
+        rows = RowSync(source, target, table.schema, table.columns, table.condition)
+        with _refusals(target, table):
+            for chunk in rows.sync(after):
+                place = replace(place, table=number, id=chunk.last_id, rows=place.rows + chunk.rows)
+                yield table.schema.name, place
+
+
+def _behind(tables: list[MovedTable], place: RowPlace) -> Iterator[tuple[int, int | None]]:
+    """Yield the numbers of the tables that are not done, each with the id behind which to go on."""
+    if place.id is not None:
+        yield place.table, place.id
+    yield from ((number, None) for number in range(place.table + 1, len(tables)))
+
+
+@contextmanager
+def _refusals(target: NodeSession, table: MovedTable) -> Iterator[None]:
+    """Let what the target refuses end the move."""
+    try:
+        yield
+    except Exception as error:
+        if not is_driver_error(error) or fault_of(error) not in (Fault.PERMANENT, Fault.UNKNOWN):
+            raise
+        raise Different(f"{target.node} refuses a row of {table.schema.name!r}: {sentence_of(error)}") from error
 
 
 def rows_in(session: NodeSession, tables: list[MovedTable]) -> dict[str, int]:
@@ -176,22 +233,27 @@ def size_of(session: NodeSession, table: MovedTable) -> Size:
     return Size(table.schema.name, rows, size, not one.whole, one.took_s * times * COPY_TIMES)
 
 
-def compare_rows(source: NodeSession, target: NodeSession, tables: list[MovedTable]) -> Iterator[tuple[str, Compared]]:
-    """Compare snapshots of both shards; yield each chunk with its table.
+def compare_rows(
+    source: NodeSession, target: NodeSession, tables: list[MovedTable], place: RowPlace
+) -> Iterator[tuple[str, RowPlace]]:
+    """Compare snapshots of both shards; yield after each chunk its table and the place.
 
     Args:
         source, target: in snapshots at the same watermarks.
         tables: of which rows move.
+        place: how far they are compared already.
 
     Raises:
         Different: naming the first rows that differ.
     """
-    for table in tables:
-        for chunk in RowSync(source, target, table.schema, table.columns, table.condition).compare():
+    for number, after in _behind(tables, place):
+        table = tables[number]
+        for chunk in RowSync(source, target, table.schema, table.columns, table.condition).compare(after):
             if chunk.wrong:
                 ids = ", ".join(map(str, chunk.examples))
                 raise Different(f"{chunk.wrong} rows of {table.schema.name!r} differ, such as id {ids}")
-            yield table.schema.name, chunk
+            place = replace(place, table=number, id=chunk.last_id, rows=place.rows + chunk.rows)
+            yield table.schema.name, place
 
 
 def compare_records(source: NodeSession, target: NodeSession, buckets: Collection[int]) -> None:
@@ -213,6 +275,43 @@ def compare_records(source: NodeSession, target: NodeSession, buckets: Collectio
             sql = f"SELECT {columns} FROM {table} WHERE bucket = {bucket}"
             if {*source.rows(sql)} != {*target.rows(sql)}:
                 raise Different(f"{table} differs in bucket {bucket}")
+
+
+def touched_since(
+    client: Client,
+    session: NodeSession,
+    tables: list[MovedTable],
+    after: dict[int, Position],
+    upto: dict[int, Position],
+) -> Touched | None:
+    """Return which rows the source may have changed between two watermarks; None where its logs do not say it.
+
+    Args:
+        client: the deployment.
+        session: of the source's primary, in a snapshot.
+        tables: of which rows move, parents first.
+        after: of each bucket, the earlier watermark.
+        upto: of each bucket, the later one.
+    """
+    touched = Touched(FactBook(session.node, session, client.log))
+    if not touched.by_logs(client.log, after, upto):
+        return None
+    reference = {one.name_there.lower() for one in published(client) if client.topology.table(one.name).reference}
+    for table in tables:
+        name = table.schema.name_there
+        parents = (key for key in constraints_of(session, name).parents if _acts(key))
+        if any(key.parent.lower() in reference or _spreads(key, touched) for key in parents):
+            touched.rows[name.lower()] = None
+    return touched
+
+
+def _acts(key: ForeignKey) -> bool:
+    return not {key.on_delete, key.on_update} <= {"RESTRICT", "NO ACTION"}
+
+
+def _spreads(key: ForeignKey, touched: Touched) -> bool:
+    """Return whether any row may be changed by its foreign key: it follows any row, or more of a row than its id."""
+    return touched.rows.get(key.parent.lower(), ()) is None or key.parent_columns != ("id",)
 
 
 def take_records(source: NodeSession, target: FencedSession, marks: dict[int, Position], state: str) -> None:

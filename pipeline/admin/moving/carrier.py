@@ -6,14 +6,15 @@ move is passed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import math
+from collections.abc import Collection, Generator, Iterator
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from pipeline import clock
 from pipeline.admin.moving import buckets_rows
-from pipeline.admin.moving.buckets_rows import MovedTable, apart
+from pipeline.admin.moving.buckets_rows import FencedSession, MovedTable, apart
 from pipeline.admin.moving.sides import Sides, Throttle
 from pipeline.apply.follow import Differs, Follow
 from pipeline.chance import chance
@@ -22,7 +23,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.op import START, Position
 from pipeline.shard.records import ledger_queries, moves
 from pipeline.shard.records.ledger import CATCHING, COPYING, GONE
-from pipeline.shard.records.moves import Leg
+from pipeline.shard.records.moves import Leg, RowPlace
 from pipeline.shard.session import NodeSession
 
 #: How many ops of a bucket the target may have to apply when the source stops: some milliseconds' work.
@@ -30,6 +31,8 @@ NEAR = 200
 #: How long the mover waits for replicas before it says that it waits, s; and how long the target is tried with an op
 #: that it refuses, since its reference tables may be behind.
 WAIT_S, REFUSED_S, SHORT_S = 30.0, 15.0, 0.05
+#: The time between two notes of how far rows are copied or compared, s.
+KEPT_S = 1.0
 
 
 class MoveStep(NamedTuple):
@@ -58,46 +61,89 @@ class Carrier:
 
     def __init__(self, client: Client, leg: Leg, buckets: tuple[int, ...], sides: Sides):
         self._client, self._leg, self._buckets, self._sides = client, leg, buckets, sides
+        self._kept_s = -math.inf
 
     def copy(self) -> Iterator[MoveStep]:
         """Copy the rows from a snapshot of the source, and then the records: with these the target follows.
+
+        What an earlier mover has copied is kept: only rows of it that later ops have touched are copied again.
 
         Raises:
             CopyVoid: a database failed over, or another mover copies.
             Different: the target refuses a row.
         """
         client, sides, leg, attempt = self._client, self._sides, self._leg, chance.getrandbits(62)
-        note = replace(sides.note, attempt=attempt, verified=False, rows=0, copied_from_ms=clock.wall_ms())
-        moves.note(sides.target, self._buckets, leg.move, note)
+        moves.note(sides.target, self._buckets, leg.move, attempt=attempt, compared=None, verified=False)
         tables = self._tables()
         with (
             apart(client, leg.source) as source,
             apart(client, leg.target, writing=True) as target,
-            Throttle(client, (leg.target, leg.source), note) as throttle,
+            Throttle(client, (leg.target, leg.source), sides.note) as throttle,
         ):
             target.fence = sides.fence((COPYING,), attempt)
             connection = _connection(target)
             with source.snapshot():
-                begun = sides.positions_in(source)
-                rows = 0
-                for table, chunk in buckets_rows.copy_rows(source, target, tables):
-                    rows += chunk.rows
-                    yield MoveStep("copying", table, rows)
-                    for why in throttle.waits():
-                        source.rows("SELECT 1")  # no server closes the snapshot's connection meanwhile
-                        yield MoveStep("waiting", why)
+                begun, wait = sides.positions_in(source), Awaited("for every node of the source to have what is copied")
                 while not sides.source_has(begun):
-                    yield from paused(SHORT_S, "for every node of the source to have what was copied")
-                # the same connections to the same primaries as at the beginning: neither shard has failed over since
-                source.rows("SELECT 1")
-                primaries = client.nodes.primary_name(leg.source), client.nodes.primary_name(leg.target)
-                if _connection(target) is not connection or primaries != (source.node, target.node):
-                    raise buckets_rows.CopyVoid("a database failed over meanwhile")
+                    source.rows("SELECT 1")  # no server closes the snapshot's connection meanwhile
+                    yield from wait.turn()
+                self._refuse_failover(source, target, connection)  # from now on no failover of the source loses these
+                place = yield from self._resumed(source, target, tables, begun)
+                self._kept_s = -math.inf
+                self._keep(target, connection, place, begun)
+                chunks = buckets_rows.copy_rows(source, target, tables, place)
+                for table, place in chunks:
+                    self._keep(target, connection, place, begun)
+                    yield MoveStep("copying", table, place.rows)
+                    for why in throttle.waits():
+                        source.rows("SELECT 1")
+                        yield MoveStep("waiting", why)
+                self._refuse_failover(source, target, connection)
                 buckets_rows.take_records(source, target, begun, CATCHING)
-        moves.note(sides.target, self._buckets, leg.move, replace(note, rows=rows))
+        moves.note(sides.target, self._buckets, leg.move, rows=place.rows)
+
+    def _resumed(
+        self, source: NodeSession, target: FencedSession, tables: list[MovedTable], begun: dict[int, Position]
+    ) -> Generator[MoveStep, None, RowPlace]:
+        """Bring what is copied already up to a snapshot of the source; return how far that goes."""
+        plan, now_ms = buckets_rows.copy_order(tables), clock.wall_ms()
+        with target.translated(), target.transaction():
+            kept = {bucket: leg.note.copied for bucket, leg in moves.legs_within(target, self._buckets).items()}
+        places = {bucket: place for bucket, place in kept.items() if place is not None and place.plan == plan}
+        touched = None
+        if len(places) == len(self._buckets):
+            after = {bucket: place.mark for bucket, place in places.items()}
+            touched = buckets_rows.touched_since(self._client, source, tables, after, begun)
+        if touched is None:
+            moves.note(self._sides.target, self._buckets, self._leg.move, rows=0, copied_from_ms=now_ms)
+            return RowPlace(plan, -1, None)
+        place = places[self._buckets[0]]
+        told_s = clock.mono_s()
+        for table in buckets_rows.renew_rows(source, target, tables, place, touched):
+            if clock.mono_s() - told_s >= KEPT_S:  # what a mover does again takes few of its steps
+                told_s = clock.mono_s()
+                yield MoveStep("copying", table, place.rows)
+        return place
+
+    def _keep(self, target: FencedSession, connection: object, place: RowPlace, begun: dict[int, Position]) -> None:
+        """Let whoever comes next go on from a place; noted once a second, and at once where nothing is yet."""
+        if not self._due():
+            return
+        with target.translated(), target.transaction():
+            if target.adapter.connection is not connection:
+                raise buckets_rows.CopyVoid("a database failed over meanwhile")
+            places = {b: replace(place, epoch=at.epoch, seq=at.seq) for b, at in begun.items()}
+            moves.note_each(target, self._buckets, "copied", places)
+
+    def _refuse_failover(self, source: NodeSession, target: FencedSession, connection: object) -> None:
+        """Raise where the primaries, or the connections to them, are not those of the beginning."""
+        source.rows("SELECT 1")
+        primaries = self._client.nodes.primary_name(self._leg.source), self._client.nodes.primary_name(self._leg.target)
+        if _connection(target) is not connection or primaries != (source.node, target.node):
+            raise buckets_rows.CopyVoid("a database failed over meanwhile")
 
     def verify(self, follow: Follow) -> Iterator[MoveStep]:
-        """Compare both shards at one watermark of each bucket.
+        """Compare both shards, each row at one watermark of its bucket, and behind where an earlier mover has stopped.
 
         Args:
             follow: of the move.
@@ -106,6 +152,7 @@ class Carrier:
             Different: naming the first rows that differ.
         """
         client, sides, leg, tables = self._client, self._sides, self._leg, self._tables()
+        wait, self._kept_s = Awaited("for every node of the source to have what is compared"), -math.inf
         with (
             apart(client, leg.source) as source,
             apart(client, leg.target) as target,
@@ -114,7 +161,7 @@ class Carrier:
         ):
             at = sides.positions_in(source)
             while not sides.source_has(at):
-                yield from paused(SHORT_S, "for every node of the source to have what is compared")
+                yield from wait.turn()
             while (here := sides.positions(sides.target)) != at:
                 if any(here[bucket] > at[bucket] for bucket in self._buckets):
                     return  # another mover is at it
@@ -122,14 +169,42 @@ class Carrier:
             with target.snapshot():
                 if not self._follows_at(target, at):
                     return  # another mover copies anew: what is not there yet is no difference
-                rows = 0
-                for table, chunk in buckets_rows.compare_rows(source, target, tables):
-                    rows += chunk.rows
-                    yield MoveStep("comparing", table, rows)
+                place, attempt = self._compared(target, tables)
+                chunks = buckets_rows.compare_rows(source, target, tables, place)
+                for table, place in chunks:
+                    if self._due():
+                        self._keep_compared(place, attempt)
+                    yield MoveStep("comparing", table, place.rows)
                     for why in throttle.waits():
                         yield MoveStep("waiting", why)
                 buckets_rows.compare_records(source, target, self._buckets)
-        moves.note(sides.target, self._buckets, leg.move, replace(sides.note, verified=True))
+                self._keep_compared(place, attempt, verified=True)
+
+    def _compared(self, target: NodeSession, tables: list[MovedTable]) -> tuple[RowPlace, int]:
+        """Return how far a copy is compared, as a snapshot of the target has it, and the number of the copy."""
+        plan, notes = (
+            buckets_rows.copy_order(tables),
+            [leg.note for leg in moves.legs_within(target, self._buckets).values()],
+        )
+        places = {note.compared for note in notes}
+        place = places.pop() if len(places) == 1 else None
+        return (place if place is not None and place.plan == plan else RowPlace(plan, -1, None)), notes[0].attempt
+
+    def _keep_compared(self, place: RowPlace, attempt: int, *, verified: bool = False) -> None:
+        """Note how far the copy of a number is compared; nothing where another mover has copied anew."""
+        session, fence = self._sides.target, self._sides.fence((CATCHING,), attempt)
+        with session.translated(), session.transaction():
+            if fence.holds(session):
+                moves.note_each(
+                    session, self._buckets, "compared", dict.fromkeys(self._buckets, place), verified=verified
+                )
+
+    def _due(self) -> bool:
+        """Return whether a place is to be noted: each note is a commit that replicas repeat."""
+        if clock.mono_s() - self._kept_s < KEPT_S:
+            return False
+        self._kept_s = clock.mono_s()
+        return True
 
     def catch_up(self, follow: Follow) -> Iterator[MoveStep]:
         """Follow the source until little is left, as far as every node of the source has it.
@@ -183,23 +258,33 @@ class Carrier:
         Args:
             shard: its name.
         """
+        sides, primary = self._sides, self._client.nodes.primary(shard)
+        if not all(leg.note.emptied for leg in sides.legs(primary).values()):
+            yield from self._delete_rows(shard)
+        wait = Awaited(f"for every node of {shard} to have deleted its rows")
+        while not sides.emptied(shard):
+            yield from wait.turn()
+        moves.note(primary, self._buckets, self._leg.move, emptied=True, cleaned=True)
+
+    def _delete_rows(self, shard: str) -> Iterator[MoveStep]:
         sides, rows, tables = self._sides, 0, self._tables()
-        primary = self._client.nodes.primary(shard)
-        note = sides.note_of(primary)
+        note = sides.note_of(self._client.nodes.primary(shard))
         with (
             apart(self._client, shard, writing=True) as session,
             Throttle(self._client, (shard,), note) as throttle,
         ):
-            session.fence = sides.fence((GONE,))
+            connection, session.fence = _connection(session), sides.fence((GONE,))
             for more in buckets_rows.delete_bucket_rows(session, tables, self._buckets):
                 rows += more
-                yield MoveStep("cleaning", shard, rows)
+                if more:  # whoever goes on finds none, and gets on in few steps
+                    yield MoveStep("cleaning", shard, rows)
                 for why in throttle.waits():
                     yield MoveStep("waiting", why)
-        moves.note(primary, self._buckets, self._leg.move, replace(note, emptied=True))
-        while not sides.emptied(shard):
-            yield from paused(SHORT_S, f"for every node of {shard} to have deleted its rows")
-        moves.note(primary, self._buckets, self._leg.move, replace(note, emptied=True, cleaned=True))
+            with session.translated(), session.transaction():
+                if session.adapter.connection is not connection:
+                    raise buckets_rows.CopyVoid("a database failed over meanwhile")
+                moves.note_each(session, self._buckets, "emptied", dict.fromkeys(self._buckets, True))
+        yield MoveStep("cleaning", shard, rows)
 
     def _follows_at(self, target: NodeSession, at: dict[int, Position]) -> bool:
         """Return whether the target follows, and stands at some watermarks, as a snapshot of it has it."""
@@ -222,6 +307,26 @@ class Carrier:
         return buckets_rows.moved_tables(self._client, self._buckets, self._leg.source, self._leg.target)
 
 
+class Awaited:
+    """Something that a mover looks for again and again; it says so at once and then each second.
+
+    A mover may live for a few steps only, so that a wait takes few of them.
+
+    Args:
+        what: is waited for.
+    """
+
+    def __init__(self, what: str):
+        self._what, self._told_s = what, -math.inf
+
+    def turn(self) -> Iterator[MoveStep]:
+        """Wait a little before the next look."""
+        if clock.mono_s() - self._told_s >= 1.0:
+            self._told_s = clock.mono_s()
+            yield MoveStep("waiting", self._what)
+        clock.sleep_s(SHORT_S)
+
+
 def paused(for_s: float, what: str) -> Iterator[MoveStep]:
     """Wait, and yield for what, once a second.
 
@@ -232,7 +337,7 @@ def paused(for_s: float, what: str) -> Iterator[MoveStep]:
     deadline = clock.Deadline(for_s)
     while not deadline.passed:
         left_s = max(0.0, deadline.left_s)
-        yield MoveStep("waiting", f"{left_s:.0f} s {what}" if for_s > SHORT_S else what)
+        yield MoveStep("waiting", f"{left_s:.0f} s {what}")
         clock.sleep_s(min(1.0, left_s))
 
 

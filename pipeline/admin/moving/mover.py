@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from pipeline import clock
 from pipeline.admin.moving import buckets_rows
 from pipeline.admin.moving.buckets_rows import Different
-from pipeline.admin.moving.carrier import SHORT_S, WAIT_S, Carrier, MoveStep, named, paused
+from pipeline.admin.moving.carrier import WAIT_S, Awaited, Carrier, MoveStep, named, paused
 from pipeline.admin.moving.sides import Sides
 from pipeline.admin.reshape import renew_epochs
 from pipeline.apply.follow import CopyBehind, Differs
@@ -42,6 +42,8 @@ from pipeline.shard.records.moves import Leg
 HEARD_S = OLD_MAP_S + 2.0
 #: The time between two notes of how far a move is, s: each is a commit that replicas repeat.
 NOTED_S = 1.0
+#: How long a mover waits before it copies again, s: two that began anew at once would void each other for ever.
+GIVES_WAY_S = (1.0, 3.0)
 #: How long a mover's lease lasts from each step, ms.
 LEASE_MS = 15_000
 logger = logging.getLogger("pipeline.moves")
@@ -87,6 +89,7 @@ class Mover:
                 logger.info(Event("copy_void", move=self.leg.move, error=error))
                 self.sides.step(self.sides.target, [CATCHING], COPYING)
                 yield MoveStep("waiting", f"to copy again: {error}")
+                clock.sleep_s(chance.uniform(*GIVES_WAY_S))
             except (Different, Differs) as error:
                 self.give_up(str(error))
                 raise MoveEnded(
@@ -129,8 +132,7 @@ class Mover:
             raise PipelineError(f"{self.leg.target} has begun: let the move end, then run: pipeline move back")
         self.sides.step(target, [COPYING, CATCHING], GONE)
         self._resume_source()
-        note = next((leg.note for leg in self.sides.legs(target).values()), moves.MoveNote())
-        moves.note(target, self.buckets, self.leg.move, replace(note, trouble=why, cleaned=False))
+        moves.note(target, self.buckets, self.leg.move, trouble=why, cleaned=False)
         logger.warning(Event("move_given_up", move=self.leg.move, buckets=len(self.buckets), why=why))
 
     # the stages ---------------------------------------------------------------------------------------------
@@ -142,8 +144,10 @@ class Mover:
             marks = ledger.lock_buckets(target, self.buckets)
             if any(mark.owned for mark in marks.values()):
                 raise PipelineError(f"{self.leg.target} owns bucket {named(self.buckets)} already")
+            # a mover may have read its row on a server that has failed over since
+            note = replace(self.leg.note, copied=None, compared=None, verified=False)
             for bucket in self.buckets:
-                moves.write_leg(target, self.leg._replace(bucket=bucket))
+                moves.write_leg(target, self.leg._replace(bucket=bucket, note=note))
                 moves.place_mark(target, bucket, START, COPYING)
         self._follow_map()
         yield from paused(HEARD_S, "until all readers know of the move")
@@ -158,8 +162,9 @@ class Mover:
         if not self.sides.note.verified:
             yield from self._carrier.verify(follow)
             return
+        wait = Awaited("for every node of the target to have the copy")
         while not self.sides.target_says((CATCHING,)):
-            yield from paused(SHORT_S, "for every node of the target to have the copy")
+            yield from wait.turn()
         while not self._map_is_known():
             yield from paused(HEARD_S, "until all readers know of the move")
         yield from self._carrier.catch_up(follow)
@@ -188,8 +193,9 @@ class Mover:
     def _publish(self) -> Iterator[MoveStep]:
         if not self.sides.note.mapped:
             yield from self._map()
+        wait = Awaited("for every node of the target to own the buckets")
         while not self.sides.target_says(OWNED):
-            yield from paused(SHORT_S, "for every node of the target to own the buckets")
+            yield from wait.turn()
         yield from paused(self.leg.keep_s, f"before rows of {self.leg.source} are deleted")
         if self.sides.target_says(OWNED):
             self.sides.step(self.sides.source, [MOVED], GONE)
@@ -201,9 +207,8 @@ class Mover:
     def _abandon(self) -> Iterator[MoveStep]:
         """Give up what the source knows nothing of any more: it failed over, or whoever gave up has died."""
         if self.sides.step(self.sides.target, [COPYING, CATCHING], GONE):
-            note = self.sides.note
-            note = replace(note, trouble=note.trouble or "its source knows nothing of it", cleaned=False)
-            moves.note(self.sides.target, self.buckets, self.leg.move, note)
+            trouble = self.sides.note.trouble or "its source knows nothing of it"
+            moves.note(self.sides.target, self.buckets, self.leg.move, trouble=trouble, cleaned=False)
         yield MoveStep("cleaning", self.leg.target)
 
     def _undo(self) -> Iterator[MoveStep]:
@@ -242,7 +247,7 @@ class Mover:
         client.log.mark_dirty(self.leg.target, self.buckets)
         client.log.postpone(self.leg.target, self.buckets, 0)
         client.bell.ring_now(self.leg.target, len(self.buckets))
-        moves.note(self.sides.target, self.buckets, self.leg.move, replace(self.sides.note, mapped=True))
+        moves.note(self.sides.target, self.buckets, self.leg.move, mapped=True)
         yield MoveStep("stopping", f"{self.leg.target} goes on")
 
     def _tell(self, step: MoveStep) -> None:

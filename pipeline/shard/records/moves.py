@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from pipeline import clock
 from pipeline.config.bucket_ranges import format_ranges
@@ -39,13 +40,40 @@ MAX_LAG_S, MAX_LOAD = 5.0, 25
 WAITING, COMPARING = "waiting", "comparing"
 
 
+class RowPlace(msgspec.Struct, frozen=True):
+    """How far the rows of a move are copied, or compared.
+
+    Attributes:
+        plan: what is copied, and in which order: a place in another plan is worth nothing.
+        table: the number of the table in the plan.
+        id: of the last row that is done; None: the table is done.
+        rows: that are done so far, in all tables.
+        epoch, seq: the bucket's watermark that the rows are of. What of them is another since then, a later op of the
+            bucket's log has changed.
+    """
+
+    plan: int
+    table: int
+    id: int | None
+    rows: int = 0
+    epoch: int = 0
+    seq: int = -1
+
+    @property
+    def mark(self) -> Position:
+        """The watermark."""
+        return Position(self.epoch, self.seq)
+
+
 class MoveNote(msgspec.Struct, frozen=True):
     """What the target's row says of a move's progress.
 
     Attributes:
         rows: that were copied.
         attempt: the number of the last attempt to copy: chunks of an earlier one are not written any more.
-        verified: whether both shards were found equal at one watermark.
+        copied: how far rows are copied, as every node of the source has them; None: nothing is.
+        compared: how far rows are compared since the copy counts; None: nothing is.
+        verified: whether both shards were found equal, each row at one watermark.
         mapped: whether the map and the epochs say that the target owns the bucket.
         emptied: whether this node has no rows of the bucket any more.
         cleaned: whether no node of this shard has any.
@@ -64,6 +92,8 @@ class MoveNote(msgspec.Struct, frozen=True):
 
     rows: int = 0
     attempt: int = 0
+    copied: RowPlace | None = None
+    compared: RowPlace | None = None
     verified: bool = False
     mapped: bool = False
     emptied: bool = False
@@ -212,19 +242,36 @@ def write_leg(session: NodeSession, leg: Leg) -> None:
     )
 
 
-def note(session: NodeSession, buckets: Iterable[int], move: int, text: MoveNote) -> None:
-    """Store how far a move is, or what a shard has of it; committed when this returns.
+def note(session: NodeSession, buckets: Collection[int], move: int, **changes: Any) -> None:
+    """Store something of how far a move is, or of what a shard has of it; committed when this returns.
 
     Args:
         session: of a primary, outside a transaction.
         buckets: of the move.
         move: its number.
-        text: how far it is.
+        changes: attributes of the note; the others stay as the server has them by now.
     """
     with session.translated(), session.transaction():
-        session.execute(
-            f"UPDATE pipeline_moves SET note = {_literal(text)} WHERE move = {move} AND bucket IN ({_list(buckets)})"
-        )
+        lock_buckets(session, buckets)
+        for leg in legs_within(session, buckets).values():
+            if leg.move == move:
+                _store_note(session, leg, replace(leg.note, **changes))
+
+
+def note_each(
+    session: NodeSession, buckets: Collection[int], name: str, values: Mapping[int, object], **changes: Any
+) -> None:
+    """Store something of how far a move is.
+
+    Args:
+        session: of a primary, inside a transaction whose fence holds.
+        buckets: of the move.
+        name: an attribute of the note.
+        values: of the attribute, for each bucket.
+        changes: other attributes, for all.
+    """
+    for bucket, leg in legs_within(session, buckets).items():
+        _store_note(session, leg, replace(leg.note, **{name: values[bucket], **changes}))
 
 
 def note_progress(session: NodeSession, buckets: Collection[int], move: int, step: str, text: str, rows: int) -> None:
@@ -350,9 +397,9 @@ def _told(before: MoveNote, step: str, text: str, rows: int) -> MoveNote:
     now_ms = clock.wall_ms()
     if step == WAITING:
         since_ms = before.waits_from_ms if before.waits == text else now_ms
-        return msgspec.structs.replace(before, told_ms=now_ms, waits=text, waits_from_ms=since_ms)
+        return replace(before, told_ms=now_ms, waits=text, waits_from_ms=since_ms)
     anew = step != before.step or rows < before.step_rows
-    return msgspec.structs.replace(
+    return replace(
         before,
         told_ms=now_ms,
         waits="",
@@ -361,6 +408,11 @@ def _told(before: MoveNote, step: str, text: str, rows: int) -> MoveNote:
         step_rows=rows,
         step_from_ms=now_ms if anew else before.step_from_ms,
     )
+
+
+def _store_note(session: NodeSession, leg: Leg, after: MoveNote) -> None:
+    which = f"move = {leg.move} AND bucket = {leg.bucket}"
+    session.execute(f"UPDATE pipeline_moves SET note = {_literal(after)} WHERE {which}")
 
 
 def _literal(note: MoveNote) -> str:

@@ -193,7 +193,7 @@ def test_a_move_is_given_up_and_who_did_it_is_kept(here: Deployment, browser: An
     source = here.client.topology.shard_of(row.bucket)
     with visitor(browser) as page, here.moving(row.bucket):
         page.goto(f"{here.base}/pipeline/shard/{source}")
-        buckets = page.get_by_label("Give up the move of buckets")
+        buckets = page.get_by_label("Move of buckets")
         for text, told in (
             ("x", "Nothing was done: 'x' is no list of buckets"),
             ("63", "Nothing was done: none of the buckets 63 is being moved"),
@@ -206,6 +206,35 @@ def test_a_move_is_given_up_and_who_did_it_is_kept(here: Deployment, browser: An
     [last] = [one for one in orders.known(here.client) if one.buckets == str(row.bucket)]
     assert (last.state, last.trouble) == ("given up", "given up by somebody in Flower at 127.0.0.1")
     assert here.client.topology.shard_of(row.bucket) == source
+
+
+def test_buckets_are_sent_back_and_who_did_it_is_kept(here: Deployment, browser: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(movers, "HEARD_S", 0.0)
+    row = here.insert("sent back", owner=14)
+    here.client.wait_all([row], timeout_s=30)
+    source = here.client.topology.shard_of(row.bucket)
+    target = next(shard for shard in here.client.topology.shards if shard != source)
+    mover = orders.order_move(here.client, [row.bucket], target, "ann", keep_s=0)
+    assert [*mover.steps()][-1].stage == "over"
+    mover.release()
+
+    with visitor(browser) as page:
+        page.goto(f"{here.base}/pipeline/shard/{target}")
+        for text, told in (
+            ("x", "Nothing was done: 'x' is no list of buckets"),
+            ("63", "Nothing was done: the buckets 63 have no move of all of them to send back"),
+            (str(row.bucket), f"{row.bucket} go back to {source}; workers carry them"),
+        ):
+            page.get_by_label("Move of buckets").fill(text)
+            page.get_by_role("button", name="Send back").click()
+            page.get_by_role("status").get_by_text(told).wait_for()
+
+    last, *_ = [one for one in orders.known(here.client) if one.buckets == str(row.bucket)]
+    assert (last.source, last.target, last.who) == (target, source, "somebody in Flower at 127.0.0.1")
+    # a worker takes it up by itself, and waits 7 s for readers
+    [back] = [one for one in orders.under_way(here.client) if row.bucket in one.buckets]
+    assert "goes on" in next(step.text for step in back.steps() if step.stage == "stopping" and back.begun)
+    back.release()
 
 
 def test_a_refused_op_is_seen_tried_edited_and_replayed_and_who_did_it_is_listed(here: Deployment, browser: Any):

@@ -193,6 +193,7 @@ def test_no_read_is_wrong_while_buckets_move_there_and_back(mariadb: Rig, reader
         wrong += world.look()
     thread.join()
 
+    print(f"{MOVES} moves, {sum(world.read.values()):,} reads, {len(wrong)} wrong: {dict(sorted(world.read.items()))}")
     assert failed == []
     assert wrong == []
     assert {*world.read} == {*KINDS}

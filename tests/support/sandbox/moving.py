@@ -39,6 +39,7 @@ from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.errors import PipelineError, ShardUnavailable
 from pipeline.oplog.doorbell import SilentBell
+from pipeline.shard import row_sync
 from pipeline.shard.session import NodeSession
 from support.oracle import judge, nodes
 from support.oracle.ledger import Acknowledged, in_order, replay
@@ -334,6 +335,9 @@ def storm(seed: int) -> Iterator[Storm]:
             patch.setattr(movers, "HEARD_S", 0.0)
             patch.setattr(movers, "WAIT_S", 0.02)
             patch.setattr(carrier, "WAIT_S", 0.02)
+            patch.setattr(carrier, "KEPT_S", 0.01)
+            patch.setattr(row_sync, "FIRST", 40)
+            patch.setattr(row_sync, "MOST", 40)
             made = Storm(seed, folder, time)
             _watch(made, patch)
             yield made
