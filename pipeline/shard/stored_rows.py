@@ -19,6 +19,7 @@ from pipeline.shard.records.ledger import text_literal
 from pipeline.shard.row_copy import insert
 from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import pragma, rows_about
+from pipeline.shard.triggers import sees_triggers
 
 #: The longest statement, seconds, and how many rows one transaction writes or deletes at most.
 LONGEST_S, WRITE_ROWS = 10, 500
@@ -53,6 +54,13 @@ def copied_columns(source: NodeSession, target: NodeSession, schema: TableSchema
         raise PipelineError(
             f"table {table!r} differs on {source.node} and {target.node} in {unlike}: run pipeline migrate, or ALTER "
             "TABLE on one of them"
+        )
+    with target.translated():
+        seen = sees_triggers(target)
+    if not seen:
+        raise PipelineError(
+            f"the user of {target.node} may not see the triggers of table {table!r} on {target.node}, which would act "
+            "again on rows that are copied: GRANT it TRIGGER on the database"
         )
     for name in _triggers(target, table):
         raise PipelineError(
@@ -235,7 +243,7 @@ def _primary(session: NodeSession, table: str) -> tuple[str, ...]:
 
 
 def _triggers(session: NodeSession, table: str) -> list[str]:
-    """Return the triggers of a table, as far as the user may see them."""
+    """Return the triggers of a table, of those that the user may see."""
     if session.dialect.name == "sqlite":
         found = session.query("SELECT tbl_name, name FROM sqlite_master WHERE type = 'trigger'")
         return [name for owner, name in found if owner.lower() == table.lower()]
