@@ -15,11 +15,11 @@ from typing import NamedTuple
 from pipeline.errors import PipelineError
 from pipeline.model.schema import TableSchema
 from pipeline.shard.columns import DatabaseColumn, columns_of, indexes_of
+from pipeline.shard.reach import sees_triggers
 from pipeline.shard.records.ledger import text_literal
 from pipeline.shard.row_copy import insert
 from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import pragma, rows_about
-from pipeline.shard.triggers import sees_triggers
 
 #: The longest statement, seconds, and how many rows one transaction writes or deletes at most.
 LONGEST_S, WRITE_ROWS = 10, 500

@@ -13,11 +13,10 @@ from typing import Any
 
 from pipeline.model.schema import TableSchema
 from pipeline.shard.dialect import Dialect
-from pipeline.shard.foreign_keys import ForeignKey, descendants, foreign_keys_in, joined
 from pipeline.shard.literals import encoder
+from pipeline.shard.reach import ForeignKey, Reach, descendants, foreign_keys_in, joined, reach_of_triggers
 from pipeline.shard.records.ledger import text_literal
 from pipeline.shard.session import NodeSession
-from pipeline.shard.triggers import Reach, reach_of_triggers
 
 #: What a collation compares.
 _TEXTS = frozenset(("string", "text", "json", "list:string"))

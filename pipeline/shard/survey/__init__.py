@@ -12,13 +12,13 @@ from pipeline.errors import NotMigrated
 from pipeline.model.schema import TableSchema
 from pipeline.shard.co_location import old_ids_in
 from pipeline.shard.columns import columns_of
+from pipeline.shard.reach import sees_triggers
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.records.ledger import Mark
 from pipeline.shard.session import BRIEF_STATEMENT_S, NodeSession, brief
 from pipeline.shard.survey import mysql
 from pipeline.shard.survey.likeness import Traits
 from pipeline.shard.table_facts import Constraints, constraints_in, constraints_of
-from pipeline.shard.triggers import sees_triggers
 
 
 class SurveyedColumn(NamedTuple):

@@ -23,11 +23,11 @@ from pipeline.errors import NotMigrated, ShardUnavailable
 from pipeline.model.op import START, Position
 from pipeline.shard import columns
 from pipeline.shard.driver_errors import Fault, code_of, fault_of
+from pipeline.shard.reach import sees_triggers
 from pipeline.shard.records import ledger, ledger_queries
 from pipeline.shard.session import NodeSession
 from pipeline.shard.survey import survey
 from pipeline.shard.table_facts import Constraints, constraints_in, constraints_of
-from pipeline.shard.triggers import sees_triggers
 
 # transactions -----------------------------------------------------------------------------------------------------
 
