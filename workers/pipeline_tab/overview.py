@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from html import escape
 
 from pipeline.admin.observe.moves import COUNTED, MoveRecord, in_brief
@@ -39,6 +38,8 @@ _PASSING = frozenset(("early", "locked", "testing", "queued", "database", "movin
 _LINE_POINTS = 60
 #: How many ops a fault is about.
 _COUNT = re.compile(r"^[\d,]+ op\b|^[\d,]+ ops\b|^[\d,]+ entr(y|ies)\b")
+#: By shard, the points whose lines were drawn last, and these.
+_drawn: dict[str, tuple[tuple[Point, ...], tuple[str, str]]] = {}
 #: How many faults a page names.
 _MOST_FAULTS = 12
 #: How many moves a page lists.
@@ -220,9 +221,15 @@ def _row(shard: ShardRecord, history: History) -> dict[str, str]:
     }
 
 
-@lru_cache(maxsize=200)
 def _lines(points: tuple[Point, ...], shard: str) -> tuple[str, str]:
     """Return the lines of what was queued and of what was applied; points come every 5 s, the page asks each second."""
+    kept = _drawn.get(shard)
+    if kept is None or kept[0] is not points:  # the hash of 180 points takes longer than all else of a row
+        _drawn[shard] = kept = points, _draw(points, shard)
+    return kept[1]
+
+
+def _draw(points: tuple[Point, ...], shard: str) -> tuple[str, str]:
     every = points[:: -len(points) // _LINE_POINTS or -1][::-1]
     return (
         sparkline([point.depth for point in every], f"queued on {shard}, 15 minutes"),
