@@ -18,7 +18,7 @@ BY_FILE := -n 4 --dist loadfile --no-loadscope-reorder
 # each of some thousand processes would compile all modules again: half of its start
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo example-web2py load lock audit test check unit bench screenshots shape soak stale storm system clean
+.PHONY: demo example-web2py load lock audit test check unit bench screenshots tab shape soak stale storm system clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)  ## the whole system on this machine with real data and a checked result
@@ -60,6 +60,9 @@ soak: system $(READY)  ## the crash tests with ten times the load
 
 screenshots: system $(READY)  ## the pictures of the Pipeline tab in docs/img/, of a local cluster under load; look at them
 	PYTHONPATH=tests $(BIN)/python -m support.web.screenshots
+
+tab: system $(READY)  ## the Pipeline tab of 64 busy shards: time of the overview, processor time by open browser, paint, a picture (2 minutes)
+	PYTHONPATH=tests $(BIN)/python -m support.web.tab_load
 
 stale: system $(READY)  ## 100,000 own reads while replication is broken: none may be stale (12 to 25 minutes)
 	PYTHONPATH=tests $(BIN)/python -m support.servers.read_faults --pairs 100000

@@ -163,11 +163,12 @@ class SharedState(Protocol):
         """
         ...
 
-    def history(self, name: str) -> tuple[list[str], list[str]]:
+    def history(self, name: str, most: int | None = None) -> tuple[list[str], list[str]]:
         """Return the points of a record's last minutes and of its last hours, the oldest first.
 
         Args:
             name: of the record.
+            most: how many of each, the newest; None for all.
         """
         ...
 

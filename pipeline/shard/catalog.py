@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pipeline.shard.foreign_keys import ForeignKey, foreign_keys_in
+from pipeline.shard.reach import ForeignKey, foreign_keys_in
 from pipeline.shard.session import NodeSession, brief
 
 #: A catalog of many tables takes its time, s.

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from pipeline.errors import PipelineError
 from pipeline.model.schema import TableSchema
 from pipeline.shard.columns import DatabaseColumn, columns_of, indexes_of
+from pipeline.shard.reach import sees_triggers
 from pipeline.shard.records.ledger import text_literal
 from pipeline.shard.row_copy import insert
 from pipeline.shard.session import NodeSession
@@ -53,6 +54,13 @@ def copied_columns(source: NodeSession, target: NodeSession, schema: TableSchema
         raise PipelineError(
             f"table {table!r} differs on {source.node} and {target.node} in {unlike}: run pipeline migrate, or ALTER "
             "TABLE on one of them"
+        )
+    with target.translated():
+        seen = sees_triggers(target)
+    if not seen:
+        raise PipelineError(
+            f"the user of {target.node} may not see the triggers of table {table!r} on {target.node}, which would act "
+            "again on rows that are copied: GRANT it TRIGGER on the database"
         )
     for name in _triggers(target, table):
         raise PipelineError(
@@ -243,7 +251,7 @@ def _primary(session: NodeSession, table: str) -> tuple[str, ...]:
 
 
 def _triggers(session: NodeSession, table: str) -> list[str]:
-    """Return the triggers of a table, as far as the user may see them."""
+    """Return the triggers of a table, of those that the user may see."""
     if session.dialect.name == "sqlite":
         found = session.query("SELECT tbl_name, name FROM sqlite_master WHERE type = 'trigger'")
         return [name for owner, name in found if owner.lower() == table.lower()]

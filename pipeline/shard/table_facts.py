@@ -6,21 +6,18 @@ index that was added by hand counts too.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 from pipeline.model.schema import TableSchema
 from pipeline.shard.dialect import Dialect
-from pipeline.shard.foreign_keys import ForeignKey, descendants, foreign_keys_in, joined
 from pipeline.shard.literals import encoder
+from pipeline.shard.reach import ForeignKey, Reach, descendants, foreign_keys_in, joined, reach_of_triggers
 from pipeline.shard.records.ledger import text_literal
 from pipeline.shard.session import NodeSession
 
-#: What is before the body of SQLite's CREATE TRIGGER; its event.
-_SQLITE_HEAD = re.compile(r"(?is).*?\b(insert|update|delete)\b.*?\bon\s+\S+")
 #: What a collation compares.
 _TEXTS = frozenset(("string", "text", "json", "list:string"))
 
@@ -139,13 +136,13 @@ class Constraints:
         unique: the columns of each unique index, the primary key left out.
         parents: its foreign keys.
         children: tables whose foreign keys point here, and their children: a delete may reach all of them.
-        triggers: (event, tables that its triggers may reach), as far as the account may see triggers.
+        triggers: by event, the tables that its triggers may reach; all of them where the user may not see triggers.
     """
 
     unique: tuple[tuple[str, ...], ...] = ()
     parents: tuple[ForeignKey, ...] = ()
     children: tuple[str, ...] = ()
-    triggers: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    triggers: Reach = ()
 
     def fired(self, *events: str) -> frozenset[str]:
         """Return the tables that triggers may read or write.
@@ -192,7 +189,7 @@ def _mysql(session: NodeSession, tables: Sequence[str]) -> dict[str, Constraints
     children: dict[str, list[str]] = {}
     for parent, child in pairs:
         children.setdefault(parent.lower(), []).append(child)
-    reach = _reach_of_triggers(session, children)
+    reach = reach_of_triggers(session, children)
     indexes: dict[str, dict[str, list[str]]] = {}
     for table, index, column in unique:
         indexes.setdefault(table.lower(), {}).setdefault(index, []).append(column)
@@ -221,51 +218,8 @@ def _sqlite(session: NodeSession, table: str) -> Constraints:
     for (other,) in session.rows("SELECT name FROM sqlite_master WHERE type = 'table'"):
         for row in session.rows(pragma(session.dialect, other, "foreign_key_list")):
             children.setdefault(row[2].lower(), []).append(other)
-    reach = _reach_of_triggers(session, children).get(table.lower(), ())
+    reach = reach_of_triggers(session, children).get(table.lower(), ())
     return Constraints(tuple(unique), tuple(joined(keys, named=False)), descendants(table, children), reach)
-
-
-def _reach_of_triggers(
-    session: NodeSession, children: Mapping[str, Sequence[str]]
-) -> dict[str, tuple[tuple[str, tuple[str, ...]], ...]]:
-    """Return what the triggers of each table may read or write, by event: what they name, and what that reaches."""
-    triggers = _triggers(session)
-    if not triggers:
-        return {}
-    if session.dialect.name == "sqlite":
-        tables, routines = session.rows("SELECT name FROM sqlite_master WHERE type = 'table'"), set[str]()
-    else:
-        tables = session.rows("SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()")
-        found = session.rows("SELECT routine_name FROM information_schema.routines WHERE routine_schema = DATABASE()")
-        routines = {"call", *(str(name).lower() for (name,) in found)}
-    names = {str(name).lower(): str(name) for (name,) in tables if not str(name).startswith("pipeline_")}
-    named: dict[tuple[str, str], set[str]] = {}
-    for table, event, body in triggers:
-        words = {word.lower() for word in re.findall(r"[\w$]+", body)}
-        # what a routine does is not known, and a session's variable is what the last trigger made of it
-        reached = set(names) if words & routines else words & names.keys()
-        named.setdefault((table, event), set()).update(reached, "@" if "@" in body else ())
-    further = {name: {child.lower() for child in children.get(name, ())} for name in names}
-    for (table, _), reached in named.items():
-        further.setdefault(table, set()).update(reached)
-    reach: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {}
-    for (table, event), reached in sorted(named.items()):
-        all_of_it = reached | {name.lower() for one in reached for name in descendants(one, further)}
-        reach[table] = (*reach.get(table, ()), (event, tuple(sorted(names.get(one, one) for one in all_of_it))))
-    return reach
-
-
-def _triggers(session: NodeSession) -> list[tuple[str, str, str]]:
-    """Return table, event and body of each trigger."""
-    if session.dialect.name == "sqlite":
-        found = session.rows("SELECT tbl_name, sql FROM sqlite_master WHERE type = 'trigger'")
-        heads = [(table, _SQLITE_HEAD.match(sql), sql) for table, sql in found]
-        return [(table.lower(), head[1].upper(), sql[head.end() :]) for table, head, sql in heads if head]
-    rows = session.rows(
-        "SELECT event_object_table, event_manipulation, action_statement FROM information_schema.triggers"
-        " WHERE trigger_schema = DATABASE()"
-    )
-    return [(str(table).lower(), str(event), str(body)) for table, event, body in rows]
 
 
 def pragma(dialect: Dialect, table: str, what: str, of: str | None = None) -> str:

@@ -164,12 +164,15 @@ def names_in(text: str) -> set[str]:
 def test_every_alert_and_every_panel_names_only_metrics_that_are_shown():
     alerts = (DEPLOY / "prometheus" / "alerts.yml").read_text()
     expressions = " ".join(re.findall(r"expr: (>-\n(?: {10}.+\n)+|.+)", alerts))
-    panels = json.loads((DEPLOY / "grafana" / "pipeline.json").read_text())["panels"]
+    dashboard = json.loads((DEPLOY / "grafana" / "pipeline.json").read_text())
+    panels, choices = dashboard["panels"], json.dumps(dashboard["templating"])
     drawn = " ".join(target["expr"] for panel in panels for target in panel.get("targets", ()))
 
     assert len(names_in(expressions)) > 10
     assert len(names_in(drawn)) > 15
-    assert names_in(expressions) | names_in(drawn) <= names_shown()
+    assert [panel["title"] for panel in panels if panel["type"] != "row" and not panel.get("targets")] == []
+    assert names_in(choices)
+    assert names_in(expressions) | names_in(drawn) | names_in(choices) <= names_shown()
 
 
 def test_every_alert_says_what_to_run():

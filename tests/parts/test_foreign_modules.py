@@ -140,6 +140,30 @@ def test_a_command_imports_none_of_the_modules_in_its_working_directory(planted:
     assert traces(planted) == []
 
 
+def test_python_m_imports_no_more_from_its_working_directory_once_the_pipeline_itself_is_there(planted: Path) -> None:
+    for name in set(WANTED) - {"rich", "click"}:
+        (planted / f"{name}.py").unlink()
+
+    assert "spool" in output(planted, sys.executable, "-m", "pipeline", "spool", "status")
+
+    assert traces(planted) == []
+
+
+def test_what_celery_imports_later_is_not_of_the_working_directory(planted: Path) -> None:
+    late = "import workers; workers.app.loader.import_from_cwd('flowerconfig')"
+
+    assert "No module named 'flowerconfig'" in output(planted, sys.executable, "-P", "-c", late)
+
+    assert traces(planted) == []
+
+
+def test_settings_of_celery_that_come_first_in_python_s_path_are_not_ours(folder: Path) -> None:
+    said = output(folder, str(CELERY), "-A", "workers", "report", PYTHONPATH=f"{folder}{os.pathsep}{ROOT}")
+
+    assert "task_default_queue: 'shard.s0'" in said
+    assert "theirs" not in said
+
+
 def test_a_configuration_that_others_may_write_has_to_be_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.delenv("PIPELINE_CONFIG", raising=False)

@@ -124,8 +124,22 @@ def test_what_mends_a_wait_stands_once_beside_what_waits(kind: str):
     assert waits == wait.sentence().replace(f"; {wait.command}", f" {wait.command.removeprefix('run: ')}")
 
 
+def test_a_fault_that_many_shards_have_is_told_once_and_hides_no_other():
+    shards = [replace(FINE, shard=f"s{n}", rejected=n, oldest_ms=60_001 + n) for n in range(64)]
+    shards[40] = replace(shards[40], waits=(WaitReason("paused", "s40", "purchase", "by maria", 1),))
+
+    faults = text(overview.overview(seen(*shards))["pl-faults"])
+
+    assert faults.count("refused for good") == faults.count("has waited") == 1
+    assert "s1: 1 op was refused for good The same on 62 other shards: s2, s3, s4, s5, s6, … pipeline dead" in faults
+    assert "s0: the oldest op has waited 60 s, more than 60 s The same on 63 other shards: s1, s2," in faults
+    assert "purchase is paused" in faults
+
+
 def test_of_many_faults_some_are_named_and_the_others_counted():
-    parts = overview.overview(seen(*(replace(FINE, shard=f"s{n}", rejected=1) for n in range(64))))
+    waits = tuple(WaitReason("breaker", "s0", f"table {n}", "1062", 1) for n in range(64))
+
+    parts = overview.overview(seen(replace(FINE, waits=waits)))
 
     assert parts["pl-faults"].count("<li>") == 13
     assert text(parts["pl-faults"]).endswith("52 more pipeline status")

@@ -7,7 +7,7 @@ from pipeline.admin.adopt.shard_key_guess import MOST_COPIED_ROWS, Case, guess_s
 from pipeline.config.settings import RedisSettings, Settings, ShardSettings
 from pipeline.config.topology import Topology
 from pipeline.shard.catalog import Catalog, CatalogColumn, CatalogTable
-from pipeline.shard.foreign_keys import ForeignKey
+from pipeline.shard.reach import ForeignKey
 from pipeline.shard.survey import Survey
 
 LARGE = MOST_COPIED_ROWS + 1

@@ -15,7 +15,7 @@ from pipeline.config.settings import load
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
-from pipeline.shard.foreign_keys import ForeignKey
+from pipeline.shard.reach import ForeignKey
 from pipeline.shard.survey import Survey, SurveyedColumn, SurveyedTable
 from pipeline.shard.table_facts import Constraints
 from pipeline.shard.widening import plain_type

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.apply.grouping import Item, grouped
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Entry, Op, Position
 from pipeline.model.schema import Column, TableSchema
-from pipeline.shard.foreign_keys import ForeignKey
+from pipeline.shard.reach import ForeignKey
 from pipeline.shard.table_facts import Constraints, Facts
 
 ID = Column("id", "id")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pipeline.admin.observe.published import FRESH_MS, Point, publish, read_history, read_record, summary
+from pipeline.admin.observe.published import FRESH_MS, NO_HISTORY, Point, publish, read_history, read_record, summary
 from pipeline.admin.observe.queues import Queues
 from pipeline.admin.observe.record import (
     DEEPEST,
@@ -130,6 +130,29 @@ def test_a_history_has_a_point_for_each_span_and_keeps_the_newest():
     assert [point.depth for point in found.day] == [99, 99]
     assert len(found.recent) == 2 * DAY_S / RECENT_S
     assert found.recent[-1].at_ms == 2 * DAY_S
+
+
+def test_a_history_that_is_known_is_the_same_read_in_part_and_read_whole_where_it_does_not_go_on():
+    class Spied(MemoryLog):
+        def history(self, name: str, most: int | None = None) -> tuple[list[str], list[str]]:
+            asked.append(most)
+            return super().history(name, most)
+
+    asked: list[int | None] = []
+    log, known, whole = Spied(), NO_HISTORY, 0
+    for n in range(900):
+        if n == 700:
+            log._server.history.clear()  # Redis has forgotten
+        point = Point(n, n, None, None, None, 0, None)
+        publish(log, replace(RECORD, shards=(S0,)), {"s0": (point, point if n % 60 == 0 else None)})
+        if n % 40 < 20 or n % 3 == 0:  # now and then more is new than is read in part
+            asked.clear()
+            known = read_history(log, "s0", known)
+            whole += None in asked
+            assert known == read_history(log, "s0"), n
+
+    assert len(known.recent) == MOST_RECENT
+    assert whole < 100
 
 
 def test_all_that_is_published_of_a_shard_keeps_to_two_megabytes():

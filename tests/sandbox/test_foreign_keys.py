@@ -15,7 +15,7 @@ from pipeline.client import Client
 from pipeline.errors import MigrationUnfinished, PipelineError
 from pipeline.model.schema import TableSchema, schema_of
 from pipeline.shard.co_location import refused
-from pipeline.shard.foreign_keys import ForeignKey
+from pipeline.shard.reach import ForeignKey
 from pipeline.shard.table_facts import constraints_of
 
 __all__ = ["site"]

@@ -165,6 +165,22 @@ def test_what_is_written_through_the_primarys_dal_keeps_to_the_tenants_rows(box:
     assert (changed, [row["n"] for row in box.rows(a.note)]) == ([0, 0], [1])
 
 
+def test_a_write_of_an_attached_table_that_looks_for_its_rows_counts_none_of_another_tenant(box: Sandbox) -> None:
+    a, b = model("a"), model("b")
+    for db, name in ((a, "x"), (a, "y"), (b, "z")):
+        pipeline.enqueue_insert(db.note, name=name, n=1)
+    box.drain()
+    pipeline.attach(b.note)
+
+    updated = b(b.note.n == 1).update(n=2)
+    box.drain()
+    deleted = b(b.note.n >= 1).delete()
+    box.drain()
+
+    assert (updated, deleted) == (1, 1)
+    assert [row["n"] for row in box.rows(a.note)] == [1, 1]
+
+
 def versioned(tenant: str) -> Any:
     db = DAL("sqlite:memory", bigint_id=True)
     db.define_table(

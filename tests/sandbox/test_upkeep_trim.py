@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from pydal import DAL, Field
 import pipeline
 from pipeline import clock
 from pipeline.admin import replica_absence
+from pipeline.admin.dead import HEADS, Where, chosen, replay
 from pipeline.admin.upkeep import FLOOR_S, trim
 from pipeline.client import Client
 from pipeline.errors import ShardUnavailable
@@ -152,3 +154,63 @@ def test_what_was_refused_long_ago_and_holds_no_row_is_given_up_and_what_holds_o
         trim(box.client, "s0")
 
         assert [one.status() for one in (*refused.values(), later)] == ["dropped", "rejected", "parked"]
+
+
+# what is set aside is not kept for ever ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refusing() -> Iterator[tuple[Sandbox, Any]]:
+    """A table whose refused ops hold no row, and one whose ops do; each has a row with the code A."""
+    with sandbox({"sale": {"shard_key": "who", "on_reject": "skip"}}, shards=1, buckets=4) as box:
+        db = DAL("sqlite:memory", bigint_id=True)
+        for name in ("sale", "note"):
+            db.define_table(name, Field("who", "integer"), Field("code", unique=True))
+        pipeline.define_tables(db)
+        for table in (db.sale, db.note):
+            pipeline.enqueue_insert(table, who=1, code="A")
+        yield box, db
+        db.close()
+
+
+def aged(box: Sandbox, days: int) -> None:
+    """Let what is set aside have been set aside some days ago."""
+    with box.client.nodes.primary("s0").transaction() as session:
+        session.execute(f"UPDATE pipeline_rejects SET changed_ms = changed_ms - {days * 86_400_000}")
+
+
+@pytest.mark.parametrize(
+    ("days", "age_days", "dropped"), [(90, 91, True), (90, 89, False), (7, 8, True), (0, 900, False)]
+)
+def test_a_refused_op_that_holds_no_row_is_given_up_after_some_days_and_no_other(
+    refusing: tuple[Sandbox, Any], caplog: pytest.LogCaptureFixture, days: int, age_days: int, dropped: bool
+):
+    box, db = refusing
+    skipped, holding = (pipeline.enqueue_insert(table, who=1, code="A") for table in (db.sale, db.note))
+    behind = pipeline.enqueue_update(db.note.id == holding.id, code="B")
+    box.drain()
+    aged(box, age_days)
+    settings = box.client.settings
+    box.client.settings = replace(settings, apply=replace(settings.apply, rejects_days=days))
+
+    trim(box.client, "s0")
+
+    assert skipped.status() == ("dropped" if dropped else "rejected")
+    assert (holding.status(), behind.status()) == ("rejected", "parked")
+    assert (f"rejects_forgotten shard=s0 ops=1 days={days}" in caplog.text) is dropped
+
+
+def test_what_was_dropped_a_week_ago_leaves_the_shard_and_what_waits_stays(refusing: tuple[Sandbox, Any]):
+    box, db = refusing
+    for table in (db.sale, db.note):
+        pipeline.enqueue_insert(table, who=1, code="A")
+    box.drain()
+    list(replay(box.client, chosen(box.client, Where(table="sale"), HEADS), drop=True))
+
+    left = []
+    for days in (6, 2):
+        aged(box, days)
+        trim(box.client, "s0")
+        left.append(box.client.nodes.primary("s0").query("SELECT table_name FROM pipeline_rejects ORDER BY 1"))
+
+    assert left == [[("note",), ("sale",)], [("note",)]]

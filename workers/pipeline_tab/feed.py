@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pipeline import clock
-from pipeline.admin.observe.published import History, nothing_known, read_history, read_record
+from pipeline.admin.observe.published import NO_HISTORY, History, nothing_known, read_history, read_record
 from pipeline.admin.observe.record import Record
 from pipeline.config.settings import load
 from pipeline.errors import PipelineError
@@ -61,7 +61,8 @@ class Feed:
         try:
             newest = read_record(self._log, self._shards)
             if clock.mono_s() - self._history_s >= HISTORY_S:
-                histories = {shard: read_history(self._log, shard) for shard in self._shards}
+                known = [(shard, histories.get(shard, NO_HISTORY)) for shard in self._shards]
+                histories = {shard: read_history(self._log, shard, before) for shard, before in known}
                 self._history_s = clock.mono_s()
         except PipelineError as error:
             return Seen(number, nothing_known(str(error), clock.wall_ms(), self._shards), None, histories)

@@ -5,13 +5,13 @@ Every text from outside goes through `escape`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from functools import lru_cache
 from html import escape
 
 from pipeline.admin.observe.moves import COUNTED, MoveRecord, in_brief
 from pipeline.admin.observe.published import FRESH_MS, History, Point
-from pipeline.admin.observe.record import Record, ShardRecord
+from pipeline.admin.observe.record import OpFault, Record, ShardRecord
 from pipeline.model.wait_reason import WaitReason
 from pipeline.reads.health.report import NodeState
 from pipeline.shard.records.stops import BREAKER, PAUSED
@@ -36,6 +36,10 @@ from workers.pipeline_tab.feed import Seen
 _PASSING = frozenset(("early", "locked", "testing", "queued", "database", "moving"))
 #: How many points a small line has: it is no wider than this in the page.
 _LINE_POINTS = 60
+#: How many ops a fault is about.
+_COUNT = re.compile(r"^[\d,]+ op\b|^[\d,]+ ops\b|^[\d,]+ entr(y|ies)\b")
+#: By shard, the points whose lines were drawn last, and these.
+_drawn: dict[str, tuple[tuple[Point, ...], tuple[str, str]]] = {}
 #: How many faults a page names.
 _MOST_FAULTS = 12
 #: How many moves a page lists.
@@ -134,7 +138,7 @@ def _whats_wrong(seen: Seen) -> str:
     items = [(f"{name} is unknown", why, "") for name, why in dict.fromkeys(record.unknown)]
     if len({why for _, why, _ in items}) == 1 and all(shard.why for shard in record.shards):
         items = [("Nothing is known", items[0][1], "")]
-    items += [(str(fault), "", fault.fix) for fault in record.faults()]
+    items += _faults(record)
     if record.redis.full is not None:
         items.append(("Redis takes no new ops", record.redis.full, "start workers, or raise maxmemory"))
     told = {wait.scope for shard in record.shards for wait in shard.waits if wait.kind == BREAKER}
@@ -146,6 +150,17 @@ def _whats_wrong(seen: Seen) -> str:
     return fault_list(items, "Nothing is wrong.")
 
 
+def _faults(record: Record) -> list[tuple[str, str, str]]:
+    """Return the faults, one of a kind where several shards have it: 64 lines of one would hide all others."""
+    shards = {one.shard for one in record.shards}
+    same: dict[tuple[str, str], list[OpFault]] = {}
+    for fault in record.faults():
+        whose = fault.shard if fault.shard not in shards else ""
+        kind = _COUNT.sub("", fault.subject), whose + fault.fix.replace(fault.shard, "")
+        same.setdefault(kind, []).append(fault)
+    return [(str(one), _elsewhere([other.shard for other in others]), one.fix) for one, *others in same.values()]
+
+
 def _waits(record: Record) -> list[tuple[WaitReason, tuple[str, str, str]]]:
     """Return what waits, once where the same waits on several shards for the same reason."""
     same: dict[tuple[str, str, str], list[WaitReason]] = {}
@@ -155,11 +170,15 @@ def _waits(record: Record) -> list[tuple[WaitReason, tuple[str, str, str]]]:
     found = []
     for waits in same.values():
         first = min(waits, key=lambda wait: wait.since_ms)
-        others = sorted({wait.shard for wait in waits} - {first.shard})
-        names = ", ".join(others[:5]) + ", …" * (len(others) > 5)
-        more = f"The same on {len(others):,} other shard{'s' * (len(others) > 1)}: {names}" if others else first.detail
+        more = _elsewhere(sorted({wait.shard for wait in waits} - {first.shard})) or first.detail
         found.append((first, (first.head, more, first.command)))
     return found
+
+
+def _elsewhere(others: Sequence[str]) -> str:
+    """Return on which other shards the same is so."""
+    names = ", ".join(others[:5]) + ", …" * (len(others) > 5)
+    return f"The same on {len(others):,} other shard{'s' * (len(others) > 1)}: {names}" if others else ""
 
 
 def _cards(record: Record) -> str:
@@ -202,9 +221,15 @@ def _row(shard: ShardRecord, history: History) -> dict[str, str]:
     }
 
 
-@lru_cache(maxsize=200)
 def _lines(points: tuple[Point, ...], shard: str) -> tuple[str, str]:
     """Return the lines of what was queued and of what was applied; points come every 5 s, the page asks each second."""
+    kept = _drawn.get(shard)
+    if kept is None or kept[0] is not points:  # the hash of 180 points takes longer than all else of a row
+        _drawn[shard] = kept = points, _draw(points, shard)
+    return kept[1]
+
+
+def _draw(points: tuple[Point, ...], shard: str) -> tuple[str, str]:
     every = points[:: -len(points) // _LINE_POINTS or -1][::-1]
     return (
         sparkline([point.depth for point in every], f"queued on {shard}, 15 minutes"),

@@ -17,7 +17,7 @@ from pipeline.admin.check.finding import ERROR, WARNING, Finding
 from pipeline.shard import repairs
 from pipeline.shard.catalog import CatalogColumn, CatalogTable
 from pipeline.shard.columns import EXACT, tells_apart
-from pipeline.shard.foreign_keys import ForeignKey
+from pipeline.shard.reach import ForeignKey
 from pipeline.shard.survey import SurveyedTable
 
 #: A value that does not fit is refused, never cut; MySQL's zero dates pass unchanged.

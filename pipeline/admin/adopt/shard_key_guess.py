@@ -19,7 +19,7 @@ from pipeline.config.topology import Topology
 from pipeline.shard.catalog import Catalog, CatalogTable
 from pipeline.shard.co_location import together
 from pipeline.shard.columns import holds_64_bits
-from pipeline.shard.foreign_keys import ForeignKey
+from pipeline.shard.reach import ForeignKey
 from pipeline.shard.survey import Survey
 
 #: Tables of web2py, py4web, Celery and of the pipeline itself stay in their database.

@@ -22,6 +22,8 @@ LEAST_SERVERS = {"mariadb": (10, 6), "mysql": (8, 0)}
 LEAST_PACKET_BYTES = 1_000_000
 #: The right to see a server's replication: MariaDB 10.5 has split it off.
 _SEES_REPLICATION = {"mariadb": "SLAVE MONITOR", "mysql": "REPLICATION CLIENT"}
+#: What a worker's user needs on a primary.
+_OF_A_WORKER = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRIGGER")
 _STRICT = ("strict_trans_tables", "strict_all_tables")
 
 
@@ -58,7 +60,7 @@ def privilege_findings(evidence: Evidence) -> Iterator[Finding]:
         for table, missing in verbs.items():
             tables[tuple(missing)].append(table)
         for missing_verbs, names in tables.items():
-            wanted = ("SELECT",) if node.node in evidence.primary_of else ("SELECT", "INSERT", "UPDATE", "DELETE")
+            wanted = ("SELECT",) if node.node in evidence.primary_of else _OF_A_WORKER
             what = f"the user {node.account} may not {', '.join(missing_verbs)}"
             fix = repairs.grant(wanted, node.database, node.account)
             # only workers write rows, and trim logs
@@ -67,6 +69,10 @@ def privilege_findings(evidence: Evidence) -> Iterator[Finding]:
                 yield Finding(WARNING, ", ".join(names), what, cure, (node.node,))
             else:
                 yield Finding(ERROR, ", ".join(names), what, fix, (node.node,))
+        if not (node.denied or node.sees_triggers or node.node in evidence.primary_of):
+            what = f"the user {node.account} may not see them: workers apply ops as if every table had some, and slower"
+            fix = f"{repairs.grant(('TRIGGER',), node.database, node.account)}; then restart workers"
+            yield Finding(WARNING, "triggers", what, fix, (node.node,))
 
 
 def absence_findings(evidence: Evidence) -> Iterator[Finding]:

@@ -23,7 +23,7 @@ from pipeline.model.schema import TableSchema
 from pipeline.shard.bucket_sql import bucket_sql
 from pipeline.shard.columns import DatabaseColumn, columns_of
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
-from pipeline.shard.foreign_keys import ForeignKey
+from pipeline.shard.reach import ForeignKey
 from pipeline.shard.records import moves
 from pipeline.shard.records.moves import Fence, RowPlace
 from pipeline.shard.row_copy import GOES_ALONG, copy_records, records_of

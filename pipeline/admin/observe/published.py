@@ -11,6 +11,7 @@ import msgspec
 from pipeline.admin.observe.record import BY_WORKERS, Record, RedisRecord, ShardRecord
 from pipeline.oplog.appends import EVERYWHERE
 from pipeline.oplog.shared_state import SharedState
+from pipeline.oplog.ttls import MOST_OF_DAY, MOST_RECENT
 
 #: A record that is older is not what is now: no worker publishes, ms.
 FRESH_MS = 5_000
@@ -39,6 +40,12 @@ class History(NamedTuple):
 
     recent: tuple[Point, ...] = ()
     day: tuple[Point, ...] = ()
+
+
+#: Of a shard of which nothing was read yet.
+NO_HISTORY = History()
+#: How many points are read anew: they are those of a minute, and of an hour.
+_NEWEST = 12
 
 
 class Newest(NamedTuple):
@@ -130,18 +137,24 @@ def read_record(log: SharedState, shards: Sequence[str]) -> Newest | None:
     return Newest(replace(whole, shards=rows, source=BY_WORKERS), max(0, age_ms))
 
 
-def read_history(log: SharedState, shard: str) -> History:
+def read_history(log: SharedState, shard: str, known: History = NO_HISTORY) -> History:
     """Return the points of a shard's history; what another version wrote in other words is left out.
 
     Args:
         log: has them.
         shard: the shard's name.
+        known: what was read before. Where the newest points of the log go on from it, only these are read.
 
     Raises:
         LogUnavailable: Redis does not answer.
     """
-    recent, day = log.history(shard)
-    return History(_points(recent), _points(day))
+    if known.recent:
+        recent, day = (_points(texts) for texts in log.history(shard, _NEWEST))
+        whole = _gone_on(known.recent, recent, MOST_RECENT), _gone_on(known.day, day, MOST_OF_DAY)
+        if whole[0] is not None and whole[1] is not None:
+            return History(whole[0], whole[1])
+    recent, day = (_points(texts) for texts in log.history(shard))
+    return History(recent, day)
 
 
 def nothing_known(why: str, at_ms: int, shards: Sequence[str]) -> Record:
@@ -154,6 +167,13 @@ def nothing_known(why: str, at_ms: int, shards: Sequence[str]) -> Record:
     """
     rows = tuple(ShardRecord(shard, at_ms, queue_why=why, why=why) for shard in shards)
     return Record(at_ms, RedisRecord(why=why), rows, source=BY_WORKERS)
+
+
+def _gone_on(known: tuple[Point, ...], newest: tuple[Point, ...], most: int) -> tuple[Point, ...] | None:
+    """Return known points and what came behind them; None where the newest of the log do not go on from these."""
+    if not known or len(newest) < _NEWEST or known[-1] not in newest:
+        return known if known == newest else None
+    return (*known, *newest[newest.index(known[-1]) + 1 :])[-most:]
 
 
 def _points(texts: Sequence[str]) -> tuple[Point, ...]:

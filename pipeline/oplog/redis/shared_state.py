@@ -166,11 +166,11 @@ class RedisSharedState(RedisServer):
         texts = {name: text_of(one) for name, one in zip(wanted, found, strict=True) if one is not None}
         return seconds * 1000 + micros // 1000, _stamped(texts)
 
-    def history(self, name: str) -> tuple[list[str], list[str]]:
+    def history(self, name: str, most: int | None = None) -> tuple[list[str], list[str]]:
         with translated():
             pipe: Any = self._client.pipeline(transaction=False)
-            pipe.lrange(self.keys.recent(name), 0, MOST_RECENT - 1)
-            pipe.lrange(self.keys.day(name), 0, MOST_OF_DAY - 1)
+            pipe.lrange(self.keys.recent(name), 0, (most or MOST_RECENT) - 1)
+            pipe.lrange(self.keys.day(name), 0, (most or MOST_OF_DAY) - 1)
             recent, day = pipe.execute()
         return [text_of(one) for one in reversed(recent)], [text_of(one) for one in reversed(day)]
 

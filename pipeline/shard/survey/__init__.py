@@ -12,6 +12,7 @@ from pipeline.errors import NotMigrated
 from pipeline.model.schema import TableSchema
 from pipeline.shard.co_location import old_ids_in
 from pipeline.shard.columns import columns_of
+from pipeline.shard.reach import sees_triggers
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.records.ledger import Mark
 from pipeline.shard.session import BRIEF_STATEMENT_S, NodeSession, brief
@@ -60,6 +61,7 @@ class Survey:
         old_ids: of a primary, by `co_location.old_ids_in`.
         zone: the server's own time zone in winter and in summer, where the pipeline's sessions have another.
         clocks: (table, trigger) of each trigger in the database that asks what time it is.
+        sees_triggers: whether the user may see all triggers of the database.
     """
 
     node: str
@@ -79,6 +81,7 @@ class Survey:
     old_ids: frozenset[str] = frozenset()
     zone: str = ""
     clocks: Sequence[tuple[str, str]] = ()
+    sees_triggers: bool = True
 
     @property
     def release(self) -> tuple[str, tuple[int, ...]]:
@@ -138,6 +141,7 @@ def _mysql(session: NodeSession, tables: Sequence[str], primary: bool) -> Survey
         traits=mysql.traits(session),
         zone=mysql.other_zone(session),
         clocks=mysql.clock_triggers(session),
+        sees_triggers=_sees_triggers(session),
     )
 
 
@@ -164,6 +168,11 @@ def _tables(session: NodeSession, tables: Sequence[str]) -> dict[str, SurveyedTa
         table.lower(): SurveyedTable(table, engines.get(table.lower(), ""), columns[table.lower()], constraints[table])
         for table in there
     }
+
+
+def _sees_triggers(session: NodeSession) -> bool:
+    with session.translated():
+        return sees_triggers(session)
 
 
 def _marks(session: NodeSession) -> dict[int, Mark] | None:

@@ -34,7 +34,8 @@ def test_the_points_of_a_history_come_in_order_and_are_bounded(log: Log):
 
     assert recent == [f"recent {n}" for n in range(MOST_OF_DAY + 5 - MOST_RECENT, MOST_OF_DAY + 5)]
     assert day == [f"day {n}" for n in range(5, MOST_OF_DAY + 5)]
-    assert log.history("s1") == ([], [])
+    assert log.history("s0", 2) == (recent[-2:], day[-2:])
+    assert log.history("s1") == log.history("s1", 2) == ([], [])
 
 
 def test_an_empty_point_adds_none(log: Log):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pymysql.err import OperationalError
 from support.examples import examples
-from support.sandbox.sessions import both, empty_schema, mariadb, run
+from support.sandbox.sessions import as_user, both, empty_schema, mariadb, run
 
 from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
@@ -320,6 +320,18 @@ def test_tables_that_cannot_be_copied_row_by_row_are_refused(
 
     with pytest.raises(PipelineError, match=words):
         copied_columns(session, target, SCHEMA)
+
+
+@mariadb
+def test_a_user_that_may_not_see_triggers_copies_no_rows(session: NodeSession, target: NodeSession, uri: str) -> None:
+    for shard in (session, target):
+        run(shard, "CREATE TABLE t (id BIGINT PRIMARY KEY, v CHAR(9))")
+
+    with (
+        as_user(target, uri, "SELECT, INSERT") as blind,
+        pytest.raises(PipelineError, match="may not see the triggers of table 't' on s1"),
+    ):
+        copied_columns(session, blind, SCHEMA)
 
 
 @mariadb

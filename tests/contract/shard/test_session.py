@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from support.sandbox.sessions import (
     SERIAL,
+    as_user,
     both,
     fault,
     mariadb,
@@ -21,6 +23,7 @@ from pipeline.errors import NotMigrated, ShardUnavailable
 from pipeline.model.op import START, Position
 from pipeline.shard import columns
 from pipeline.shard.driver_errors import Fault, code_of, fault_of
+from pipeline.shard.reach import sees_triggers
 from pipeline.shard.records import ledger, ledger_queries
 from pipeline.shard.session import NodeSession
 from pipeline.shard.survey import survey
@@ -329,6 +332,59 @@ def test_of_a_trigger_that_calls_a_routine_nothing_is_known(session: NodeSession
     )
 
     assert constraints_of(session, "t").fired("INSERT") == {"t", "u"}
+
+
+@mariadb
+def test_a_user_without_the_right_to_run_a_routine_knows_nothing_of_a_trigger_that_calls_it(
+    session: NodeSession, uri: str
+):
+    run(
+        session,
+        "CREATE TABLE t (id INT PRIMARY KEY, a INT)",
+        "CREATE TABLE u (id INT PRIMARY KEY)",
+        "CREATE FUNCTION more(a INT) RETURNS INT DETERMINISTIC MODIFIES SQL DATA"
+        " BEGIN INSERT INTO u VALUES (a); RETURN a + 1; END",
+        "CREATE TRIGGER b BEFORE INSERT ON t FOR EACH ROW SET NEW.a = more(NEW.id)",
+    )
+
+    with as_user(session, uri, "SELECT, INSERT, TRIGGER") as worker:
+        assert worker.query("SELECT routine_name FROM information_schema.routines WHERE routine_name = 'more'") == []
+        assert constraints_of(worker, "t").fired("INSERT") == {"t", "u"}
+
+
+@mariadb
+def test_to_a_user_that_may_not_see_triggers_every_table_has_some_that_reach_everything(session: NodeSession, uri: str):
+    run(
+        session,
+        "CREATE TABLE t (id INT PRIMARY KEY, a INT)",
+        "CREATE TABLE u (id INT PRIMARY KEY)",
+        "CREATE TRIGGER b AFTER INSERT ON t FOR EACH ROW INSERT INTO u VALUES (NEW.a)",
+    )
+
+    with as_user(session, uri, "SELECT, INSERT, UPDATE, DELETE") as worker:
+        unseen = constraints_in(worker, ["t", "u"])
+    with as_user(session, uri, "SELECT, TRIGGER") as worker:
+        seen = constraints_in(worker, ["t", "u"])
+
+    for constraints in unseen.values():
+        for event in ("INSERT", "UPDATE", "DELETE"):
+            assert constraints.fired(event) == {"t", "u", "@"}
+    assert (seen["t"].triggers, seen["u"].triggers) == ((("INSERT", ("u",)),), ())
+
+
+@mariadb
+def test_a_right_that_comes_with_a_role_counts(session: NodeSession, uri: str):
+    role = f"r{uuid4().hex[:8]}"
+    [(own,)] = session.query("SELECT DATABASE()")
+    run(session, "CREATE TABLE t (id INT PRIMARY KEY)", f"CREATE ROLE {role}", f"GRANT TRIGGER ON {own}.* TO {role}")
+    with as_user(session, uri, "SELECT") as worker:
+        assert not sees_triggers(worker)
+        [(account,)] = worker.query("SELECT CURRENT_USER()")
+        run(session, f"GRANT {role} TO {account.partition('@')[0]}@'127.0.0.1'")
+        run(worker, f"SET ROLE {role}")
+
+        assert sees_triggers(worker)
+    run(session, f"DROP ROLE {role}")
 
 
 @mariadb

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -175,7 +176,26 @@ def test_a_primary_user_that_may_only_read_is_found_with_the_grant_it_needs(here
     [denied] = [f for f in found if "may not" in f.what]
     assert denied.nodes == ("s0",)
     assert "INSERT, UPDATE, DELETE" in denied.what
-    assert denied.fix == "GRANT SELECT, INSERT, UPDATE, DELETE ON `shop`.* TO 'reader'@'127.0.0.1'"
+    assert denied.fix == "GRANT SELECT, INSERT, UPDATE, DELETE, TRIGGER ON `shop`.* TO 'reader'@'127.0.0.1'"
+
+
+def test_a_primary_user_that_may_not_see_triggers_is_found_with_the_grant_it_needs(here: Servers) -> None:
+    config = here.config()
+    rights = "SELECT, INSERT, UPDATE, DELETE"
+    here.sql("s0", f"CREATE USER narrow@'127.0.0.1' IDENTIFIED BY 'x'; GRANT {rights} ON shop.* TO narrow@'127.0.0.1'")
+    try:
+        config["shards"]["s0"]["primary"] = re.sub("//[^@]*@", "//narrow:x@", config["shards"]["s0"]["primary"])
+        found = [f for f in check.check(config).findings if f.place == "triggers"]
+        grant, _, then = found[0].fix.partition("; ")
+        here.sql("s0", grant)
+        mended = [f for f in check.check(config).findings if f.place == "triggers"]
+    finally:
+        here.sql("s0", "DROP USER narrow@'127.0.0.1'")
+
+    assert [(f.severity, f.nodes) for f in found] == [("warning", ("s0",))]
+    assert "narrow@127.0.0.1 may not see them" in found[0].what
+    assert (grant, then) == ("GRANT TRIGGER ON `shop`.* TO 'narrow'@'127.0.0.1'", "then restart workers")
+    assert mended == []
 
 
 def test_a_definition_that_nobody_migrated_is_found(here: Servers) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -315,7 +316,9 @@ def test_no_page_has_a_serious_fault_of_accessibility_or_is_wider_than_a_phone(
             assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], path
 
 
-def test_a_read_only_flower_shows_everything_and_has_no_button(here: Deployment, tmp_path: Path):
+def test_a_read_only_flower_shows_everything_and_has_no_button_and_no_other_machine_reaches_it(
+    here: Deployment, tmp_path: Path
+):
     place, [port] = here.refuse("only look"), free_ports(1)
     command = [sys.executable, "-P", "-m", "celery", "-A", "workers", "flower", f"--port={port}", "--read_only"]
     environment = {**os.environ, "PIPELINE_CONFIG": str(here.cluster.config), "PYTHONPATH": str(Path.cwd())}
@@ -324,6 +327,8 @@ def test_a_read_only_flower_shows_everything_and_has_no_button(here: Deployment,
             pages = {path: fetched(f"http://127.0.0.1:{port}{path}") for path in (
                 "/pipeline", "/pipeline/shard/s0", "/pipeline/dead", f"/pipeline/dead/op/{place}",
             )}  # fmt: skip
+            with pytest.raises(ConnectionRefusedError):  # another address of loopback: every address would be that too
+                socket.create_connection(("127.0.0.2", port), timeout=20)
         finally:
             flower.kill()
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from support.examples import examples
 from support.oracle.families import astray
 from support.oracle.grouping import LOUD, MANY, PLAIN, TWO, Database, Maker, difference
+from support.sandbox.sessions import as_user
 
 from pipeline.model.op import INSERT, UPDATE, Op
 
@@ -83,6 +84,20 @@ def test_texts_that_only_the_collation_finds_equal_keep_their_order(database: Da
 
     assert [row[0] for row in found["two"]] == [1, 2]
     assert found["rejects"] == [(3,)]
+
+
+def test_a_worker_that_may_not_see_triggers_passes_no_op_that_one_changes(
+    database: Database, mariadb_uri: str, monkeypatch: pytest.MonkeyPatch
+):
+    ops = [Op(INSERT, "loud", LOUD.hash, 0, 1, (1,), (4,)), Op(INSERT, "plain", PLAIN.hash, 0, 5, (1,), (0,))]
+    ops += [Op(UPDATE, "plain", PLAIN.hash, 0, 5, (1,), (1,)), Op(INSERT, "loud", LOUD.hash, 0, 2, (1,), (5,))]
+    ops += [Op(UPDATE, "plain", PLAIN.hash, 0, 5, (1,), (4,)), Op(INSERT, "loud", LOUD.hash, 0, 3, (1,), (5,))]
+
+    with as_user(database.session, mariadb_uri, "SELECT, INSERT, UPDATE, DELETE") as worker:
+        monkeypatch.setattr(database, "session", worker)
+        found = database.apply(ops, at_once=MANY)
+
+    assert found["plain"] == [(5, 5, None)]
 
 
 def test_updates_and_deletes_fire_triggers_in_the_order_of_their_ops_and_still_share_statements(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
+import select
 import signal
 import socket
 import struct
@@ -22,9 +24,10 @@ import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 from support.servers.deploying import DEPLOY, PATH, needs, within
-from support.servers.shipped import Node, install_mariadb, mariadb_node, redis_client, redis_server
+from support.servers.shipped import Node, install_mariadb, mariadb_node, redis_client, redis_server, replica_of_log
 from support.servers.units import PIPELINE, WEB, Host, install_pipeline
 
+from pipeline.clock import polls
 from pipeline.devcluster.processes import free_ports
 from workers.metrics.port import PORTS
 
@@ -37,6 +40,8 @@ pytestmark = [
 SHARDS = ("s0", "s1")
 #: Every process of the deployment signs, and takes what is signed only.
 SIGN_KEY = "k" * 40
+#: What a program sends to a terminal beside words.
+CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 WEB_CODE = Path(__file__).parents[2] / "support" / "servers" / "boot_web.py"
 
 
@@ -128,6 +133,8 @@ def boot(stack: ExitStack, home: Path) -> Deployment:
     for role, address in ADDRESSES.items():
         (home / role).mkdir()
         ports[address] = stack.enter_context(redis_server(role, prepared, home / role))
+    admin = "admin", words["REDIS_ADMIN_PASSWORD"]
+    stack.enter_context(replica_of_log(ports[ADDRESSES["log"]], prepared, home, *admin))
     ports["5555"], ports["9540"] = free_ports(2)
     host = Host(home / "opt", home / "etc", home / "state", ports)
     install(host, prepared)
@@ -203,10 +210,12 @@ def test_every_call_and_command_has_the_rights_that_it_needs(deployed: Deploymen
     deployed.command("spool", "drain")
     checked = deployed.command("check")
 
-    assert wrote | {"node": "", "receipt": ""} == {
-        "pending": "queued", "status": "applied", "got": 5, "upserted": [9], "same": True, "count": 35, "primary": 1,
-        "node": "", "receipt": "",
+    assert wrote | {"node": "", "receipt": "", "fsync": ""} == {
+        "pending": "queued", "status": "applied", "got": 5, "upserted": [9], "same": True, "count": 36, "primary": 1,
+        "node": "", "receipt": "", "fsync": "",
     }  # fmt: skip
+    if wrote["fsync"] != "applied":  # see `test_deploy_redis.py` for a server that can
+        assert "needs Redis 7.2 or Valkey with appendonly yes; the op is queued (unknown command" in wrote["fsync"]
     assert spooled == {"status": "spooled"}
     assert "warning" not in checked
     on_web_host = deployed.host.run(WEB, "web.env", f"{deployed.host.opt}/bin/pipeline", "check")
@@ -231,6 +240,44 @@ def test_every_call_and_command_has_the_rights_that_it_needs(deployed: Deploymen
         assert within(40, lambda: sum(map(admin.xlen, logs)) == 0), "never trimmed"
     # `check` asks for the settings, and does without where it may not read them
     assert set(denied(deployed)) <= {f"{role}: {user} command config|get" for role, user in CHECKERS}
+
+
+def test_adopt_looks_with_a_workers_rights(deployed: Deployment) -> None:
+    denied(deployed)
+    advice = json.loads(deployed.command("adopt", "--json"))
+
+    assert advice["ready"]
+    assert "left in their database, written as ever: pipeline_actions" in advice["tables"]
+    assert denied(deployed) == []
+
+
+def test_top_shows_a_shard_and_stops_and_releases_it_with_the_operators_rights(deployed: Deployment) -> None:
+    denied(deployed)
+    command = (f"{deployed.host.opt}/bin/pipeline", "top")
+    with deployed.host.on_terminal(PIPELINE, "pipeline.env", *command) as terminal:
+        for keys, words in (
+            ("", "s1"), ("x", "nothing of s0 is set aside"), ("p", "pause shard s0?"), ("y", "is paused"),
+            ("r", "resume shard s0?"), ("y", "are settled"), ("\r", "esc back"),
+        ):  # fmt: skip
+            os.write(terminal, keys.encode())
+            seen = shown(terminal, words)
+            assert words in seen, seen[-3000:]
+        os.write(terminal, b"q")
+        with suppress(OSError):  # the other end is closed
+            while os.read(terminal, 65_536):
+                pass
+
+    assert denied(deployed) == []
+
+
+def shown(terminal: int, words: str) -> str:
+    """Return what a terminal shows from now on, without its control sequences, until it has shown some words."""
+    found = ""
+    for _ in polls(30, first_s=0.0, most_s=0.0):
+        if words in found or not select.select([terminal], [], [], 30)[0]:
+            break
+        found = CONTROLS.sub("", found + os.read(terminal, 65_536).decode(errors="ignore"))
+    return found
 
 
 def set_aside(deployed: Deployment) -> list[Any]:

@@ -10,16 +10,21 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import redis
+from pydal import DAL, Field
 from support.servers.deploying import CALL_S, DEPLOY, child, needs, within
 from support.servers.shipped import redis_client, redis_server
 
+from pipeline.admin.migrate import migrate
+from pipeline.client import Client
 from pipeline.devcluster.processes import free_ports
+from pipeline.devcluster.redis_server import bundled
+from pipeline.oplog.doorbell import SilentBell
 
 
 @pytest.fixture(params=["log", "broker"])
@@ -76,6 +81,23 @@ REFUSED_BY_LOG = (
     "FLUSHALL", "FLUSHDB", "CONFIG GET *", "CONFIG SET maxmemory 1", "KEYS *", "SHUTDOWN",
     "SCRIPT FLUSH", "ACL LIST", "CLIENT KILL TYPE normal", "REPLICAOF NO ONE", "MONITOR",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("user", ["web", "worker"])
+def test_an_op_is_on_disk_before_its_receipt_where_the_server_can_say_so(
+    secrets: SimpleNamespace, tmp_path: Path, user: str
+) -> None:
+    password = secrets.words["REDIS_WEB_PASSWORD" if user == "web" else "REDIS_PASSWORD"]
+    shard = f"sqlite://{tmp_path}/s0.sqlite"
+    with redis_server("log", secrets.target / "secrets", tmp_path, program=bundled()[0]) as port:
+        url = f"redis://{user}:{password}@127.0.0.1:{port}/0"
+        settings = {"redis": {"url": url}, "shards": {"s0": {"primary": shard}}, "spool": {"enabled": False}}
+        with closing(Client(settings, bell=SilentBell())) as client, closing(DAL("sqlite:memory")) as db:
+            db.define_table("event", Field("name"))
+            client.define_tables(db)
+            migrate(client)
+
+            assert client.enqueue_insert(db.event, name="x", durability="fsync").status() == "queued"
 
 
 @needs("redis-server")

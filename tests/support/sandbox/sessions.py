@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -63,6 +65,28 @@ def shard(session: NodeSession) -> NodeSession:
         run(session, sql)
     run(session, ledger_queries.buckets_sql(session.dialect, range(8)))
     return session
+
+
+@contextmanager
+def as_user(session: NodeSession, uri: str, rights: str) -> Iterator[NodeSession]:
+    """Make a user of MariaDB that has some rights on the session's database and no others; yield its session.
+
+    Args:
+        session: of root.
+        uri: of any database of the server.
+        rights: as GRANT has them.
+    """
+    name = f"u{uuid4().hex[:8]}"
+    [(own,)] = session.query("SELECT DATABASE()")
+    run(
+        session, f"CREATE USER {name}@'127.0.0.1' IDENTIFIED BY 'x'", f"GRANT {rights} ON {own}.* TO {name}@'127.0.0.1'"
+    )
+    theirs = NodeSession(session.node, re.sub("//[^@]*@([^/]*)/[^?]*", rf"//{name}:x@\1/{own}", uri))
+    try:
+        yield theirs
+    finally:
+        theirs.discard()
+        run(session, f"DROP USER {name}@'127.0.0.1'")
 
 
 def run(session: NodeSession, *statements: str) -> None:

@@ -55,7 +55,7 @@ def write(db: Any) -> dict[str, Any]:
         done.append(pipeline.enqueue_insert(table, customer=32, qty=1))
         done.append(pipeline.enqueue_insert(table, customer=32, qty=2))
     done.append(pipeline.save_data("purchase", 33, {"qty": 3}))
-    for durability in ("redis", "spooled", "applied"):
+    for durability in ("redis", "replica", "spooled", "applied"):
         done.append(pipeline.enqueue_insert(table, customer=34, qty=1, durability=durability))
     pipeline.wait_all(done, timeout_s=WAIT_S)
     pipeline.barrier("purchase", timeout_s=WAIT_S)
@@ -76,7 +76,16 @@ def write(db: Any) -> dict[str, Any]:
         "primary": pipeline.get_db("purchase", 1)(key).count(),
         "node": node,
         "receipt": str(queued),
+        "fsync": fsync(table),
     }
+
+
+def fsync(table: Any) -> str:
+    """Return what becomes of an op that is to be on the disk of Redis, which Redis 7.0 cannot say."""
+    try:
+        return pipeline.enqueue_insert(table, customer=35, qty=1, durability="fsync").wait(WAIT_S)
+    except pipeline.errors.PipelineError as error:
+        return str(error)
 
 
 def attached(db: Any) -> None:

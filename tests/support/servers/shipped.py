@@ -14,7 +14,7 @@ import pymysql
 import redis
 
 from pipeline.devcluster.processes import free_ports
-from support.servers.deploying import CALL_S, DEPLOY, STARTUP_S, child, run
+from support.servers.deploying import CALL_S, DEPLOY, STARTUP_S, child, run, within
 
 ACCESS_DENIED = {1044, 1045, 1142, 1227}
 
@@ -95,13 +95,29 @@ def answers(node: Node) -> bool:
 
 
 @contextmanager
-def redis_server(role: str, secrets: Path, home: Path) -> Iterator[int]:
+def redis_server(role: str, secrets: Path, home: Path, *more: str, program: str = "redis-server") -> Iterator[int]:
+    """Run a server with the files of its role; *more* are options of its command line."""
     [port] = free_ports(1)
     acl = secrets / f"{role}.acl"
     own = ["--port", str(port), "--dir", str(home), "--aclfile", str(acl), "--bind", "127.0.0.1"]
-    command = ["redis-server", str(DEPLOY / "redis" / f"redis-{role}.conf"), *own]
+    command = [program, str(DEPLOY / "redis" / f"redis-{role}.conf"), *own, *more]
     with child(command, home / "log", lambda: redis_answers(port)):
         yield port
+
+
+@contextmanager
+def replica_of_log(primary: int, secrets: Path, home: Path, admin: str, password: str) -> Iterator[None]:
+    """Run a replica of the log's Redis, with the user that deploy/README.md has for it; enter when it follows."""
+    with redis_client(primary, admin, password) as client:
+        client.execute_command("ACL", "SETUSER", "replica", "on", ">hush", "+psync", "+replconf", "+ping")
+    (home / "log-replica").mkdir()
+    follow = ["--replicaof", f"127.0.0.1 {primary}", "--masteruser", "replica", "--masterauth", "hush"]
+    with (
+        redis_server("log", secrets, home / "log-replica", *follow) as port,
+        redis_client(port, admin, password) as client,
+    ):
+        assert within(30, lambda: client.info("replication")["master_link_status"] == "up")
+        yield
 
 
 def redis_answers(port: int) -> bool:

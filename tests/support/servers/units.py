@@ -6,6 +6,7 @@ Only folders, ports and the users' numbers are a test's own.
 from __future__ import annotations
 
 import os
+import pty
 import re
 import shlex
 import shutil
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import sysconfig
 from collections import defaultdict
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,16 +83,28 @@ class Host:
 
     def run(self, user: int, file: str, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run a command with an environment file as a user, in the folder `/`."""
-        environ = (
-            self._environ()
-            | {"PYTHONSAFEPATH": "1"}
-            | self.environment(file)
-            | {"PIPELINE_CONFIG": f"{self.etc}/pipeline.toml"}
-            | more
-        )
         return subprocess.run(
-            command, env=environ, cwd="/", capture_output=True, text=True, timeout=60, check=False, **_as(user)
+            command, capture_output=True, text=True, timeout=60, check=False, **self._of(user, file, more)
         )
+
+    @contextmanager
+    def on_terminal(self, user: int, file: str, *command: str) -> Iterator[int]:
+        """Run a command as `run` does, on a terminal: what it writes is read from the number, its keys are written."""
+        ours, theirs = pty.openpty()
+        options = self._of(user, file, {"TERM": "xterm", "COLUMNS": "160", "LINES": "50"})
+        with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, **options) as process:
+            os.close(theirs)
+            try:
+                yield ours
+                assert process.wait(30) == 0
+            finally:
+                process.kill()
+                os.close(ours)
+
+    def _of(self, user: int, file: str, more: dict[str, str]) -> dict[str, Any]:
+        environ = self._environ() | {"PYTHONSAFEPATH": "1"} | self.environment(file)
+        environ |= {"PIPELINE_CONFIG": f"{self.etc}/pipeline.toml"} | more
+        return {"env": environ, "cwd": "/", **_as(user)}
 
 
 def install_pipeline(opt: Path) -> None:
