@@ -32,6 +32,7 @@ from pipeline.apply.footprint import (
     versioned_shape,
 )
 from pipeline.model.op import COPY, GROUP, Entry, Op
+from pipeline.model.sheet import SheetEntry
 from pipeline.shard.statements import most
 from pipeline.shard.table_facts import Facts
 
@@ -41,6 +42,15 @@ class Item(NamedTuple):
 
     entry: Entry
     op: Op
+
+
+def items_of(sheets: Iterable[SheetEntry]) -> list[Item]:
+    """Return the ops of sheets, one by one.
+
+    Args:
+        sheets: in order.
+    """
+    return [Item(*pair) for sheet in sheets for pair in sheet.pairs()]
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ from operator import attrgetter
 from sys import maxsize
 
 from pipeline.model.op import START, Entry, Position
+from pipeline.model.sheet import Read, together
 from pipeline.oplog.batches import MOST_NOTES
 from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.counts import MOST_COUNTERS
@@ -168,9 +169,9 @@ class MemoryWork(MemoryEntries):
         notes: Mapping[int, str],
         *,
         anew: bool,
-    ) -> tuple[dict[int, list[Entry]], dict[int, str]]:
+    ) -> tuple[dict[int, list[Read]], dict[int, str]]:
         earlier = self.note_attempts(shard, notes, anew=anew)
-        return self.read(after, count), earlier
+        return {bucket: together(entries) for bucket, entries in self.read(after, count).items()}, earlier
 
     def attempts(self, shard: str) -> dict[int, str]:
         with self._lock:

@@ -1,0 +1,113 @@
+"""Inserts that a worker gets as a sheet leave what they leave one by one: rows, rejects, what is held, watermarks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from support.examples import examples
+from support.oracle.grouping import CHILD, ITEM, LOUD, NODE, PARENT, PLAIN, Database
+
+from pipeline.apply.executor import Executor
+from pipeline.model.op import DELETE, INSERT, UPDATE, Op
+from pipeline.model.schema import TableSchema
+from pipeline.shard.dialect import SQLite
+
+#: Small enough for several batches of an example: the first sheet of a shape is taken apart.
+AT_ONCE = 9
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    with pytest.MonkeyPatch.context() as patch:
+        # these files need not outlive a power cut
+        patch.setattr(SQLite, "session", lambda self, read_only: ["PRAGMA synchronous=OFF"])
+        database = Database(f"sqlite://{tmp_path_factory.mktemp('sheets') / 'shop.sqlite'}")
+        yield database
+        database.close()
+
+
+@pytest.fixture
+def sheets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each statement that was tried for sheets."""
+    tried: list[int] = []
+    inserted = Executor._inserted
+
+    def noted(self: Executor, entries: Any, facts: Any) -> bool:
+        tried.append(sum(len(entry.sheet) for entry in entries))
+        return inserted(self, entries, facts)
+
+    monkeypatch.setattr(Executor, "_inserted", noted)
+    return tried
+
+
+@settings(max_examples=examples(150), deadline=None, phases=[Phase.reuse, Phase.generate])
+@given(seed=st.integers(0, 2**32))
+def test_sheets_equal_their_ops_one_by_one(database: Database, seed: int):
+    ops = loaded(Random(seed))
+
+    assert database.apply(ops, at_once=AT_ONCE) == database.apply(ops, at_once=1)
+
+
+def test_rows_of_a_sheet_are_one_statement(database: Database, sheets: list[int]):
+    found = database.apply([insert(PLAIN, row, {1: 1, 2: "it's"}) for row in range(1, 28)], at_once=AT_ONCE)
+
+    assert sheets == [9, 9]
+    assert len(found["plain"]) == 27
+    assert found["plain"][-1] == (27, 1, "it's")
+
+
+def test_a_refused_row_of_a_sheet_is_rejected_alone(database: Database, sheets: list[int]):
+    ops = [insert(PLAIN, row, {1: 9 if row == 13 else 1}) for row in range(1, 19)]
+
+    found = database.apply(ops, at_once=AT_ONCE)
+
+    assert sheets == [9]
+    assert found["rejects"] == [(13,)]
+    assert [row[0] for row in found["plain"]] == [row for row in range(1, 19) if row != 13]
+
+
+def test_a_sheet_beside_an_op_of_its_table_is_taken_apart(database: Database, sheets: list[int]):
+    first = [insert(PLAIN, row, {1: 1}) for row in range(1, 10)]
+    rows = [insert(PLAIN, row, {1: 1}) for row in range(10, 18)]
+
+    found = database.apply([*first, *rows, Op(DELETE, "plain", PLAIN.hash, 0, 17)], at_once=AT_ONCE)
+
+    assert (sheets, len(found["plain"])) == ([], 16)
+
+
+def loaded(random: Random) -> list[Op]:
+    """Return mostly like inserts, as a bulk load makes them; of few tables, with ids that seldom come twice."""
+    family = random.choice(((PLAIN,), (PLAIN,), (PARENT, CHILD), (PARENT, ITEM), (NODE,), (PLAIN, LOUD), (ITEM, PLAIN)))
+    bad, often, other = random.choice((0.0, 0.05)), random.choice((60, 2000)), random.choice((0.0, 0.0, 0.1))
+    shapes = {schema.name: [*range(1, len(schema.columns))] for schema in family}
+    ops: list[Op] = []
+    while len(ops) < 60:
+        schema = random.choice(family)
+        columns = shapes[schema.name][: random.choice((None, None, None, 1))]
+        for _ in range(random.randint(1, 12)):
+            row = random.randint(1, often)
+            if random.random() < other:
+                more = (1,) if random.random() < 0.5 else ()
+                kind = UPDATE if more else DELETE
+                ops.append(Op(kind, schema.name, schema.hash, 0, row, more, tuple(3 for _ in more)))
+            else:
+                ops.append(insert(schema, row, {column: value(random, schema, column, bad) for column in columns}))
+    return ops
+
+
+def value(random: Random, schema: TableSchema, column: int, bad: float) -> Any:
+    if random.random() < bad:
+        return "no number"  # which the column cannot hold
+    kind = schema.columns[column].kind
+    if kind == "reference":
+        return random.choice((None, random.randint(1, 60)))
+    return random.choice(("a", "it's", None, f"u{random.randint(1, 10**6)}")) if kind == "string" else random.randint(0, 9)
+
+
+def insert(schema: TableSchema, row: int | None, given: dict[int, Any]) -> Op:
+    return Op(INSERT, schema.name, schema.hash, 0.0, row, tuple(given), tuple(given.values()))
