@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from itertools import islice
 from operator import length_hint
 
 from pipeline import clock
@@ -69,6 +70,20 @@ class RowIds:
                 return next(self._blocks[bucket])
             except (KeyError, StopIteration):
                 self._refill(bucket)
+
+    def many(self, bucket: int, count: int, now_ms: float) -> list[int]:
+        """Return new ids of a bucket, in order; see `new`.
+
+        Args:
+            bucket: the rows' bucket.
+            count: how many.
+            now_ms: as for `new`.
+        """
+        found: list[int] = []
+        while len(found) < count:
+            found.append(self.new(bucket, now_ms))
+            found += islice(self._blocks.get(bucket, ()), count - len(found))
+        return found
 
     def follow(self, shard: str) -> None:
         """Let a shard's ids follow the clock into the next span, and give them a span after Redis lost the last one.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 from pipeline import clock
 from pipeline.caches import keep_newest
 from pipeline.dal.objects import has_filters, with_filters
 from pipeline.dal.trees import Tree, condition
+from pipeline.enqueue import held_ops
 from pipeline.enqueue.bucket_choice import (
     bucket_of_new,
     bucket_of_rows,
@@ -16,6 +19,7 @@ from pipeline.enqueue.bucket_choice import (
     check_upsert_key,
     keeps_its_place,
 )
+from pipeline.enqueue.bulk import chunk_of
 from pipeline.enqueue.final_values import (
     FUNCTIONS,
     CompiledTable,
@@ -26,6 +30,7 @@ from pipeline.enqueue.final_values import (
     filtered,
     update_values,
 )
+from pipeline.enqueue.held_ops import Chunk
 from pipeline.enqueue.row_ids import RowIds
 from pipeline.errors import BadOp, BadQuery, BadValue, shown
 from pipeline.model.op import DELETE, INSERT, UPDATE, UPSERT, Addressed, Op
@@ -64,11 +69,29 @@ class TablePlan:
                 keep_newest(self._row_plans, names, plan, MOST_PLANS)
         return self._new_row(plan, values, shard_key, key)
 
-    def new_rows(self, rows: Iterable[Mapping[str, Any]], shard_key: Any = None) -> Iterator[Addressed]:
-        """Make an insert of each row."""
-        plan, names = None, None
+    def new_rows(
+        self, rows: Iterable[Mapping[str, Any]], shard_key: Any = None, *, at_once: bool = False
+    ) -> Iterator[Addressed | Chunk]:
+        """Make an insert of each row; *at_once*: in chunks to be sent, where the rows are as usual."""
         if not isinstance(rows, Iterable):
             raise BadOp(f"expected rows, a mapping of fields each, not {shown(rows)}")
+        if not at_once or shard_key is not None:
+            yield from self._singly(rows, shard_key)
+            return
+        waiting, most = iter(rows), held_ops.CHUNK_ROWS
+        while part := list(islice(waiting, most)):
+            chunk = None
+            if set(map(type, part)) == {dict}:
+                plan = RowPlan(self.compiled, self.table, part[0], self.compiled.rules.shard_key)
+                chunk = chunk_of(plan, self.compiled, part, self.row_ids, self._turn)
+            if chunk is None:
+                yield from self._singly(part)
+            else:
+                most = max(chunk.rows_like, 1)
+                yield chunk
+
+    def _singly(self, rows: Iterable[Mapping[str, Any]], shard_key: Any = None) -> Iterator[Addressed]:
+        plan, names = None, None
         for row in rows:
             try:
                 given = row.keys()
@@ -175,11 +198,11 @@ class RowPlan:
     Attributes:
         final: whether pyDAL has made all values.
         key_at: where among the values the shard key is; None where the rows may differ in that.
+        numbers: the numbers of the columns, in the order of the values.
     """
 
     __slots__ = (
         "_checks",
-        "_columns",
         "_compiled",
         "_constants",
         "_filters",
@@ -190,6 +213,7 @@ class RowPlan:
         "_table",
         "final",
         "key_at",
+        "numbers",
     )
 
     def __init__(self, compiled: CompiledTable, table: Any, names: Iterable[str], key: str | None = None):
@@ -208,9 +232,9 @@ class RowPlan:
         constant = {name: value for name, value in defaults.items() if name not in late}
         self._constants = [compiled.lenient[name](value) for name, value in constant.items()]
         self._late = [(compiled.lenient[name], call) for name, call in late.items()]
-        self._columns = tuple(compiled.column_of[name] for name in (*ordered, *constant, *late))
+        self.numbers = tuple(compiled.column_of[name] for name in (*ordered, *constant, *late))
         key_column = compiled.column_of.get(key) if key and self._filters is None else None
-        self.key_at = self._columns.index(key_column) if key_column in self._columns else None
+        self.key_at = self.numbers.index(key_column) if key_column in self.numbers else None
 
     def outdated(self) -> bool:
         """Return whether the table has got another default, `compute` or filter since: controllers do that."""
@@ -237,9 +261,23 @@ class RowPlan:
         for check, default in self._late:
             final.append(check(default()))
         if not self._id_given:
-            return self._columns, final, None
+            return self.numbers, final, None
         id_name = self._compiled.schema.id_name
-        return self._columns, final, self._compiled.check[id_name](values[id_name])
+        return self.numbers, final, self._compiled.check[id_name](values[id_name])
+
+    def columns(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[Any]] | None:
+        """Return the final values of rows by columns; None where they have to be made one by one."""
+        names = [name for name, _ in self._checks]
+        if self._filters is not None or self._late or self._id_given or not names:
+            return None
+        if set(map(len, rows)) != {len(names)}:
+            return None
+        try:
+            given = zip(*map(itemgetter(*names, names[0]), rows), strict=True)
+            final: list[Sequence[Any]] = [list(map(check, next(given))) for _, check in self._checks]
+        except (KeyError, BadValue):
+            return None
+        return final + [[constant] * len(rows) for constant in self._constants]
 
     def _defaults(self, fields: tuple[Any, ...], given: frozenset[str]) -> dict[str, Any]:
         """Return the defaults of the fields that are not given; note what pyDAL has to compute or to filter."""

@@ -106,7 +106,9 @@ def value(random: Random, schema: TableSchema, column: int, bad: float) -> Any:
     kind = schema.columns[column].kind
     if kind == "reference":
         return random.choice((None, random.randint(1, 60)))
-    return random.choice(("a", "it's", None, f"u{random.randint(1, 10**6)}")) if kind == "string" else random.randint(0, 9)
+    return (
+        random.choice(("a", "it's", None, f"u{random.randint(1, 10**6)}")) if kind == "string" else random.randint(0, 9)
+    )
 
 
 def insert(schema: TableSchema, row: int | None, given: dict[int, Any]) -> Op:
