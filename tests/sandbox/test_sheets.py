@@ -10,7 +10,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
-from support.oracle.grouping import CHILD, ITEM, LOUD, NODE, PARENT, PLAIN, Database
+from support.oracle.grouping import CHILD, ITEM, LOUD, NODE, PARENT, PAST, PLAIN, Database
 
 from pipeline.apply.executor import Executor
 from pipeline.model.op import DELETE, INSERT, UPDATE, Op
@@ -80,9 +80,35 @@ def test_a_sheet_beside_an_op_of_its_table_is_taken_apart(database: Database, sh
     assert (sheets, len(found["plain"])) == ([], 16)
 
 
+def test_sheets_of_a_parent_and_its_children_keep_their_order(database: Database, sheets: list[int]):
+    known = [*(insert(PLAIN, row, {1: 1}) for row in range(1, 5)), *(past(row, 1) for row in range(1, 6))]
+    ops = [past(6, 1), past(7, 2), insert(PLAIN, 50, {1: 1}), insert(PLAIN, 51, {1: 1}), past(8, 50), past(9, 51)]
+
+    found = database.apply([*known, *ops], at_once=AT_ONCE)
+
+    assert sheets == [2, 2, 2]
+    assert found["rejects"] == []
+
+
+def past(row: int, of: int) -> Op:
+    return insert(PAST, row, {1: of})
+
+
 def loaded(random: Random) -> list[Op]:
     """Return mostly like inserts, as a bulk load makes them; of few tables, with ids that seldom come twice."""
-    family = random.choice(((PLAIN,), (PLAIN,), (PARENT, CHILD), (PARENT, ITEM), (NODE,), (PLAIN, LOUD), (ITEM, PLAIN)))
+    family = random.choice(
+        (
+            (PLAIN,),
+            (PLAIN,),
+            (PARENT, CHILD),
+            (PARENT, ITEM),
+            (NODE,),
+            (PLAIN, LOUD),
+            (ITEM, PLAIN),
+            (PLAIN, PAST),
+            (PLAIN, PAST),
+        )
+    )
     bad, often, other = random.choice((0.0, 0.05)), random.choice((60, 2000)), random.choice((0.0, 0.0, 0.1))
     shapes = {schema.name: [*range(1, len(schema.columns))] for schema in family}
     ops: list[Op] = []
