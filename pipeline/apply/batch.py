@@ -16,7 +16,7 @@ from pipeline.errors import BadOp, NewerOp, NotAnOp
 from pipeline.events import Event
 from pipeline.model.op import FORGED, INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
 from pipeline.model.schema import TableSchema, is_hash, is_hash_of
-from pipeline.model.sheet import Read, Sheet, SheetEntry, ops_in
+from pipeline.model.sheet import Read, Sheet, SheetEntry, count_ops
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Entries
 from pipeline.shard.records import ledger
@@ -88,7 +88,7 @@ class Batch:
     @property
     def tried(self) -> int:
         """How many ops there are to apply."""
-        return len(self.items) + ops_in(self.sheets)
+        return len(self.items) + count_ops(self.sheets)
 
     @property
     def lost(self) -> int:

@@ -8,13 +8,13 @@ Atomic groups run under a savepoint: many under one, and halved where one of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from pipeline.apply.earlier_ops import EarlierOps, Early
 from pipeline.apply.footprint import versioned
-from pipeline.apply.grouping import Group, Item, items_of
+from pipeline.apply.grouping import Group, Item, items_of, statements_of
 from pipeline.apply.held_rows import HeldRows
 from pipeline.apply.pace import Lessons, Portion, accused, around, chunk, halves
-from pipeline.apply.sheets import portions
 from pipeline.caches import keep_newest
 from pipeline.errors import PipelineError, Rejected
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPSERT, Entry, Op, Position
@@ -147,14 +147,16 @@ class Executor:
 
     def _insert(self, sheets: Sequence[SheetEntry], facts: Facts) -> None:
         """Insert the rows of sheets of one shape; where one may be refused, their ops one by one as all others."""
-        for some in portions(sheets):
+        for some in statements_of(sheets):
             if self._early or self._rows.held or not self._lessons.trusts(facts) or not self._inserted(some, facts):
                 for items in self._chunks(INSERT, items_of(some), facts):
                     self._run(INSERT, items, facts)
 
     def _inserted(self, sheets: Sequence[SheetEntry], facts: Facts) -> bool:
         try:
-            self._send(_rendered(lambda: insert_of([entry.sheet for entry in sheets], facts)))
+            with _rendering():
+                sql = insert_of([entry.sheet for entry in sheets], facts)
+            self._send(sql)
         except Exception as error:
             if self._judge(error, facts) is None:
                 raise
@@ -281,7 +283,9 @@ class Executor:
     def _statement(self, kind: str, ops: Sequence[Op], facts: Facts) -> None:
         if kind == UPSERT:
             _check_upsert(ops[0], facts)
-        self._send(_rendered(lambda: self._sql(kind, ops, facts)))
+        with _rendering():
+            sql = self._sql(kind, ops, facts)
+        self._send(sql)
 
     def _send(self, sql: str) -> None:
         # 4 bytes a character at most: count only what may be too long
@@ -394,10 +398,11 @@ class Executor:
         self.ids.extend((item.entry, first + i * step) for i, item in enumerate(items))
 
 
-def _rendered(render: Callable[[], str]) -> str:
-    """Return the SQL of ops. Whatever fails here is the fault of these ops, and must not stop the others."""
+@contextmanager
+def _rendering() -> Iterator[None]:
+    """Make the SQL of ops. Whatever fails here is the fault of these ops, and must not stop the others."""
     try:
-        return render()
+        yield
     except PipelineError:
         raise
     except Exception as error:

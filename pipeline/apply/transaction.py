@@ -14,10 +14,9 @@ from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.earlier_ops import EarlierOps, Early, by_time, oldest
 from pipeline.apply.executor import Executor
-from pipeline.apply.grouping import Item, grouped
+from pipeline.apply.grouping import Item, grouped, grouped_sheets, may_stay
 from pipeline.apply.held_rows import HeldRows, halted, record
 from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace
-from pipeline.apply.sheets import grouped_sheets, may_stay
 from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.model.op import Entry, Position

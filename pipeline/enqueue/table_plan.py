@@ -18,8 +18,9 @@ from pipeline.enqueue.bucket_choice import (
     check_upsert_filters,
     check_upsert_key,
     keeps_its_place,
+    sorted_by_bucket,
+    sorted_in_turn,
 )
-from pipeline.enqueue.bulk import chunk_of
 from pipeline.enqueue.final_values import (
     FUNCTIONS,
     CompiledTable,
@@ -34,6 +35,7 @@ from pipeline.enqueue.held_ops import Chunk
 from pipeline.enqueue.row_ids import RowIds
 from pipeline.errors import BadOp, BadQuery, BadValue, shown
 from pipeline.model.op import DELETE, INSERT, UPDATE, UPSERT, Addressed, Op
+from pipeline.model.sheet import Sheet
 
 #: Longest idempotency key, characters: a key is a number, an address or a digest, and each op carries it.
 MAX_KEY = 190
@@ -82,13 +84,36 @@ class TablePlan:
         while part := list(islice(waiting, most)):
             chunk = None
             if set(map(type, part)) == {dict}:
-                plan = RowPlan(self.compiled, self.table, part[0], self.compiled.rules.shard_key)
-                chunk = chunk_of(plan, self.compiled, part, self.row_ids, self._turn)
+                chunk = self._chunk(part)
             if chunk is None:
                 yield from self._singly(part)
             else:
                 most = max(chunk.rows_like, 1)
                 yield chunk
+
+    def _chunk(self, rows: Sequence[Mapping[str, Any]]) -> Chunk | None:
+        """Return rows as a chunk of sheets; None where they have to be made one by one, with the same meaning.
+
+        Then there are other fields, a value that is refused, filters, defaults that are called, given ids.
+        """
+        compiled, schema, key = self.compiled, self.compiled.schema, self.compiled.rules.shard_key
+        plan = RowPlan(compiled, self.table, rows[0], key)
+        columns = plan.columns(rows) if compiled.takes_sheets else None
+        if columns is None:
+            return None
+        if key is None or key == schema.id_name:
+            order, parts = sorted_in_turn(columns, len(rows), compiled.topology.buckets, self._turn)
+        elif plan.key_at is None or None in columns[plan.key_at]:
+            return None
+        else:
+            order = list(map(self._rule, columns[plan.key_at]))
+            parts = sorted_by_bucket(columns, order)
+        now_ms = clock.wall_ns() // 1000 / 1000
+        sheets = {}
+        for bucket, values in parts.items():
+            ids = self.row_ids.many(bucket, len(values[0]), now_ms)
+            sheets[bucket] = Sheet(schema.name, schema.hash, now_ms, ids, plan.numbers, values)
+        return Chunk.of(order, sheets)
 
     def _singly(self, rows: Iterable[Mapping[str, Any]], shard_key: Any = None) -> Iterator[Addressed]:
         plan, names = None, None

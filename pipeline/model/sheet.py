@@ -189,7 +189,7 @@ class SheetEntry(NamedTuple):
 Read = Entry | SheetEntry
 
 
-def ops_in(entries: Iterable[Read]) -> int:
+def count_ops(entries: Iterable[Read]) -> int:
     """Return how many ops there are.
 
     Args:
@@ -207,7 +207,7 @@ def singly(entries: Iterable[Read]) -> list[Entry]:
     return [one for entry in entries for one in (entry.entries() if isinstance(entry, SheetEntry) else (entry,))]
 
 
-def together(entries: Iterable[Entry]) -> list[Read]:
+def in_sheets(entries: Iterable[Entry]) -> list[Read]:
     """Return entries, neighbours that may have been one sheet as one.
 
     Args:

@@ -19,6 +19,10 @@ from pipeline.shard.dialect import SQLite
 
 #: Small enough for several batches of an example: the first sheet of a shape is taken apart.
 AT_ONCE = 9
+FAMILIES = (
+    *((PLAIN,), (PLAIN,), (PLAIN, PAST), (PLAIN, PAST), (ITEM, PLAIN), (PLAIN, LOUD)),
+    *((PARENT, CHILD), (PARENT, ITEM), (NODE,)),
+)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from operator import attrgetter
 from sys import maxsize
 
 from pipeline.model.op import START, Entry, Position
-from pipeline.model.sheet import Read, together
+from pipeline.model.sheet import Read, in_sheets
 from pipeline.oplog.batches import MOST_NOTES
 from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.counts import MOST_COUNTERS
@@ -171,7 +171,7 @@ class MemoryWork(MemoryEntries):
         anew: bool,
     ) -> tuple[dict[int, list[Read]], dict[int, str]]:
         earlier = self.note_attempts(shard, notes, anew=anew)
-        return {bucket: together(entries) for bucket, entries in self.read(after, count).items()}, earlier
+        return {bucket: in_sheets(entries) for bucket, entries in self.read(after, count).items()}, earlier
 
     def attempts(self, shard: str) -> dict[int, str]:
         with self._lock:

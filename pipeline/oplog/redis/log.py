@@ -13,7 +13,7 @@ from pipeline.errors import BadOp
 from pipeline.events import Event
 from pipeline.model.op import Entry, Position
 from pipeline.model.schema import TableSchema
-from pipeline.model.sheet import Read, ops_in, singly
+from pipeline.model.sheet import Read, count_ops, singly
 from pipeline.oplog.batches import MOST_NOTES
 from pipeline.oplog.contract import RECONCILE
 from pipeline.oplog.counts import MOST_COUNTERS
@@ -71,7 +71,7 @@ class RedisEntries(RedisServer):
             for (bucket, most), reply in zip(asked.items(), replies, strict=True):
                 more = read_of(bucket, reply, keys, unsigned=self._unsigned, after=ends[bucket], most=left[bucket])
                 found[bucket] += more
-                left[bucket] -= ops_in(more)
+                left[bucket] -= count_ops(more)
                 if not reply:
                     continue
                 last = position_of(reply[-1][0])
