@@ -71,6 +71,16 @@ def test_a_bulk_call_is_made_in_columns_and_its_receipts_name_the_rows(box: Sand
     assert len({(receipt.bucket, receipt.position) for receipt in receipts}) == 50
 
 
+def test_a_bulk_call_asks_for_ids_a_few_times(box: Sandbox, monkeypatch: pytest.MonkeyPatch):
+    asked, give_ids = [], box.log.give_ids
+    monkeypatch.setattr(box.log, "give_ids", lambda *what: asked.append(what) or give_ids(*what))
+
+    pipeline.enqueue_bulk_insert(box.db.plain, [{"shop": n} for n in range(3000)])  # type: ignore[attr-defined]
+
+    assert 0 < len(asked) <= 12
+    box.drain()
+
+
 def made(box: Sandbox, table: str, rows: list[Any], *, at_once: bool) -> tuple[list[Any], str]:
     """Return what becomes of rows, in their order: the place and the op of each; and what is refused.
 
