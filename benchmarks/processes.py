@@ -51,12 +51,12 @@ def kill_group(process_id: int) -> None:
 def rss_bytes(group_id: int) -> int:
     """Return the resident memory of a process group, pages that are shared by fork counted once per process."""
     page_bytes = os.sysconf("SC_PAGE_SIZE")
-    return sum(_resident_pages(pid) for pid in members(group_id)) * page_bytes
+    return sum(_resident_pages(pid) for pid in members_of(group_id)) * page_bytes
 
 
 def cpu_s(*group_ids: int) -> float:
     """Return the processor time of living processes and of the process groups that they lead, in user and system, s."""
-    ticks = sum(_ticks(pid) for group_id in group_ids for pid in {group_id, *members(group_id)})
+    ticks = sum(_ticks(pid) for group_id in group_ids for pid in {group_id, *members_of(group_id)})
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -83,8 +83,8 @@ def _stop(started: list[subprocess.Popen[bytes]]) -> None:
         process.wait(STOP_S)
 
 
-def members(group_id: int) -> list[int]:
-    """Return the processes of a process group."""
+def members_of(group_id: int) -> list[int]:
+    """Return the process ids of a process group."""
     found = []
     for entry in Path("/proc").iterdir():
         with suppress(ProcessLookupError, ValueError):

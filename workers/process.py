@@ -6,6 +6,7 @@ For crash tests, `PIPELINE_CRASH_AT=commit:0.1` kills the process with SIGKILL b
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import signal
 
@@ -19,6 +20,8 @@ from pipeline.per_process import PerProcess
 #: This process's client.
 process_client = PerProcess(Client)
 _appliers = PerProcess[dict[str, Applier]](dict)
+#: Shared with the pool's processes, which are forked later: 1 once the worker has been asked to stop.
+_stopping = mmap.mmap(-1, 1)
 #: Which step of an applier is a crash, and in which share of all cases.
 _at, _, _share = os.environ.get("PIPELINE_CRASH_AT", "").partition(":")
 
@@ -47,6 +50,20 @@ def applier(shard: str) -> Applier:
             shard, primary, here.log, here.settings.apply, step, here.settings.tables
         )
     return known
+
+
+def ask_to_stop(asked: bool = True) -> None:
+    """Have all processes of this worker leave the shards that they are at; called in the main process.
+
+    Args:
+        asked: False: they may stay.
+    """
+    _stopping[0] = asked
+
+
+def asked_to_stop() -> bool:
+    """Return whether this process's worker has been asked to stop."""
+    return bool(_stopping[0])
 
 
 def step(name: str) -> None:

@@ -1,7 +1,8 @@
-"""Sweep twice a second in every worker: ring for dirty shards, drain this host's spool, do without a broker that fails.
+"""Sweep twice a second: ring for dirty shards, drain this host's spool, do without a broker that fails.
 
-A dirty shard is rung for if its doorbell was lost. Where no bell can be rung, or this worker hears none, a process of
-its own applies what is due: a Redis that is full or a broker that is down stops no op (docs/operations.md).
+A dirty shard is rung for if its doorbell was lost. Of all workers one sweeps; where that cannot be known, all do. Where
+no bell can be rung, or this worker hears none, a process of its own applies what is due: a Redis that is full or a
+broker that is down stops no op (docs/operations.md).
 
 A worker drains its host's spool, as all web processes of the host may be gone. Both are processes of their own:
 databases and files burden neither the worker's threads nor its forks.
@@ -11,9 +12,11 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline import clock
@@ -38,6 +41,9 @@ DUE_MS = 700
 STILL_S = 4.0
 #: The time between two signs of life, s: shorter than one lasts, `ALIVE_MS`.
 ALIVE_EVERY_S = 2.0
+#: The lease of the worker that sweeps the shards of one Redis, by the first of them, and how long it lasts, ms: another
+#: worker sweeps within two seconds of its end.
+LEASE, LEASE_MS = "sweep:{}", 1_200
 #: The time between two drains, s: while ops wait, and while sent ops are only kept.
 WAITING_S, KEPT_S = 2.0, 30.0
 #: How long one drain may take, s; the next one goes on.
@@ -73,7 +79,10 @@ class Sweep:
         redis = settings.redis
         topology = Topology(settings)
         self._shards, self._pulse, self._served = topology.shards, pulse, served
-        self._group_of = topology.group_of
+        self._groups: dict[str, list[str]] = {}
+        for shard in self._shards:
+            self._groups.setdefault(topology.group_of(shard), []).append(shard)
+        self._token = secrets.token_hex(8)
         self._log = log_of(settings, read_s=1.0)
         self._bell = Bell(redis.broker_url, redis.prefix, self._shards)
         self._alone = Child(settings.source)
@@ -93,7 +102,10 @@ class Sweep:
         return SWEEP_S
 
     def close(self) -> None:
-        """End what was started, and close the connections."""
+        """Let another worker sweep, end what was started, and close the connections."""
+        with suppress(LogUnavailable):
+            for shards in self._groups.values():
+                self._log.release_lease(LEASE.format(shards[0]), self._token)
         self._log.close()
         self._bell.close()
         self._alone.close()
@@ -106,25 +118,33 @@ class Sweep:
             LogUnavailable: every Redis that was asked is away; one that is delays no shard of another.
         """
         unheard, away, sign = list[str](), dict[str, LogUnavailable](), self._sign_is_due()
-        for shard in self._shards:
-            group = self._group_of(shard)
-            if group in away:
-                continue
+        for group, shards in self._groups.items():
             try:
-                if sign and shard in self._served:
-                    self._log.hold_lease(ALIVE.format(shard), ALIVE_TOKEN, ALIVE_MS)
-                ring, dirty = self._log.sweep(shard, due_ms=DUE_MS)
+                swept = self._swept(shards, sign=sign)
             except LogUnavailable as error:
                 away[group] = error
                 continue
-            # a broker that does not answer is asked once per turn, not once per shard
-            if ring and (unheard or not self._bell.ring_now(shard, dirty) or self._pulse.still):
-                unheard.append(shard)
+            for shard, (ring, dirty) in swept.items():
+                # a broker that does not answer is asked once per turn, not once per shard
+                if ring and (unheard or not self._bell.ring_now(shard, dirty) or self._pulse.still):
+                    unheard.append(shard)
         for group, why in away.items():
-            if len(away) == len({*map(self._group_of, self._shards)}):
+            if len(away) == len(self._groups):
                 raise why
             logger.warning(Event("sweep_failed", redis=group or "[redis]", error=why))
         return unheard
+
+    def _swept(self, shards: Sequence[str], *, sign: bool) -> dict[str, tuple[bool, int]]:
+        """Sweep the shards of one Redis, unless another worker does."""
+        if sign and (served := [shard for shard in shards if shard in self._served]):
+            self._log.hold_leases(map(ALIVE.format, served), ALIVE_TOKEN, ALIVE_MS)
+        try:
+            if not self._log.hold_lease(LEASE.format(shards[0]), self._token, LEASE_MS):
+                return {}
+        except LogUnavailable as error:
+            if error.silent:
+                raise  # else somebody has put something else under the lease's name
+        return self._log.sweep_all(shards, due_ms=DUE_MS)
 
     def _sign_is_due(self) -> bool:
         """Return, every other second, True: others know then which shards have a worker, as `pipeline why` says."""

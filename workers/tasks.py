@@ -6,29 +6,26 @@ from typing import Any
 
 from pipeline.admin import upkeep
 from pipeline.errors import Unavailable
-from pipeline.oplog.doorbell import APPLY_TASK
+from pipeline.oplog.doorbell import APPLY_TASK, queue_of
 from workers import app
-from workers.metrics.batches import count_batch
-from workers.process import applier, process_client
+from workers.process import process_client
+from workers.stay import Stay
 
 
 @app.task(name=APPLY_TASK)
 def apply(shard: str, ops: int = 1) -> dict[str, Any]:
-    """Apply one batch of a shard's ops, and ring for what is left.
+    """Apply a shard's ops in batches, for as long as ops come and nobody else waits; ring for what is left.
 
     Args:
         shard: the shard's name.
         ops: how many were waiting when the doorbell was rung; Flower shows the number.
 
     Returns:
-        What the batch did, for Flower.
+        What the batches did, for Flower.
     """
-    bell = process_client().bell
-    outcome = applier(shard).apply(bell)
-    count_batch(shard, outcome)
-    if outcome.ring:
-        bell.ring_now(shard, outcome.left)
-    return outcome.summary()
+    heard = app.amqp.queues.consume_from
+    others = [other for other in process_client().topology.shards if other != shard and queue_of(other) in heard]
+    return Stay(shard, process_client().bell, others).run()
 
 
 # a dead primary is noticed by one failure; the next try finds the primary of that moment

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
+from celery.signals import worker_shutting_down
 
 from pipeline import clock
 from pipeline.admin.check.surroundings import foreign_modules
@@ -22,14 +23,14 @@ from pipeline.config.topology import Topology
 from pipeline.enqueue.deployment import compare_all
 from pipeline.errors import Unavailable, WrongDeployment
 from pipeline.events import Event
-from pipeline.oplog.appends import scopes_of
+from pipeline.oplog.appends import Scope, scopes_of
 from pipeline.oplog.doorbell import queue_of
-from workers.chores import Chores
+from workers.chores import Chores, Overview
 from workers.metrics import batches
 from workers.metrics.tally import Tally
 from workers.moves import Moves
 from workers.prober import Watch
-from workers.process import process_client
+from workers.process import ask_to_stop, process_client
 from workers.sign_of_life import PoolWatch, SignOfLife
 from workers.sweeper import Pulse, Sweep
 from workers.turns import STOP_S, Turns, Work
@@ -59,6 +60,7 @@ class Threads(bootsteps.StartStopStep):
         Args:
             parent: Celery's worker.
         """
+        ask_to_stop(False)
         say_what_is_used(Path.cwd())
         settings, pulse = load(), Pulse()
         shards, queues = Topology(settings).shards, parent.app.amqp.queues.consume_from
@@ -69,8 +71,12 @@ class Threads(bootsteps.StartStopStep):
         works: dict[str, Work] = {"prober": Watch(settings), "sweeper": Sweep(settings, pulse, served)}
         works["observer"] = Recorder(settings)
         works["mover"] = Moves(client)
+        by_group: dict[str, list[Scope]] = {}
         for scope in scopes_of(shards).values():
-            works[f"chores-{scope.name}"] = Chores(client, scope)
+            by_group.setdefault(client.topology.group_of(scope.name), []).append(scope)
+        for scopes in by_group.values():  # a Redis that hangs keeps the look at no other waiting
+            overview = Overview(client.log, [scope.name for scope in scopes])
+            works |= {f"chores-{scope.name}": Chores(client, scope, overview) for scope in scopes}
         threads = {name: Turns(name, work) for name, work in works.items()}
         pool = PoolWatch()
         self._beats += [parent.timer.call_repeatedly(1.0, pool.beat)]
@@ -87,6 +93,7 @@ class Threads(bootsteps.StartStopStep):
         Args:
             parent: Celery's worker.
         """
+        ask_to_stop()
         for beats in self._beats:
             beats.cancel()
         if self._port is not None:
@@ -98,6 +105,12 @@ class Threads(bootsteps.StartStopStep):
             thread.stop(deadline.left_s)
 
     terminate = stop
+
+
+@worker_shutting_down.connect
+def leave_shards(**_: Any) -> None:
+    """Have no shard stayed at, as the worker gets the signal to stop: it waits for its tasks to end."""
+    ask_to_stop()
 
 
 def metrics_port(parent: Any) -> Port | None:

@@ -21,7 +21,7 @@ def workers(concurrency: int, nodes: int = 1) -> Callable[[Target], AbstractCont
     @contextmanager
     def open_peer(target: Target) -> Iterator[Enqueue]:
         target.redis(CELERY_DATABASE).flushdb()
-        with running(target, *(_command(concurrency, node) for node in range(nodes))):
+        with running(target, *(command(concurrency, node) for node in range(nodes))):
             yield _enqueue
 
     return open_peer
@@ -36,7 +36,8 @@ def _enqueue(rows: Sequence[Row]) -> None:
                 insert_purchase.apply_async((row,), producer=producer)
 
 
-def _command(concurrency: int, node: int) -> list[str]:
+def command(concurrency: int, node: int) -> list[str]:
+    """Return the command of a worker."""
     flags = ["-n", f"peer{node}@%h", "--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "ERROR"]
     app = ["-A", "benchmarks.peers.celery_app"]
     return [sys.executable, "-m", "celery", *app, "worker", "-P", "prefork", "-c", str(concurrency), *flags]

@@ -20,7 +20,7 @@ import pipeline
 from benchmarks.figure import Figure
 from benchmarks.peer import DRAIN_S, WARM_ROWS, WARM_S
 from benchmarks.peers import ours
-from benchmarks.processes import members, running
+from benchmarks.processes import members_of, running
 from benchmarks.rows import take
 from benchmarks.table import Table, open_table
 from benchmarks.target import Target
@@ -68,7 +68,7 @@ def _combination(target: Target, table: Table, servers: dict[str, int], workers:
         _through(table, purchase, many[:WARM_ROWS], WARM_S)
 
         def cpu() -> Cpu:
-            groups = [pid for one in started for pid in members(one.pid)]
+            groups = [pid for one in started for pid in members_of(one.pid)]
             databases = sum(_cpu_s(pid) for name, pid in servers.items() if name != "redis")
             return Cpu(time.process_time(), _cpu_s(servers["redis"]), sum(map(_cpu_s, groups)), databases)
 

@@ -27,7 +27,16 @@ def strange_keys(
         delete: whether to delete them.
     """
     buckets = (topology.reference_bucket,) if scope.name == EVERYWHERE else topology.buckets_of(scope.name)
-    known = (f"lineage:{scope.name}", f"span:{scope.name}", "probe", "observe", "moves", ALIVE.format(scope.name))
+    known = (
+        f"lineage:{scope.name}",
+        f"span:{scope.name}",
+        f"mend:{scope.name}",
+        f"sweep:{scope.name}",
+        "probe",
+        "observe",
+        "moves",
+        ALIVE.format(scope.name),
+    )
     leases = {*known, RECONCILE.format(scope.name), *(f"{name}:{scope.name}" for name in chores)}
     return log.mend(scope, buckets, leases, delete=delete)
 

@@ -72,7 +72,12 @@ class Applier(ShardTurns):
         settings: what one transaction may take.
         step: called with the name of each step before it is taken; crash tests kill the process in it.
         tables: what the configuration says of tables, by name: here `on_reject` counts.
+
+    Attributes:
+        holder: who holds the shard's bell while this applies, see `Work.due`; the empty text: nobody.
     """
+
+    holder = ""
 
     def __init__(
         self,
@@ -94,6 +99,9 @@ class Applier(ShardTurns):
         self._whole_until_s = 0.0
         #: Whether what the last turn noted means nothing: the log went away, or the turn was given up for a whole one.
         self._void = False
+        #: When the last turn looked at what is due, if that is in good hands, s; and what rings for others.
+        self._looked_s: float | None = None
+        self._bell: Bell | SilentBell | None = None
 
     def apply(self, bell: Bell | SilentBell | None = None) -> Outcome:
         """Apply one batch of what is due. Never raises for a fault that a retry may cure.
@@ -105,7 +113,8 @@ class Applier(ShardTurns):
         started = clock.mono_s()
         self._step("due")
         limit = MOST_BUCKETS + 1 if self._whole else self._settings.buckets
-        due = self._log.due(self.shard, limit if self._whole else 2 * limit)
+        due = self._log.due(self.shard, limit if self._whole else 2 * limit, self.holder)
+        self._bell, self._looked_s = bell, started
         if not due:
             self._whole = clock.mono_s() < self._whole_until_s
             return Outcome()
@@ -120,6 +129,8 @@ class Applier(ShardTurns):
             outcome = self._turn(take, started)
             self._failures, self._void = 0, outcome.crossed
             outcome.ring |= self._hand_on()
+            if outcome.ring or ops_of(outcome):
+                self._looked_s = None
             self._whole |= outcome.crossed
             if outcome.crossed or self._early != early:
                 self._whole_until_s = clock.mono_s() + WHOLE_S
@@ -142,6 +153,30 @@ class Applier(ShardTurns):
         outcome.ms = ms_since(started)
         rejections.tell(self.shard, outcome.refused)
         return outcome
+
+    def leave(self, bell: Bell | SilentBell) -> None:
+        """Give up the bell, and ring if anything is due but what the last turn found in others' hands.
+
+        Args:
+            bell: is rung.
+
+        Raises:
+            LogUnavailable: the log does not answer; nobody holds the bell for long.
+        """
+        self._leave(bell)
+        self.holder = ""
+
+    def _leave(self, bell: Bell | SilentBell) -> None:
+        within_ms = None if self._looked_s is None else ms_since(self._looked_s) + 1
+        ring, left = self._log.leave(self.shard, self.holder, within_ms=within_ms)
+        if ring:
+            bell.ring_now(self.shard, left)
+
+    def _alone(self, bucket: int, attempt: Attempt | None, largest_bytes: int, outcome: Outcome) -> None:
+        """Let others come meanwhile: this may take seconds."""
+        if self.holder and self._bell is not None:
+            self._leave(self._bell)
+        super()._alone(bucket, attempt, largest_bytes, outcome)
 
     def _hand_on(self) -> bool:
         """Leave buckets to the shard that they have gone to, as a producer did not know it yet; let others arrive.
@@ -194,13 +229,24 @@ class Applier(ShardTurns):
             if held:
                 note_waits(self._log, self.shard, batch.waiting, held)
             note = note_of(clock.wall_ms(), batch.before, batch.after)
-            outcome.ring, outcome.left = self._log.finish(self.shard, done, counts=outcome.counts, note=note)
+            outcome.ring, outcome.left = self._log.finish(
+                self.shard, done, counts=outcome.counts, note=note, holder=self.holder
+            )
         except Unavailable as error:
             logger.warning(Event("commit_not_published", shard=self.shard, error=error))
         self._stopped.room -= len(batch.halted)
         if self._settings.breaker:
             for reject in self._stopped.breaker.learn(batch.items, batch.aside, batch.sheets):
                 self._stopped.halt(reject, self._facts.database_name(reject.table))
+
+
+def ops_of(outcome: Outcome) -> int:
+    """Return how many ops a batch got on with, whatever became of them.
+
+    Args:
+        outcome: what it did.
+    """
+    return outcome.applied + outcome.rejected + outcome.parked + outcome.seen + outcome.lost
 
 
 def counts_of(batch: Batch, outcome: Outcome) -> Counter[str]:

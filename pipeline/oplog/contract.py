@@ -6,7 +6,7 @@ with `Waits` (see `waits`); what processes share beside the ops is `SharedState`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Protocol
 
 from pipeline.model.ids import Given
@@ -17,6 +17,8 @@ from pipeline.oplog.waits import Waits
 
 #: The lease on the chore that compares a shard's watermarks with its logs.
 RECONCILE = "reconcile:{}"
+#: How often who waits for an op may look at other things, s.
+SLICE_S = 0.02
 
 
 class Entries(Protocol):
@@ -123,12 +125,37 @@ class Entries(Protocol):
 class Work(Entries, Waits, Protocol):
     """What a worker does with entries: it takes buckets from the dirty sets, and finishes them. The bells are here."""
 
-    def due(self, shard: str, limit: int) -> dict[int, int]:
-        """Silence the bell; return the oldest due buckets, each with the bytes of its largest op (0: small).
+    def due(self, shard: str, limit: int, holder: str = "") -> dict[int, int]:
+        """Silence or hold the bell; return the oldest due buckets, each with the bytes of its largest op (0: small).
+
+        While a bell is held, nobody rings: its holder comes back to `due`, or leaves. If nothing is due it listens.
 
         Args:
             shard: the shard's name.
             limit: the most buckets to return.
+            holder: holds the bell, unless another does; a word. The empty text silences it.
+        """
+        ...
+
+    def listen(self, shard: str, holder: str, for_s: float) -> Generator[bool | None]:
+        """Wait for an op while nothing is due; yield False every `SLICE_S`, True once one has come.
+
+        Ends with True, with None where somebody else holds the bell, or with False when the time is over.
+
+        Args:
+            shard: the shard's name.
+            holder: as for `due`.
+            for_s: the longest wait, s.
+        """
+        ...
+
+    def leave(self, shard: str, holder: str, *, within_ms: int | None = None) -> tuple[bool, int]:
+        """Give up a bell, and look once more; return whether to ring and how many buckets are dirty.
+
+        Args:
+            shard: the shard's name.
+            holder: as for `due`; one that holds nothing looks all the same.
+            within_ms: nobody is to ring for what has been due for longer; None: for all that is due.
         """
         ...
 
@@ -150,6 +177,7 @@ class Work(Entries, Waits, Protocol):
         delay_ms: int = 0,
         counts: Mapping[str, int] = {},
         note: str = "",
+        holder: str = "",
     ) -> tuple[bool, int]:
         """Publish watermarks, un-dirty drained buckets, forget their attempts; return whether to ring and how many are
         dirty.
@@ -162,6 +190,7 @@ class Work(Entries, Waits, Protocol):
             delay_ms: how long a bucket with entries left rests; then no process is to ring.
             counts: is added to the shard's counters, see `oplog/counts`.
             note: of the batch, see `oplog/batches`; empty: none.
+            holder: as for `due`: it goes on or leaves, instead of ringing at once.
         """
         ...
 
@@ -235,6 +264,15 @@ class Work(Entries, Waits, Protocol):
         """
         ...
 
+    def sweep_all(self, shards: Iterable[str], *, due_ms: int) -> dict[str, tuple[bool, int]]:
+        """Sweep shards in one round trip; return what `sweep` returns for each.
+
+        Args:
+            shards: their names; of one Redis, as one that is away fails all.
+            due_ms: how long a bucket must have been due.
+        """
+        ...
+
     def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
         """Mark buckets as having unapplied entries.
 
@@ -291,6 +329,25 @@ class SharedState(Protocol):
             name: the chore.
             token: the holder's.
             for_ms: how long the lease lasts from now on.
+        """
+        ...
+
+    def hold_leases(self, names: Iterable[str], token: str, for_ms: int) -> None:
+        """Do as `hold_lease` for each name, in one round trip.
+
+        Args:
+            names: the chores.
+            token: the holder's.
+            for_ms: how long the leases last from now on.
+        """
+        ...
+
+    def look(self, leases: Iterable[str], scopes: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
+        """Return which leases are there, and which scopes have an epoch of this server, in one round trip.
+
+        Args:
+            leases: chores.
+            scopes: names of scopes.
         """
         ...
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import quote
@@ -117,6 +117,20 @@ class Bell:
         except Exception as error:  # the broker may fail in many ways
             logger.debug(Event("broker_silent", error=error))
             return None
+
+    def waits(self, shards: Collection[str]) -> bool:
+        """Return whether a message waits in the broker for one of some shards; True if it does not answer.
+
+        Args:
+            shards: their names.
+        """
+        if not shards:
+            return False
+        try:
+            return bool(self._broker().exists(*(f"{self._prefix}:celery:{queue_of(one)}" for one in shards)))
+        except Exception as error:  # the broker may fail in many ways
+            logger.debug(Event("broker_silent", error=error))
+            return True
 
     def prepare(self) -> None:
         """Import what the first ring needs: 0.1 s of work that no request has to wait for then."""
@@ -256,6 +270,10 @@ class SilentBell:
         """Note the shard."""
         self.rung.append(shard)
         return True
+
+    def waits(self, shards: Collection[str]) -> bool:
+        """Return False: here nobody waits."""
+        return False
 
     def later(self, work: Later) -> None:
         """Note what is to be done."""

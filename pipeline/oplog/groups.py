@@ -7,7 +7,7 @@ are in every Redis, so that none is lost with one of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -206,8 +206,8 @@ class GroupedLog(RedisLog):
 
     # work -----------------------------------------------------------------------------------------------------
 
-    def due(self, shard: str, limit: int) -> dict[int, int]:
-        found = self.at(shard).due(shard, limit)
+    def due(self, shard: str, limit: int, holder: str = "") -> dict[int, int]:
+        found = self.at(shard).due(shard, limit, holder)
         if self._is_asked_beside(shard):
             with self._unless_silent():
                 found |= self._beside.due(shard, 1)
@@ -228,11 +228,13 @@ class GroupedLog(RedisLog):
         delay_ms: int = 0,
         counts: Mapping[str, int] = {},
         note: str = "",
+        holder: str = "",
     ) -> tuple[bool, int]:
         own, parts = self.at(shard), self._split(marks)
-        ring, left = own.finish(shard, parts.pop(own, {}), delay_ms=delay_ms, counts=counts, note=note)
+        mine = parts.pop(own, {})
+        ring, left = own.finish(shard, mine, delay_ms=delay_ms, counts=counts, note=note, holder=holder)
         for log, part in parts.items():
-            more, others = log.finish(shard, part, delay_ms=delay_ms)
+            more, others = log.finish(shard, part, delay_ms=delay_ms, holder=holder)
             ring, left = ring or more, left + others
         return ring, left
 
@@ -266,13 +268,34 @@ class GroupedLog(RedisLog):
         own = self.at(shard)
         return own.attempts(shard) if own is self.first else self.first.attempts(shard) | own.attempts(shard)
 
-    def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
-        ring, dirty = self.at(shard).sweep(shard, due_ms=due_ms)
+    def listen(self, shard: str, holder: str, for_s: float) -> Generator[bool | None]:
+        return self.at(shard).listen(shard, holder, for_s)
+
+    def leave(self, shard: str, holder: str, *, within_ms: int | None = None) -> tuple[bool, int]:
+        ring, left = self.at(shard).leave(shard, holder, within_ms=within_ms)
         if self._is_asked_beside(shard):
             with self._unless_silent():
-                more, others = self._beside.sweep(shard, due_ms=due_ms)
-                ring, dirty = ring or more, dirty + others
-        return ring, dirty
+                more, others = self._beside.leave(shard, holder, within_ms=within_ms)
+                ring, left = ring or more, left + others
+        return ring, left
+
+    def sweep_all(self, shards: Iterable[str], *, due_ms: int) -> dict[str, tuple[bool, int]]:
+        swept, beside = dict[str, tuple[bool, int]](), list[str]()
+        for log, names in self._by_log(shards).items():
+            swept |= log.sweep_all(names, due_ms=due_ms)
+            beside += filter(self._is_asked_beside, names)
+        if beside:
+            with self._unless_silent():
+                for shard, (more, others) in self._beside.sweep_all(beside, due_ms=due_ms).items():
+                    ring, dirty = swept[shard]
+                    swept[shard] = ring or more, dirty + others
+        return swept
+
+    def _by_log(self, scopes: Iterable[str]) -> dict[RedisLog, list[str]]:
+        parts: dict[RedisLog, list[str]] = {}
+        for scope in scopes:
+            parts.setdefault(self.at(scope), []).append(scope)
+        return parts
 
     def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
         for log, part in self._split(dict.fromkeys(buckets)).items():
@@ -302,6 +325,17 @@ class GroupedLog(RedisLog):
 
     def hold_lease(self, name: str, token: str, for_ms: int) -> bool:
         return self._at_chore(name).hold_lease(name, token, for_ms)
+
+    def hold_leases(self, names: Iterable[str], token: str, for_ms: int) -> None:
+        for name in names:
+            self.hold_lease(name, token, for_ms)
+
+    def look(self, leases: Iterable[str], scopes: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
+        held, settled, names = frozenset[str](), frozenset[str](), list(leases)
+        for log, part in self._by_log(scopes).items():
+            there, here = log.look([name for name in names if self._at_chore(name) is log], part)
+            held, settled = held | there, settled | here
+        return held, settled
 
     def release_lease(self, name: str, token: str) -> None:
         self._at_chore(name).release_lease(name, token)

@@ -6,6 +6,8 @@ _DAY_MS = 86_400_000
 
 #: A Celery message that no worker fetched for so long no longer counts as on its way: the longest delay of a lost ring.
 BELL_MS = 1000
+#: A worker that is at a shard holds its bell for so long: while a batch takes longer, the next op rings for another.
+HELD_MS = 200
 #: Producers stop so soon after memory has run short, and go on so soon after there is room.
 ROOM_MS = 1000
 #: What rests, rings or refuses lies no further ahead, by the log's clock: what does was set before the clock went back.

@@ -85,6 +85,7 @@ def test_a_message_popped_by_a_worker_that_dies_delays_but_loses_nothing(trial: 
 
 def test_a_producer_killed_between_its_append_and_its_bell_leaves_its_op_to_the_sweeper(trial: Trial) -> None:
     [owner] = trial.rig.owners(1)
+    nobody_stays(trial)
 
     run = subprocess.run(
         [sys.executable, "-c", KILLED_AT_THE_BELL, str(trial.rig.config), str(owner)],
@@ -109,6 +110,12 @@ def test_a_dirty_set_that_forgot_a_bucket_is_mended_from_watermarks_and_tails(tr
 
     trial.settle(SOON_S)
     trial.holds()
+
+
+def nobody_stays(trial: Trial) -> None:
+    """Wait until no worker holds a bell: the next op rings."""
+    bells = [f"pl:bell:{shard}" for shard in trial.rig.primaries]
+    assert any(not trial.rig.redis.exists(*bells) for _ in polls(SOON_S))
 
 
 def empty_queues(trial: Trial) -> None:

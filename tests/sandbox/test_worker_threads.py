@@ -18,7 +18,7 @@ from pipeline.oplog.appends import EVERYWHERE
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.testing import Sandbox, sandbox
-from workers import sweeper, turns
+from workers import chores, sweeper, turns
 from workers.chores import CHORES, Chores, hasten
 from workers.sweeper import Child, Pulse, Sweep
 from workers.turns import Turns
@@ -95,6 +95,57 @@ def test_where_no_bell_can_be_rung_all_that_is_due_is_applied_without_the_broker
 
     assert alone.commands == [("workers", "s0", "s1")]
     assert bell.rung == ["s0"]
+
+
+def test_of_several_workers_one_sweeps_and_another_goes_on_when_it_ends(log: MemoryLog):
+    first, second = SilentBell(), SilentBell()
+    (one, _), (other, _) = sweep(log, first), sweep(log, second)
+    one.turn()
+
+    other.turn()
+    assert (first.rung, second.rung) == (["s0", "s1"], [])
+
+    silence(log)
+    one.close()
+    other.turn()
+    assert second.rung == ["s0", "s1"]
+
+
+def test_a_worker_that_sweeps_and_is_killed_is_followed_by_another_within_seconds(log: MemoryLog):
+    bell = SilentBell()
+    (killed, _), (other, _) = sweep(log, SilentBell()), sweep(log, bell)
+    killed.turn()
+    silence(log)
+
+    log.ahead_ms += sweeper.LEASE_MS
+    other.turn()
+
+    assert bell.rung == ["s0", "s1"]
+    assert sweeper.LEASE_MS / 1000 + sweeper.SWEEP_S <= 2
+
+
+class StrangeLease(MemoryLog):
+    """A log whose Redis refuses the lease: somebody has put a set under its name."""
+
+    def hold_lease(self, name: str, token: str, for_ms: int) -> bool:
+        raise LogUnavailable("WRONGTYPE", sent=False)
+
+
+def test_where_it_is_not_known_who_sweeps_every_worker_does():
+    log, bell = StrangeLease(), SilentBell()
+    log.mark_dirty("s1", [3])
+    one, _ = sweep(log, bell)
+
+    one.turn()
+
+    assert bell.rung == ["s1"]
+
+
+def silence(log: MemoryLog) -> None:
+    """Lose the messages that were rung."""
+    for shard in SHARDS:
+        log.leave(shard, "")
+        log._server.keys.pop(f"bell:{shard}", None)
 
 
 class HalfAway(MemoryLog):
@@ -178,6 +229,48 @@ def test_a_bucket_that_the_dirty_set_forgot_is_found_at_most_once_in_a_while_or_
     hasten(box.log, "reconcile", "s0")
     one.turn()
     assert box.log.dirty("s0") == 1
+
+
+def test_leases_that_another_worker_holds_are_asked_for_seldom_and_those_given_up_at_once(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    log: Any = box.log
+    monkeypatch.setattr(chores, "LOOK_S", 0.0)
+    one = Chores(box.client, box.client.publisher.scopes["s0"], chores.Overview(log, ["s0"]))
+    one.turn()
+    one.turn()
+    asked: list[str] = []
+    take = log.take_lease
+    monkeypatch.setattr(log, "take_lease", lambda name, for_ms: asked.append(name) or take(name, for_ms))
+
+    one.turn()
+    assert asked == []
+
+    hasten(log, "reconcile", "s0")
+    one.turn()
+    assert asked == ["reconcile:s0"]
+
+
+def test_a_lease_that_outlasts_its_time_is_asked_for_all_the_same(box: Sandbox, monkeypatch: pytest.MonkeyPatch):
+    log: Any = box.log
+    one = Chores(box.client, box.client.publisher.scopes["s0"], chores.Overview(log, ["s0"]))
+    one.turn()
+    log.ahead_ms -= 3_600_000
+    monkeypatch.setattr(chores, "LOOK_S", 0.0)
+    monkeypatch.setattr(one, "_anyway_at_s", dict.fromkeys(one._anyway_at_s, 0.0))
+    forget_dirty(box)
+
+    one.turn()
+
+    assert log.dirty("s0") == 1
+
+
+def test_a_look_at_a_redis_that_is_away_says_that_nothing_is_known():
+    class Away(MemoryLog):
+        def look(self, *_: Any) -> Any:
+            raise LogUnavailable("away")
+
+    assert chores.Overview(Away(), ["s0"]).seen() == (frozenset(), frozenset())
 
 
 def test_what_a_stop_held_back_is_released_by_a_chore(box: Sandbox, db: Any):

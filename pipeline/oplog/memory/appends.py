@@ -164,6 +164,9 @@ class MemoryAppends(MemoryServer):
             dirty.setdefault(bucket, now)
         bell = self._server.keys.get(f"bell:{shard}")  # as `_take`, once per op
         if bell is not None and now < bell.until_ms:
+            if bell.value.startswith("l "):
+                self._set(f"wake:{shard}", "1", BELL_MS)
+                self._set(f"bell:{shard}", f"h {bell.value[2:]}", BELL_MS)
             return False
         self._set(f"bell:{shard}", "1", BELL_MS)
         return True

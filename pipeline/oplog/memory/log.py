@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from operator import attrgetter
 from sys import maxsize
 
+from pipeline import clock
 from pipeline.model.op import START, Entry, Position
 from pipeline.model.sheet import Read, in_sheets
 from pipeline.oplog.batches import MOST_NOTES
-from pipeline.oplog.contract import RECONCILE
+from pipeline.oplog.contract import RECONCILE, SLICE_S
 from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.memory.appends import MemoryAppends
 from pipeline.oplog.memory.server import MemoryServer
 from pipeline.oplog.memory.shared_state import MemorySharedState, MemoryWaits
-from pipeline.oplog.ttls import BELL_MS, MOST_AHEAD_MS, NOTE_MS
+from pipeline.oplog.ttls import BELL_MS, HELD_MS, MOST_AHEAD_MS, NOTE_MS
 
 
 class MemoryEntries(MemoryServer):
@@ -98,11 +99,16 @@ class MemoryEntries(MemoryServer):
 class MemoryWork(MemoryEntries):
     """See `contract.Work`."""
 
-    def due(self, shard: str, limit: int) -> dict[int, int]:
+    def due(self, shard: str, limit: int, holder: str = "") -> dict[int, int]:
         with self._lock:
-            self._server.keys.pop(f"bell:{shard}", None)
+            held = self._get(bell := f"bell:{shard}") or ""
             waiting, now = self._server.dirty.get(shard, {}), self.now_ms()
             oldest = sorted((at, str(bucket)) for bucket, at in waiting.items() if at <= now)
+            if not holder:
+                self._server.keys.pop(bell, None)
+            elif held in ("", "1") or held[2:] == holder:
+                self._server.keys.pop(f"wake:{shard}", None)
+                self._set(bell, f"{'h' if oldest else 'l'} {holder}", HELD_MS if oldest else BELL_MS)
             return {int(bucket): self._server.big.get(int(bucket), 0) for _, bucket in oldest[:limit]}
 
     def sizes(self, after: Mapping[int, Position], count: int, most_bytes: int) -> dict[int, list[int]]:
@@ -122,6 +128,7 @@ class MemoryWork(MemoryEntries):
         delay_ms: int = 0,
         counts: Mapping[str, int] = {},
         note: str = "",
+        holder: str = "",
     ) -> tuple[bool, int]:
         with self._lock:
             if note:
@@ -143,7 +150,7 @@ class MemoryWork(MemoryEntries):
                 elif bucket in dirty:
                     dirty[bucket] = self.now_ms() + delay_ms
             due = delay_ms == 0 and any(at <= self.now_ms() for at in dirty.values())
-            return due and self._take(f"bell:{shard}", BELL_MS), len(dirty)
+            return due and (bool(holder) or self._take(f"bell:{shard}", BELL_MS)), len(dirty)
 
     def batches(self, shard: str) -> list[str]:
         with self._lock:
@@ -177,6 +184,29 @@ class MemoryWork(MemoryEntries):
         with self._lock:
             return dict(self._server.attempts.get(shard, {}))
 
+    def listen(self, shard: str, holder: str, for_s: float) -> Generator[bool | None]:
+        until_s = clock.mono_s() + for_s
+        while True:
+            with self._lock:
+                held = (self._get(f"bell:{shard}") or "")[2:] == holder
+                woken, over = self._server.keys.pop(f"wake:{shard}", None), clock.mono_s() >= until_s
+            yield True if woken is not None else None if over and not held else False
+            if woken is not None or over:
+                return
+            clock.sleep_s(SLICE_S)
+
+    def leave(self, shard: str, holder: str, *, within_ms: int | None = None) -> tuple[bool, int]:
+        with self._lock:
+            dirty, bell, now_ms = self._server.dirty.get(shard, {}), f"bell:{shard}", self.now_ms()
+            if (self._get(bell) or "")[2:] == holder:
+                del self._server.keys[bell]
+                self._server.keys.pop(f"wake:{shard}", None)
+            since_ms = 0 if within_ms is None else now_ms - within_ms
+            due = any(since_ms <= at <= now_ms for at in dirty.values())
+            if due and (self._get(bell) or "1") != "1":
+                self._set(f"wake:{shard}", "1", BELL_MS)
+            return due and self._take(bell, BELL_MS), len(dirty)
+
     def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
         with self._lock:
             now_ms, dirty = self.now_ms(), self._server.dirty.get(shard, {})
@@ -186,6 +216,9 @@ class MemoryWork(MemoryEntries):
             dirty |= {bucket: now_ms for bucket, at in dirty.items() if at > now_ms + MOST_AHEAD_MS}
             forgotten = any(at <= now_ms - due_ms for at in dirty.values())
             return forgotten and self._take(f"bell:{shard}", BELL_MS), len(dirty)
+
+    def sweep_all(self, shards: Iterable[str], *, due_ms: int) -> dict[str, tuple[bool, int]]:
+        return {shard: self.sweep(shard, due_ms=due_ms) for shard in shards}
 
     def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
         with self._lock:

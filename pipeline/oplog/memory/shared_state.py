@@ -24,6 +24,16 @@ class MemorySharedState(MemoryServer):
         with self._lock:
             return self._hold(f"lease:{name}", token, for_ms, own=True)
 
+    def hold_leases(self, names: Iterable[str], token: str, for_ms: int) -> None:
+        for name in names:
+            self.hold_lease(name, token, for_ms)
+
+    def look(self, leases: Iterable[str], scopes: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
+        with self._lock:
+            epochs, here = self._server.epochs, self._server.lineage
+            held = frozenset(name for name in leases if self._get(f"lease:{name}") is not None)
+            return held, frozenset(name for name in scopes if name in epochs and epochs[name].lineage == here)
+
     def release_lease(self, name: str, token: str) -> None:
         self.hold_lease(name, token, 0)
 

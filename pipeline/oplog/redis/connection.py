@@ -226,6 +226,17 @@ class RedisServer:
             except redis.exceptions.NoScriptError:
                 return client.eval(text, len(keys), *keys, *arguments)
 
+    def _run_each(self, name: str, calls: Sequence[tuple[list[str], list[Any]]]) -> list[Any]:
+        """Run a script several times, with keys and arguments, in one round trip."""
+        pipe: Any = self._client.pipeline(transaction=False)
+        for keys, arguments in calls:
+            pipe.evalsha(script(name)[1], len(keys), *keys, *arguments)
+        with translated():
+            try:
+                return list(pipe.execute())
+            except redis.exceptions.NoScriptError:  # what some calls have done already, all do again
+                return [self._run(name, keys, arguments) for keys, arguments in calls]
+
     def _despite_oom(self, command: str, key: str, *rest: Any) -> Any:
         return self._run("despite_oom", [key], [command, *rest])
 

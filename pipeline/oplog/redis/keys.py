@@ -6,7 +6,8 @@
 <prefix>:deployment         string  the deployment's fingerprint as JSON; see `model/fingerprint`
 <prefix>:map                string  where buckets are that have moved, as JSON; see `config/placement`
 <prefix>:dirty:<shard>      zset    bucket -> ms from when on it may be applied
-<prefix>:bell:<shard>       string  there while a Celery message is on its way
+<prefix>:bell:<shard>       string  there while a Celery message is on its way, or a worker at the shard
+<prefix>:wake:<shard>       list    wakes the worker that waits for a shard's next op; expires
 <prefix>:marks:<shard>      hash    bucket -> watermark, a copy for readers
 <prefix>:attempts:<shard>   hash    bucket -> what a worker is about to apply; see `apply/attempt`
 <prefix>:notes:<shard>      list    "<ms> <watermarks as JSON>", the newest first, one a minute; see `admin/upkeep`
@@ -132,6 +133,10 @@ class Keys:
     def bell(self, shard: str) -> str:
         """Return the bell of a shard."""
         return f"{self.prefix}:bell:{shard}"
+
+    def wake(self, shard: str) -> str:
+        """Return what wakes the worker that waits for a shard's ops."""
+        return f"{self.prefix}:wake:{shard}"
 
     def marks(self, shard: str) -> str:
         """Return the published watermarks of a shard."""

@@ -201,8 +201,8 @@ class RedisLine:
 
     def _one(self, scope: Scope, epoch: int, producer: int, bucket: int) -> tuple[Any, ...]:
         """Return the command of `append_one` without its last two words, the sequence and the op."""
-        given_out, full, own, _, room, dirty, bell = self._names(scope, producer)
-        names = (given_out, full, own, dirty, bell, self._keys.log(bucket), room)
+        given_out, full, own, _, room, dirty, bell, wake = self._names(scope, producer)
+        names = (given_out, full, own, dirty, bell, self._keys.log(bucket), room, wake)
         return ("EVALSHA", self._one_sha, len(names), *names, epoch, producer, bucket, BELL_MS)
 
     def _head_of_one(self, scope: Scope, epoch: int, producer: int, bucket: int) -> bytes:
@@ -236,7 +236,7 @@ class RedisLine:
             keys = self._keys
             names = [keys.epoch(scope.name), keys.full, keys.producer(producer), keys.room, keys.room]
             for shard in scope.shards:
-                names += (keys.dirty(shard), keys.bell(shard))
+                names += (keys.dirty(shard), keys.bell(shard), keys.wake(shard))
             keep_newest(self._heads, (scope.name, producer), names)
         return names
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 import redis
@@ -15,7 +15,7 @@ from pipeline.model.op import Entry, Position
 from pipeline.model.schema import TableSchema
 from pipeline.model.sheet import Read, count_ops, singly
 from pipeline.oplog.batches import MOST_NOTES
-from pipeline.oplog.contract import RECONCILE
+from pipeline.oplog.contract import RECONCILE, SLICE_S
 from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.redis.appends import RedisAppends
 from pipeline.oplog.redis.connection import (
@@ -35,7 +35,7 @@ from pipeline.oplog.redis.connection import (
 from pipeline.oplog.redis.packs import MOST_OPS
 from pipeline.oplog.redis.shared_state import RedisSharedState, RedisWaits
 from pipeline.oplog.redis.signature import DEFINITION, signed, verified
-from pipeline.oplog.ttls import BELL_MS, MOST_AHEAD_MS, NOTE_MS
+from pipeline.oplog.ttls import BELL_MS, HELD_MS, MOST_AHEAD_MS, NOTE_MS
 
 logger = logging.getLogger("pipeline.log")
 #: How many entries of a log are asked for before it is known how many ops they hold.
@@ -215,8 +215,8 @@ class RedisEntries(RedisServer):
 class RedisWork(RedisEntries):
     """See `contract.Work`."""
 
-    def due(self, shard: str, limit: int) -> dict[int, int]:
-        flat = self._run("due", [self.keys.dirty(shard), self.keys.bell(shard)], [limit, self.keys.bigs])
+    def due(self, shard: str, limit: int, holder: str = "") -> dict[int, int]:
+        flat = self._run("due", self._bell(shard), [limit, self.keys.bigs, holder, HELD_MS, BELL_MS])
         due = {text_of(flat[i]): numbers_of(text_of(flat[i + 1]), " ", 1) for i in range(0, len(flat), 2)}
         return {int(bucket): size[0] if size else 0 for bucket, size in due.items()}
 
@@ -233,11 +233,12 @@ class RedisWork(RedisEntries):
         delay_ms: int = 0,
         counts: Mapping[str, int] = {},
         note: str = "",
+        holder: str = "",
     ) -> tuple[bool, int]:
         own = (self.keys.dirty(shard), self.keys.bell(shard), self.keys.marks(shard), self.keys.attempts(shard))
         counted = (self.keys.lease(RECONCILE.format(shard)), self.keys.counts(shard), self.keys.batches(shard))
         keys = [*own, *counted, *map(self.keys.log, marks)]
-        arguments: list[Any] = [BELL_MS, delay_ms, MOST_COUNTERS, note, MOST_NOTES]
+        arguments: list[Any] = [BELL_MS, delay_ms, MOST_COUNTERS, note, MOST_NOTES, holder]
         for bucket, (epoch, seq) in marks.items():
             arguments += (bucket, epoch, max(seq, 0) if epoch else 0)
         arguments += (word for pair in counts.items() for word in pair)
@@ -283,9 +284,42 @@ class RedisWork(RedisEntries):
         with translated():
             return by_bucket(self._client.hgetall(self.keys.attempts(shard)))
 
+    def listen(self, shard: str, holder: str, for_s: float) -> Generator[bool | None]:
+        pool: Any = self._client.connection_pool
+        # the second is answered with the first, so that one wake-up reads both
+        commands = (("BLPOP", self.keys.wake(shard), for_s), ("MGET", self.keys.bell(shard)))
+        with translated():
+            connection: Any = pool.get_connection()
+        answered = False
+        try:
+            with translated():
+                connection.send_packed_command(connection.pack_commands(commands))
+            while not answered:
+                with translated():
+                    # a server that idles ends a wait up to 100 ms late, as its timers run so often
+                    readable = connection.can_read(timeout=SLICE_S)
+                    woken, [bell] = [connection.read_response() for _ in commands] if readable else (None, [None])
+                    answered = readable
+                yield True if woken else None if answered and text_of(bell)[2:] != holder else False
+        finally:
+            if not answered:
+                connection.disconnect()  # the server takes nothing off for who is gone
+            pool.release(connection)
+
+    def leave(self, shard: str, holder: str, *, within_ms: int | None = None) -> tuple[bool, int]:
+        return ring_of(self._run("leave", self._bell(shard), [holder, BELL_MS, "" if within_ms is None else within_ms]))
+
+    def _bell(self, shard: str) -> list[str]:
+        """Return the names of a shard's dirty set, of its bell, and of what wakes who holds the bell."""
+        return [self.keys.dirty(shard), self.keys.bell(shard), self.keys.wake(shard)]
+
     def sweep(self, shard: str, *, due_ms: int) -> tuple[bool, int]:
-        keys = [self.keys.dirty(shard), self.keys.bell(shard), self.keys.room, self.keys.full]
-        return ring_of(self._run("sweep", keys, [BELL_MS, due_ms, MOST_AHEAD_MS]))
+        return self.sweep_all([shard], due_ms=due_ms)[shard]
+
+    def sweep_all(self, shards: Iterable[str], *, due_ms: int) -> dict[str, tuple[bool, int]]:
+        keys, names, arguments = self.keys, list(shards), [BELL_MS, due_ms, MOST_AHEAD_MS]
+        calls = [([keys.dirty(one), keys.bell(one), keys.room, keys.full], arguments) for one in names]
+        return dict(zip(names, map(ring_of, self._run_each("sweep", calls)), strict=True))
 
     def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
         self._rest(shard, "NX", 0, buckets)

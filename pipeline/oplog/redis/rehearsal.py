@@ -33,4 +33,4 @@ def rehearse(url: str, prefix: str, read_s: float) -> None:
             line.close()
             left = (keys.log(0), keys.epoch("check"), keys.producer(producer), keys.dirty("check"), keys.bell("check"))
             with translated():
-                log._client.delete(*left, keys.room, keys.full)
+                log._client.delete(*left, keys.wake("check"), keys.room, keys.full)

@@ -33,7 +33,7 @@ _TYPES = {"schemas": "hash", "newest_schemas": "hash", "ids": "hash", "full": "s
 _TYPES |= {"reads": "hash", "unfit": "hash", "seen": "hash", "health": "hash!", "hosts": "hash!"}
 _TYPES |= {"deployment": "string", "map": "string", "secret": "string"}
 _OF_SHARD = {"epoch": "string", "dirty": "zset", "bell": "string!", "marks": "hash", "attempts": "hash"}
-_OF_SHARD |= {"notes": "list", "waits": "hash!", "counts": "hash", "batches": "list"}
+_OF_SHARD |= {"wake": "list!", "notes": "list", "waits": "hash!", "counts": "hash", "batches": "list"}
 _OF_SHARD |= {"record": "string!", "recent": "list!", "day": "list!"}
 _OF_BUCKET = {"log": "stream"}
 
@@ -46,6 +46,21 @@ class RedisSharedState(RedisServer):
 
     def hold_lease(self, name: str, token: str, for_ms: int) -> bool:
         return bool(self._run("hold_lease", [self.keys.lease(name)], [token, for_ms, 0]))
+
+    def hold_leases(self, names: Iterable[str], token: str, for_ms: int) -> None:
+        self._run_each("hold_lease", [([self.keys.lease(name)], [token, for_ms, 0]) for name in names])
+
+    def look(self, leases: Iterable[str], scopes: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
+        names, of = list(leases), list(scopes)
+        pipe: Any = self._client.pipeline(transaction=False)
+        pipe.mget([*map(self.keys.lease, names), *map(self.keys.epoch, of)])
+        pipe.info("replication")
+        with translated():
+            values, info = pipe.execute()
+        lineages = [text_of(value).split(" ")[1:2] for value in values[len(names) :]]
+        held = frozenset(name for name, value in zip(names, values, strict=False) if value is not None)
+        here = [info["master_replid"]]
+        return held, frozenset(name for name, lineage in zip(of, lineages, strict=True) if lineage == here)
 
     def release_lease(self, name: str, token: str) -> None:
         self._run("hold_lease", [self.keys.lease(name)], [token, 0, 0])

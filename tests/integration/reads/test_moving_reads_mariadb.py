@@ -25,6 +25,8 @@ pytestmark = pytest.mark.mariadb
 MOVES, ROWS = 4 * SOAK, 5
 #: A map is no news after so long, and rows are copied and kept for longer, s: both as they are, and shorter.
 OLD_S, HEARD_S, KEEP_S = 2.0, 4.0, 4
+#: How long a read may wait for an op that is queued, s: no answer in time is no wrong answer.
+WAIT_S = 30.0
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ class World:
 
 def _after(world: World) -> str:
     owner, receipt = world.count_up()
-    row = world.client.get(world.db.tally, world.counters[owner].id, after=receipt)
+    row = world.client.get(world.db.tally, world.counters[owner].id, after=receipt, wait_s=WAIT_S)
     return "" if row and row.n == world.counted[owner] else f"{row and row.n} of {world.counted[owner]}"
 
 
@@ -83,14 +85,16 @@ def _pending(world: World) -> str:
 
 def _key_after(world: World) -> str:
     owner, receipt = world.count_up()
-    rows = world.client.select(world.db.tally.owner == owner, after=receipt)
+    rows = world.client.select(world.db.tally.owner == owner, after=receipt, wait_s=WAIT_S)
     found = [(row.id, row.n) for row in rows]
     return "" if found == [(world.counters[owner].id, world.counted[owner])] else f"{found} of {world.counted[owner]}"
 
 
 def _all_after(world: World) -> str:
     owner, receipt = world.count_up()
-    rows = world.client.select(world.db.tally.owner.belongs(world.owners), after=receipt)
+    rows = world.client.select(
+        world.db.tally.owner.belongs(world.owners), after=receipt, wait_s=WAIT_S, timeout_s=WAIT_S
+    )
     found = {row.owner: row.n for row in rows}
     whole = len(rows) == len(found) == len(world.owners)
     return "" if whole and found[owner] == world.counted[owner] else f"{found}, {owner}: {world.counted[owner]}"
@@ -100,7 +104,7 @@ def _block(world: World) -> str:
     owner, receipt = world.count_up()
     for _ in polls(30):
         try:
-            with world.client.read("tally", owner, after=receipt) as db:
+            with world.client.read("tally", owner, after=receipt, wait_s=WAIT_S) as db:
                 found = [row.n for row in db(db.tally.owner == owner).select()]
                 world.nodes[db.read_info.role] += 1
         except Elsewhere:  # the bucket has left while the block was open

@@ -1,21 +1,34 @@
 #!lua flags=allow-oom
--- Silence the bell, then list the buckets that may be applied now: in this order no wake-up can be lost.
+-- Silence the bell, or hold it, then list the buckets that may be applied now: in this order no wake-up can be lost.
 --
--- KEYS  1 dirty  2 bell
--- ARGV  1 how many at most  2 prefix of the `big` keys
+-- KEYS  1 dirty  2 bell, see `enqueue.lua`  3 wake
+-- ARGV  1 how many at most  2 prefix of the `big` keys  3 who holds the bell from now on, '' for nobody
+--       4 ms until a held bell counts as lost  5 ms until one does whose holder listens
 -- Returns a flat list: bucket, bytes of its largest op of late (0: small) …, oldest first.
-redis.call('DEL', KEYS[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local holder, bell = ARGV[3], ''
+if holder == '' then
+  redis.call('DEL', KEYS[2])
+else
+  bell = redis.call('MGET', KEYS[2])[1] or ''
+  if bell == '' or bell == '1' or string.sub(bell, 3) == holder then
+    redis.call('SET', KEYS[2], 'h ' .. holder, 'PX', ARGV[4])
+    redis.call('DEL', KEYS[3])
+    bell = 'h ' .. holder
+  end
+end
 local buckets, bigs, reply = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1]), {}, {}
-if #buckets == 0 then return reply end
 for i = #buckets, 1, -1 do
   if not string.match(buckets[i], '^%d+$') or tonumber(buckets[i]) > 1024 then  -- nobody of ours has added it
     redis.call('ZREM', KEYS[1], buckets[i])
     table.remove(buckets, i)
   end
 end
-if #buckets == 0 then return reply end
+if #buckets == 0 then
+  if holder ~= '' and bell == 'h ' .. holder then redis.call('SET', KEYS[2], 'l ' .. holder, 'PX', ARGV[5]) end
+  return reply
+end
 for i, bucket in ipairs(buckets) do bigs[i] = ARGV[2] .. bucket end
 bigs = redis.call('MGET', unpack(bigs))
 for i, bucket in ipairs(buckets) do

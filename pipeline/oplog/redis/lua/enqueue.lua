@@ -11,7 +11,9 @@
 --                                         the name of 5 for no key: a user's rights end at the prefix, and '' has none
 --       5 room                    string  there for a moment after memory was measured and found enough
 --       6.. per shard: dirty      zset    bucket -> ms from when on it may be applied
---                      bell       string  there while a Celery message for this shard is on its way
+--                      bell       string  there while a Celery message for this shard is on its way: "1"; or while a
+--                                         worker is at the shard: "h <holder>", or waits for `wake`: "l <holder>"
+--                      wake       list    has an element once an op has come for who waits; expires
 --       then per log:  log        stream  entries <epoch>-<dense seq>: p producer, s producer seq, o op; an entry of
 --                                         several ops has the seq of its last op, and the producer seq of its first
 -- ARGV  1 epoch  2 shards  3 producer  4 row id  5 bytes of the largest op if it is large, else 0
@@ -86,9 +88,22 @@ local function ends(log, bucket, id, at, behind)
   return epoch .. ' forgot:' .. bucket
 end
 
+local function take(bell, wake)
+  -- return '1' if the caller must ring: nobody is on the way, or at the shard
+  local held = call('MGET', bell)[1] or ''
+  if string.sub(held, 1, 2) == 'l ' and type(redis.pcall('LPUSH', wake, '1')) ~= 'table' then
+    call('PEXPIRE', wake, ARGV[8])
+    call('SET', bell, 'h ' .. string.sub(held, 3), 'PX', ARGV[8])
+    return '0'
+  end
+  if held ~= '' and string.sub(held, 1, 2) ~= 'l ' then return '0' end
+  call('SET', bell, '1', 'PX', ARGV[8])
+  return '1'
+end
+
 local prefix = epoch .. '-*'
 local reply, wrote, ended
-local key, at = 6 + 2 * shards, 14
+local key, at = 6 + 3 * shards, 14
 while at <= #ARGV do
   local bucket, first, count = ARGV[at], ARGV[at + 1] + 0, ARGV[at + 2] + 0
   local seen = redis.pcall('HGET', KEYS[3], bucket)
@@ -148,11 +163,12 @@ else
   local now, dirty = time[1] * 1000 + math.floor(time[2] / 1000), {}
   for i, bucket in ipairs(wrote) do dirty[2 * i - 1], dirty[2 * i] = now, bucket end
   for shard = 0, shards - 1 do
-    if type(redis.pcall('ZADD', KEYS[6 + 2 * shard], 'NX', unpack(dirty))) == 'table' then
-      call('DEL', KEYS[6 + 2 * shard])  -- no dirty set of ours
-      call('ZADD', KEYS[6 + 2 * shard], 'NX', unpack(dirty))
+    local own = 6 + 3 * shard
+    if type(redis.pcall('ZADD', KEYS[own], 'NX', unpack(dirty))) == 'table' then
+      call('DEL', KEYS[own])  -- no dirty set of ours
+      call('ZADD', KEYS[own], 'NX', unpack(dirty))
     end
-    bits = bits .. (not ended and call('SET', KEYS[7 + 2 * shard], '1', 'NX', 'PX', ARGV[8]) and '1' or '0')
+    bits = bits .. (ended and '0' or take(KEYS[own + 1], KEYS[own + 2]))
   end
 end
 if ended then

@@ -1,7 +1,7 @@
 #!lua
 -- Append one op of one shard: `enqueue.lua` for what nearly every web request sends, without what it does not need.
 --
--- KEYS  1 epoch  2 full  3 producer  4 dirty  5 bell  6 log  7 room     all as in `enqueue.lua`
+-- KEYS  1 epoch  2 full  3 producer  4 dirty  5 bell  6 log  7 room  8 wake     all as in `enqueue.lua`
 -- ARGV  1 epoch  2 producer  3 bucket  4 ms until the bell counts as lost  5 producer seq  6 the op
 -- Returns one string:
 --       "<1: ring> <epoch> <seq>"  appended, or seen before: where it stands
@@ -52,5 +52,16 @@ if type(redis.pcall('ZADD', KEYS[4], 'NX', now, bucket)) == 'table' then
   call('DEL', KEYS[4])  -- no dirty set of ours
   call('ZADD', KEYS[4], 'NX', now, bucket)
 end
-local ring = not head[3] and call('SET', KEYS[5], '1', 'NX', 'PX', ARGV[4])
+local bell, ring = head[3], false
+if not bell then
+  ring = call('SET', KEYS[5], '1', 'NX', 'PX', ARGV[4])
+elseif string.sub(bell, 1, 2) == 'l ' then
+  if type(redis.pcall('LPUSH', KEYS[8], '1')) == 'table' then  -- no right to, or no list of ours: a message, then
+    call('SET', KEYS[5], '1', 'PX', ARGV[4])
+    ring = true
+  else
+    call('PEXPIRE', KEYS[8], ARGV[4])
+    call('SET', KEYS[5], 'h ' .. string.sub(bell, 3), 'PX', ARGV[4])
+  end
+end
 return (ring and '1 ' or '0 ') .. epoch .. ' ' .. at

@@ -8,14 +8,15 @@
 --       5 lease on the shard's reconcile  6 counts (hash counter -> n)  7 batches (list of notes, newest first)
 --       then one log per bucket
 -- ARGV  1 ms until the bell counts as lost  2 delay ms of the buckets that are left  3 most counters
---       4 a note of the batch, empty: none  5 most notes
+--       4 a note of the batch, empty: none  5 most notes  6 who stays at the shard, '' for nobody
 --       then per log: bucket, epoch, seq  then counters, each with what is added
--- Returns "<ring: 0|1> <buckets still dirty>".
+-- Returns "<ring: 0|1> <buckets still dirty>". Who stays at the shard goes on, or leaves, instead of ringing
+-- at once.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local buckets, marks = {}, {}
 for i = 8, #KEYS do
-  local at = 3 * (i - 8) + 6
+  local at = 3 * (i - 8) + 7
   local bucket, epoch, seq = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   buckets[#buckets + 1] = bucket
   marks[#marks + 1] = bucket
@@ -43,12 +44,20 @@ if ARGV[4] ~= '' then
   redis.call('LPUSH', KEYS[7], ARGV[4])
   redis.call('LTRIM', KEYS[7], 0, ARGV[5] - 1)
 end
-for at = 3 * (#KEYS - 7) + 6, #ARGV, 2 do
-  if redis.call('HLEN', KEYS[6]) < tonumber(ARGV[3]) or redis.call('HGET', KEYS[6], ARGV[at]) then
+local known = redis.call('HLEN', KEYS[6])
+for at = 3 * (#KEYS - 7) + 7, #ARGV, 2 do
+  if known >= tonumber(ARGV[3]) then known = redis.call('HLEN', KEYS[6]) end  -- counted too high below, never too low
+  if known < tonumber(ARGV[3]) or redis.call('HGET', KEYS[6], ARGV[at]) then
     redis.call('HINCRBY', KEYS[6], ARGV[at], ARGV[at + 1])
+    known = known + 1
   end
 end
-local left, ring = redis.call('ZCARD', KEYS[1]), 0
+local left, ring = redis.call('ZCARD', KEYS[1]), false
 -- what only rests is left to the sweepers
-if ARGV[2] == '0' and redis.call('ZCOUNT', KEYS[1], '-inf', now) > 0 and redis.call('SET', KEYS[2], '1', 'NX', 'PX', ARGV[1]) then ring = 1 end
-return ring .. ' ' .. left
+local due = ARGV[2] == '0' and redis.call('ZCOUNT', KEYS[1], '-inf', now) > 0
+if ARGV[6] ~= '' then
+  ring = due
+else
+  ring = due and redis.call('SET', KEYS[2], '1', 'NX', 'PX', ARGV[1])
+end
+return (ring and 1 or 0) .. ' ' .. left

@@ -1,0 +1,159 @@
+"""A worker stays at a shard while ops come. It leaves when it is asked to stop, as others wait, or after its time."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import pytest
+from pydal import DAL, Field
+
+from pipeline.admin import stops
+from pipeline.oplog.doorbell import SilentBell
+from pipeline.testing import Sandbox, sandbox
+from workers import process, stay
+from workers.stay import Stay
+
+
+class Watched(SilentBell):
+    """A bell that is asked whether others wait: each time another op comes, until there are no more."""
+
+    def __init__(self, box: Sandbox, db: Any, ops: int, *, wanted: int = 1_000):
+        super().__init__()
+        self.box, self.db, self.ops, self.wanted, self.rung_meanwhile = box, db, ops, wanted, 0
+
+    def waits(self, shards: Collection[str]) -> bool:
+        if self.ops:
+            self.ops -= 1
+            self.box.client.enqueue_insert(self.db.sale, customer=7)
+            self.rung_meanwhile += len(self.box.bell.rung)
+            self.box.bell.rung.clear()
+        self.wanted -= 1
+        return not self.wanted
+
+
+@pytest.fixture
+def db() -> Iterator[Any]:
+    db = DAL("sqlite:memory", bigint_id=True, migrate=False)
+    db.define_table("sale", Field("customer", "integer"))
+    yield db
+    db.close()
+
+
+@pytest.fixture
+def box(db: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    """One shard with an op in its log, whose bell is rung; the stays of this process are at it."""
+    with sandbox({"sale": {"shard_key": "customer"}}, shards=1) as made:
+        made.client.define_tables(db)
+        made.client.enqueue_insert(db.sale, customer=7)
+        made.bell.rung.clear()
+        made.log._server.dirty["s0"] = dict.fromkeys(made.log._server.dirty["s0"], 0)  # due for a while
+        monkeypatch.setattr(process, "applier", made._appliers.__getitem__)
+        monkeypatch.setattr(process, "process_client", lambda: made.client)
+        monkeypatch.setattr(stay, "LOOK_S", -1.0)
+        monkeypatch.setattr(stay, "SLICE_S", -1.0)
+        monkeypatch.setattr(stay, "STAY_S", 30.0)
+        yield made
+        process.ask_to_stop(False)
+
+
+def test_ops_that_come_meanwhile_are_applied_in_one_stay_and_none_is_rung_for(box: Sandbox, db: Any):
+    bell = Watched(box, db, ops=5, wanted=12)
+
+    done = Stay("s0", bell, ["s1"]).run()
+
+    assert (done["applied"], done["batches"]) == (6, 6)
+    assert bell.rung_meanwhile == 0
+    assert bell.rung == []
+    assert len(box.rows("sale")) == 6
+
+
+def test_who_leaves_because_others_wait_rings_for_what_came_meanwhile(box: Sandbox, db: Any):
+    bell = Watched(box, db, ops=1, wanted=1)
+
+    done = Stay("s0", bell, ["s1"]).run()
+
+    assert done["applied"] == 1
+    assert bell.rung == ["s0"]
+
+
+def test_a_worker_that_is_asked_to_stop_leaves_after_its_batch(box: Sandbox):
+    process.ask_to_stop()
+
+    done = Stay("s0", bell := SilentBell()).run()
+
+    assert (done["applied"], bell.rung) == (1, [])
+
+
+def test_a_stay_is_over_after_its_time(box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stay, "STAY_S", 0.0)
+    bell = Watched(box, db, ops=100)
+
+    assert Stay("s0", bell, ["s1"]).run()["applied"] == 1
+
+
+def test_the_next_op_rings_once_nobody_stays(box: Sandbox, db: Any):
+    Stay("s0", Watched(box, db, ops=0, wanted=3), ["s1"]).run()
+
+    box.client.enqueue_insert(db.sale, customer=7)
+
+    assert box.bell.rung == ["s0"]
+
+
+def test_a_paused_shard_is_left_at_once_and_not_rung_for(box: Sandbox):
+    stops.pause(box.client, stops.target_of(box.client, "s0"))
+
+    done = Stay("s0", bell := SilentBell()).run()
+
+    assert "paused" in str(done["waiting"])
+    assert bell.rung == []
+
+
+def test_a_stay_that_fails_holds_the_bell_no_longer(box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch):
+    applier = box._appliers["s0"]
+    monkeypatch.setattr(applier, "_turn", lambda *_: 1 / 0)
+
+    with pytest.raises(ZeroDivisionError):
+        Stay("s0", bell := SilentBell()).run()
+
+    assert bell.rung == []
+    box.client.enqueue_insert(db.sale, customer=7)
+    assert box.bell.rung == ["s0"]
+
+
+def test_a_second_worker_at_a_shard_leaves_when_nothing_is_due(box: Sandbox):
+    box.drain()
+    box.log.due("s0", 1, "another")
+
+    done = Stay("s0", bell := SilentBell()).run()
+
+    assert (done["applied"], bell.rung) == (0, [])
+    assert box.log._get("bell:s0") == "l another"
+
+
+class Knot:
+    """Garbage that only the collector frees."""
+
+    def __init__(self) -> None:
+        self.rope = [[self] for _ in range(1_000)]
+
+
+def test_what_batches_leave_behind_is_collected_between_them_and_nothing_within_one(
+    box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch
+):
+    applier, left, collecting = box._appliers["s0"], list[Any](), list[bool]()
+
+    def leave_behind(name: str) -> None:
+        if name == "execute":
+            left.append(weakref.ref(Knot()))
+            collecting.append(gc.isenabled())
+
+    monkeypatch.setattr(applier._transaction, "step", leave_behind)
+
+    Stay("s0", Watched(box, db, ops=40, wanted=80), ["s1"]).run()
+
+    assert len(left) == 41
+    assert not any(collecting)
+    assert sum(one() is not None for one in left) < 20

@@ -1,0 +1,118 @@
+"""Stay at a shard while ops come: one task applies many batches, and waits beside the log for the next op.
+
+While a worker stays it holds the shard's bell, so that no op costs a message through Celery. It leaves after two
+seconds, as another shard waits, or as the worker is asked to stop. It looks once more as it gives the bell up, in one
+step: an op that was appended before is seen, and one that comes later rings (docs/notes/27-trickle.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import closing, suppress
+from uuid import uuid4
+
+from pipeline import clock
+from pipeline.apply.applier import ops_of
+from pipeline.apply.transaction import Outcome
+from pipeline.errors import LogUnavailable, PipelineError
+from pipeline.oplog.contract import SLICE_S
+from pipeline.oplog.doorbell import Bell, SilentBell
+from workers import process
+from workers.metrics.batches import count_batch
+
+#: The longest stay, s; far below the task's soft limit, which a last batch may still need.
+STAY_S = 2.0
+#: From the start of a batch to the next, s, so that ops share a transaction: as long as two ops need to come, with
+#: these bounds. What comes after a pause that was longer is applied at once.
+GATHER_S, LEAST_GATHER_S = 0.02, 0.008
+TOGETHER = 2
+#: How much the last batch counts in the time between two ops.
+NEW = 0.1
+#: A batch of so many ops gathers for none more.
+MANY = 200
+#: The time between two looks at whether others wait, s, while ops come.
+LOOK_S = 0.05
+#: How long one wait for an op lasts, s. Then the dirty set is looked at, for buckets that have rested.
+LISTEN_S = 0.1
+
+
+class Stay:
+    """One stay.
+
+    Args:
+        shard: the shard's name.
+        bell: rings the shard.
+        others: other shards whose bells this worker hears.
+    """
+
+    def __init__(self, shard: str, bell: Bell | SilentBell, others: Collection[str] = ()):
+        self._shard, self._bell, self._others = shard, bell, others
+        self._name, self._deadline, self._looked_s = uuid4().hex, clock.Deadline(STAY_S), 0.0
+        self._all, self._batches, self._between_s, self._began_s = Outcome(), 0, 0.0, 0.0
+
+    def run(self) -> dict[str, int | str]:
+        """Apply until it is time to leave; return what all batches did, for Flower."""
+        while True:
+            began_s, applier = clock.mono_s(), process.applier(self._shard)
+            applier.holder = self._name
+            try:
+                outcome = applier.apply(self._bell)
+                self._count(outcome)
+                goes_on = self._goes_on(outcome, began_s)
+            except BaseException:
+                with suppress(PipelineError):
+                    applier.leave(self._bell)
+                raise
+            if not goes_on:
+                break
+        with suppress(LogUnavailable):  # nobody holds the bell soon
+            applier.leave(self._bell)
+        return {**self._all.summary(), "batches": self._batches}
+
+    def _count(self, outcome: Outcome) -> None:
+        count_batch(self._shard, outcome)
+        self._all.add(outcome)
+        self._all.ms += outcome.ms
+        self._batches += outcome.buckets > 0
+
+    def _goes_on(self, outcome: Outcome, began_s: float) -> bool:
+        """Wait for the next batch; return whether there is to be one."""
+        did = ops_of(outcome)
+        if not (outcome.ring or did or not outcome.waiting):
+            return False
+        if did:
+            spent_s, self._began_s = min(1.0, began_s - self._began_s), began_s
+            self._between_s += NEW * (spent_s / did - self._between_s)
+        elif not outcome.ring and (self._is_over(SLICE_S) or not self._listen()):
+            return False
+        if did < MANY:
+            gather_s = min(max(LEAST_GATHER_S, TOGETHER * self._between_s), GATHER_S)
+            clock.sleep_s(max(0.0, min(self._began_s + gather_s - clock.mono_s(), self._deadline.left_s)))
+        return not self._is_over(LOOK_S)
+
+    def _listen(self) -> bool:
+        """Wait for an op; return whether to look for what is due."""
+        log = process.process_client().log
+        try:
+            with closing(log.listen(self._shard, self._name, min(LISTEN_S, self._deadline.left_s))) as waiting:
+                for woken in waiting:
+                    if woken is not False:
+                        return bool(woken)
+                    if self._is_over(SLICE_S):
+                        return False
+        except LogUnavailable:
+            return False
+        return True
+
+    def _is_over(self, look_s: float) -> bool:
+        """Return whether to leave: asked to, for long enough here, or as others wait or may wait.
+
+        Args:
+            look_s: how old the last look at others may be.
+        """
+        if process.asked_to_stop() or self._deadline.passed:
+            return True
+        if clock.mono_s() - self._looked_s < look_s:
+            return False
+        self._looked_s = clock.mono_s()
+        return self._bell.waits(self._others)
