@@ -229,3 +229,15 @@ def test_a_sheet_that_no_release_makes_is_no_op(was: bytes, becomes: bytes):
 
     with pytest.raises(NotAnOp):
         decode(only)
+
+
+def test_the_text_of_a_sheet_stays_as_it_is():
+    text = b'["sheet","item","hash",1000.5,[1025,2],[1,2],[["x",null],[7,true]],1024,null,null,null,null,null,null,4]'
+
+    read = Sheet.read(text)
+
+    assert [read.op(n) for n in (0, 1)] == [
+        Op("insert", "item", "hash", 1000.5, 1025, (1, 2), ("x", 7)),
+        Op("insert", "item", "hash", 1000.5, 2049, (1, 2), (None, True)),
+    ]
+    assert Sheet(read.table, read.schema, read.at_ms, [1025, 2049], (1, 2), read.values).text == text
