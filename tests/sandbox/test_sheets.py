@@ -10,11 +10,14 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
-from support.oracle.grouping import PAST, PLAIN, Database
+from support.oracle.grouping import BUCKET, EPOCH, PAST, PLAIN, PRODUCER, SCOPE, Database
 from support.oracle.loads import AT_ONCE, insert, loaded
 
+from pipeline.apply.applier import Applier
 from pipeline.apply.executor import Executor
-from pipeline.model.op import DELETE, Op
+from pipeline.config.settings import ApplySettings
+from pipeline.model.op import DELETE, Entry, Op, encode
+from pipeline.oplog.appends import Append
 from pipeline.shard.dialect import SQLite
 
 
@@ -85,6 +88,38 @@ def test_sheets_of_a_parent_and_its_children_keep_their_order(database: Database
 
     assert sheets == [2, 2, 2]
     assert found["rejects"] == []
+
+
+def test_what_the_shard_has_seen_of_a_sheet_is_dropped_and_what_is_lost_before_one_is_named(
+    database: Database, sheets: list[int]
+):
+    log = database._begun()
+    line, applier = log.line(), Applier("s0", database.session, log, ApplySettings())
+
+    def send(first: int, last: int, epoch: int = EPOCH) -> list[Entry]:
+        rows = [encode(insert(PLAIN, row, {1: 1})) for row in range(first, last + 1)]
+        line.append(SCOPE, epoch, PRODUCER, [Append(BUCKET, first, rows)], "", 0)
+        return log._server.logs[BUCKET]
+
+    send(1, 3)
+    applier.apply()  # learns the shape
+    send(4, 9)
+    applier.apply()
+    log.raise_epoch("s0", log.epoch("s0")[2], EPOCH + 1)
+    send(7, 14, EPOCH + 1)
+    again = applier.apply()
+    line.pass_hole(PRODUCER, BUCKET, 14, 20)
+    waiting = send(21, 30, EPOCH + 1)
+    del waiting[-10:-8]
+    gone = applier.apply()
+
+    assert (again.applied, again.seen, gone.applied, gone.lost) == (5, 3, 8, 8)
+    assert sheets == [6, 5, 8]
+    rows = [row for (row,) in database.session.query("SELECT id FROM plain ORDER BY id")]
+    assert rows == [*range(1, 15), *range(23, 31)]
+    lost = database.session.query("SELECT epoch, producer, first_seq, last_seq FROM pipeline_lost ORDER BY producer")
+    assert lost == [(EPOCH + 1, 0, 8, 9), (EPOCH + 1, PRODUCER, 15, 22)]
+    assert database._found()["watermark"].position == (EPOCH + 1, 17)
 
 
 def past(row: int, of: int) -> Op:
