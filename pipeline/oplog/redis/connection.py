@@ -345,24 +345,9 @@ def read_of(
         most: how many ops to return at most.
     """
     found: list[Read] = []
-    ops: Sequence[bytes]
     for id, fields in reply:
-        epoch, _, nth = id.partition(b"-")
-        position = Position(int(epoch), int(nth))
-        try:
-            _, producer, _, seq, _, text = fields  # p <producer> s <producer seq> o <text>, always in this order
-            sender, number = int(producer), int(seq)
-        except ValueError:
-            sender = number = 0
-        if not (0 < sender < TOO_LARGE and 0 < number < TOO_LARGE):
-            ops, sender, number = [_strange(fields)], 0, 0
-        elif (keys or has_signature(text)) and (
-            text := verified(keys, place(bucket, sender, number), text, unsigned=unsigned)
-        ) is None:
-            ops, sender, number = [_strange(fields)], 0, FORGED
-        elif not (ops := unpacked(text)) or len(ops) > position.seq + 1:
-            ops, sender, number = [_strange(fields)], 0, 0
-        some = _behind(Entry(bucket, position, sender, number, b""), ops, after, most)
+        entry, ops = _opened(bucket, id, fields, keys, unsigned=unsigned)
+        some = _behind(entry, ops, after, most)
         if some:
             found += some
             last = some[-1]
@@ -371,6 +356,28 @@ def read_of(
         if not most:
             break
     return found
+
+
+def _opened(
+    bucket: int, id: bytes, fields: Sequence[bytes], keys: Sequence[bytes], *, unsigned: bool
+) -> tuple[Entry, Sequence[bytes]]:
+    """Return one entry of the stream, with the position of its last op and the sequence of its first, and its ops."""
+    epoch, _, nth = id.partition(b"-")
+    position = Position(int(epoch), int(nth))
+    try:
+        _, producer, _, seq, _, text = fields  # p <producer> s <producer seq> o <text>, always in this order
+        sender, number = int(producer), int(seq)
+    except ValueError:
+        sender = number = 0
+    if not (0 < sender < TOO_LARGE and 0 < number < TOO_LARGE):
+        return Entry(bucket, position, 0, 0, b""), [_strange(fields)]
+    signed = keys or has_signature(text)
+    own = verified(keys, place(bucket, sender, number), text, unsigned=unsigned) if signed else text
+    if own is None:
+        return Entry(bucket, position, 0, FORGED, b""), [_strange(fields)]
+    if not (ops := unpacked(own)) or len(ops) > position.seq + 1:
+        return Entry(bucket, position, 0, 0, b""), [_strange(fields)]
+    return Entry(bucket, position, sender, number, b""), ops
 
 
 def _behind(last: Entry, ops: Sequence[bytes], after: Position, most: int) -> Sequence[Read]:
