@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.clock import Deadline
 from pipeline.dal.sql_texts import raw
-from pipeline.enqueue.held_ops import Validated, validated
+from pipeline.enqueue.held_ops import Chunk, Validated, validated
 from pipeline.enqueue.op_builder import merged
 from pipeline.errors import BadOp
 from pipeline.model.op import Addressed
@@ -44,8 +44,13 @@ class Calls(ABC):
     budget: WaitBudget | None = None
     _take: Callable[[Addressed, str], Receipt]
 
+    @property
+    def _sends_at_once(self) -> bool:
+        """Whether a call sends its ops itself, and nothing is noted of each."""
+        return False
+
     @abstractmethod
-    def _take_many(self, made: Iterator[Addressed], durability: str) -> Receipts:
+    def _take_many(self, made: Iterator[Addressed | Chunk], durability: str) -> Receipts:
         """Send or hold ops, each made when taken."""
 
     def _after(self, value: Any, fresh: bool) -> Any:
@@ -104,7 +109,8 @@ class Calls(ABC):
             raise BadOp("a bulk insert takes no idempotency_key: each op needs its own, so enqueue them one by one")
         # a bulk load waits as long as it takes, unless it is a web request's
         with self.wait_budgets.within(self.budget):
-            return self._take_many(self.client.op_builder.inserts(table, rows, shard_key), durability)
+            made = self.client.op_builder.inserts(table, rows, shard_key, at_once=self._sends_at_once)
+            return self._take_many(made, durability)
 
     @in_all
     def enqueue_update(

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.calls import Calls
 from pipeline.config.settings import Settings, load
 from pipeline.config.topology import Topology
-from pipeline.enqueue.held_ops import Held, HeldOps
+from pipeline.enqueue.held_ops import Chunk, Held, HeldOps
 from pipeline.enqueue.spooling.drain import Drainer
 from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.enqueue.wiring import wire_writes
@@ -112,8 +112,12 @@ class Client(Calls):
 
     # ops ----------------------------------------------------------------------------------------------------
 
-    def _take_many(self, made: Iterator[Addressed], durability: str) -> Receipts:
-        sent_at_once = not self.dispatch.gathering
+    @property
+    def _sends_at_once(self) -> bool:
+        return not self.dispatch.gathering
+
+    def _take_many(self, made: Iterator[Addressed | Chunk], durability: str) -> Receipts:
+        sent_at_once = self._sends_at_once
         receipts = self.dispatch.take_many(made, durability)
         if durability == "applied" and sent_at_once:
             self.follower.wait_all(receipts, BULK_WAIT_S)

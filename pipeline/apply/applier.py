@@ -20,7 +20,7 @@ from pipeline.config.sections import MOST_BUCKETS
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.events import Event
-from pipeline.model.op import Position
+from pipeline.model.op import INSERT, Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.batches import note_of
 from pipeline.oplog.contract import Work
@@ -237,7 +237,7 @@ class Applier(ShardTurns):
             logger.warning(Event("commit_not_published", shard=self.shard, error=error))
         self._stopped.room -= len(batch.halted)
         if self._settings.breaker:
-            for reject in self._stopped.breaker.learn(batch.items, batch.aside):
+            for reject in self._stopped.breaker.learn(batch.items, batch.aside, batch.sheets):
                 self._stopped.halt(reject, self._facts.database_name(reject.table))
 
 
@@ -261,6 +261,8 @@ def counts_of(batch: Batch, outcome: Outcome) -> Counter[str]:
     if not batch.taken:
         return counts
     counts += applied_counts(batch.done(batch.aside))
+    for entry in batch.sheets:  # where none is set aside: else they were taken apart
+        counts[f"{APPLIED} {INSERT} {entry.sheet.table}"] += len(entry.sheet)
     for reject in outcome.refused:
         counts[f"{REJECTED} {reject.table}"] += 1
     for name, n in ((PARKED, outcome.parked), (SEEN, outcome.seen)):

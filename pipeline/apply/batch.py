@@ -6,16 +6,17 @@ Invariant: a batch leaves no gap in a bucket. Entries are taken in order up to t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.apply.grouping import Item
+from pipeline.apply.grouping import Item, items_of
 from pipeline.apply.misfits import Shape, is_like, misfit, shape_in
 from pipeline.caches import MOST_DEFINITIONS
 from pipeline.errors import BadOp, NewerOp, NotAnOp
 from pipeline.events import Event
-from pipeline.model.op import FORGED, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
+from pipeline.model.op import FORGED, INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
 from pipeline.model.schema import TableSchema, is_hash, is_hash_of
+from pipeline.model.sheet import Read, Sheet, SheetEntry, count_ops
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Entries
 from pipeline.shard.records import ledger
@@ -39,11 +40,12 @@ class Batch:
         blocked: why ops of a schema wait, by the schema's hash: the shard is behind that schema.
         stopped: why ops of a table wait, by the table's name.
         room: how many ops may yet be set aside because their table is stopped; then their buckets wait instead.
-        most_rows: the most entries of one batch.
+        most_rows: the most ops of one batch.
         most_bytes: the size of entries at which a batch takes no more.
         taken: the entries up to `after`, in order per bucket, whether the shard has seen them before or not.
         after: the watermarks that the transaction leaves.
         items: the ops to apply among `taken`; filled by `skip_seen`.
+        sheets: the sheets of ops to apply among `taken`, in place of their ops; filled by `skip_seen`.
         halted: the ops to set aside among `taken`, and what stops each; filled by `skip_seen`.
         last: of each bucket and producer, the last sequence that is applied or rejected after this batch.
         losses: what the logs have lost before the entries taken.
@@ -51,7 +53,8 @@ class Batch:
         waiting: the buckets that were cut short, and why.
         unreadable: the entries among `taken` to reject, since no release makes such ops; filled by `skip_seen`.
         aside: the ops among `taken` that are set aside, once the batch is executed.
-        seen: how many entries among `taken` the shard has seen.
+        seen: how many ops among `taken` the shard has seen.
+        ops: how many ops `taken` has.
         size_bytes: the size of `taken`.
     """
 
@@ -62,9 +65,10 @@ class Batch:
     room: int
     most_rows: int
     most_bytes: int
-    taken: list[Item | Reject] = field(default_factory=list)
+    taken: list[Item | Reject | SheetEntry] = field(default_factory=list)
     after: dict[int, Position] = field(default_factory=dict)
     items: list[Item] = field(default_factory=list)
+    sheets: list[SheetEntry] = field(default_factory=list)
     halted: list[tuple[Item, WaitReason]] = field(default_factory=list)
     last: dict[tuple[int, int], int] = field(default_factory=dict)
     losses: list[LostRange] = field(default_factory=list)
@@ -73,6 +77,7 @@ class Batch:
     unreadable: list[Reject] = field(default_factory=list)
     aside: list[Reject] = field(default_factory=list)
     seen: int = 0
+    ops: int = 0
     size_bytes: int = 0
 
     @property
@@ -81,11 +86,16 @@ class Batch:
         return next((reason.sentence() for reason in self.waiting.values()), "")
 
     @property
+    def tried(self) -> int:
+        """How many ops there are to apply."""
+        return len(self.items) + count_ops(self.sheets)
+
+    @property
     def lost(self) -> int:
         """How many ops the logs have lost."""
         return ledger.ops_in(self.losses)
 
-    def take(self, entries: Sequence[Entry]) -> None:
+    def take(self, entries: Sequence[Read]) -> None:
         """Take entries up to the batch's limits, or up to an op whose schema is not known yet.
 
         Args:
@@ -98,9 +108,17 @@ class Batch:
         if not self.facts.follows(entries[0], before):
             self.waiting[bucket] = self._reason("restored", f"bucket {bucket} ends at {before}")
             return
-        for entry in entries:
-            if taken and (len(taken) >= self.most_rows or self.size_bytes >= self.most_bytes):
+        for entry in self._apart(entries):
+            if taken and (self.ops >= self.most_rows or self.size_bytes >= self.most_bytes):
                 break
+            if (gap := _gap(entry, before)) is not None and isinstance(entry, SheetEntry):
+                self._lose(gap)
+            if isinstance(entry, SheetEntry):
+                before = entry.last
+                taken.append(entry)
+                self.ops += len(entry.sheet)
+                self.size_bytes += entry.sheet.size_bytes
+                continue
             one, puzzle = self.understood(entry)
             if self.stopped and puzzle is None and isinstance(one, Item) and (stop := self.stop(one.op)) is not None:
                 puzzle = stop if self.room <= 0 else None
@@ -111,13 +129,26 @@ class Batch:
             if isinstance(one, Item) and one.op.idempotency_key is not None and not self.is_first(one):
                 break
             # a gap before an entry is lost whether or not the entry can be decoded
-            if (gap := _gap(entry, before)) is not None:
+            if gap is not None:
                 self._lose(gap)
             before = entry.position
             taken.append(one)
+            self.ops += 1
             self.size_bytes += len(entry.payload)
         if before is not self.before[bucket]:
             self.after[bucket] = before
+
+    def _apart(self, entries: Iterable[Read]) -> Iterator[Read]:
+        """Yield entries; the ops of a sheet one by one, unless its shape is known to fit, and nothing waits."""
+        for entry in entries:
+            if isinstance(entry, SheetEntry) and not self._may_be_whole(entry):
+                yield from entry.entries()
+            else:
+                yield entry
+
+    def _may_be_whole(self, entry: SheetEntry) -> bool:
+        placed = entry.position.epoch < TOO_LARGE and entry.last.seq < TOO_LARGE
+        return placed and not (self.blocked or self.stopped) and self.facts.has_met(entry.sheet)
 
     def is_first(self, item: Item) -> bool:
         """Note an op's idempotency key; return whether no earlier op of the batch has it.
@@ -142,9 +173,13 @@ class Batch:
         """
         if not self.taken:
             return
-        senders = [(one.entry.bucket, one.entry.producer) for one in self.taken if one.entry.producer]
+        places = (one if isinstance(one, SheetEntry) else one.entry for one in self.taken)
+        senders = [(entry.bucket, entry.producer) for entry in places if entry.producer]
         self.last = ledger.seen(session, senders) if senders else {}
         for one in self.taken:
+            if isinstance(one, SheetEntry):
+                self._take_unseen(one)
+                continue
             entry = one.entry
             if not entry.producer and isinstance(one, Reject):
                 self.unreadable.append(one)
@@ -154,10 +189,7 @@ class Batch:
             if entry.producer_seq <= last:
                 self.seen += 1
                 continue
-            if entry.producer_seq > last + 1:  # a producer's ops come in order: what is between is gone for good
-                self._lose(
-                    LostRange(entry.bucket, entry.position.epoch, entry.producer, last + 1, entry.producer_seq - 1)
-                )
+            self._miss(entry, last)
             self.last[pair] = entry.producer_seq
             if isinstance(one, Reject):
                 self.unreadable.append(one)
@@ -167,6 +199,29 @@ class Batch:
             else:
                 self.items.append(one)
         self.skip_used(session)
+
+    def _take_unseen(self, entry: SheetEntry) -> None:
+        """Keep what the shard has not seen of a sheet."""
+        pair, count = (entry.bucket, entry.producer), len(entry.sheet)
+        last = self.last[pair]
+        seen = min(max(0, last + 1 - entry.producer_seq), count)
+        self.seen += seen
+        if seen < count:
+            self._miss(entry, last)
+            self.last[pair] = entry.producer_seq + count - 1
+            self.sheets.append(entry.behind(seen) if seen else entry)
+
+    def _miss(self, entry: Read, last: int) -> None:
+        """Note what is between an op and the last of its producer: these come in order, so that is gone for good."""
+        if entry.producer_seq > last + 1:
+            epoch = entry.position.epoch
+            self._lose(LostRange(entry.bucket, epoch, entry.producer, last + 1, entry.producer_seq - 1))
+
+    def take_apart(self) -> None:
+        """Put the ops of the sheets among the others, one by one."""
+        if self.sheets:
+            every = [*self.items, *items_of(self.sheets)]
+            self.items, self.sheets = sorted(every, key=_place), []
 
     def skip_used(self, session: NodeSession) -> None:
         """Drop the ops whose idempotency key another op has used up.
@@ -200,7 +255,7 @@ class Batch:
         places = {(one.entry.bucket, one.entry.position) for one in aside}
         if not places:
             return self.items
-        return [item for item in self.items if (item.entry.bucket, item.entry.position) not in places]
+        return [item for item in self.items if _place(item) not in places]
 
     def _lose(self, lost: LostRange) -> None:
         self.losses.append(lost)
@@ -302,7 +357,16 @@ class FactBook:
             if not (one.expressions or one.source) and len(shapes) < _MOST_SHAPES:
                 shapes[shape_in(one)] = one.table
 
-    def follows(self, entry: Entry, before: Position) -> bool:
+    def has_met(self, sheet: Sheet) -> bool:
+        """Return whether the ops of a sheet are of a shape that fitted.
+
+        Args:
+            sheet: read from a log.
+        """
+        shape = INSERT, sheet.columns, (), ()
+        return sheet.schema in self.known and self.fitting.get(sheet.schema, {}).get(shape) == sheet.table
+
+    def follows(self, entry: Read, before: Position) -> bool:
         """Return False where the log has deleted what is between a watermark and the next entry, as applied.
 
         Args:
@@ -342,7 +406,11 @@ def _key_of(item: Item) -> tuple[int, str] | None:
     return None if item.op.idempotency_key is None else (item.entry.bucket, item.op.scoped_key)
 
 
-def _gap(entry: Entry, before: Position) -> LostRange | None:
+def _place(item: Item) -> tuple[int, Position]:
+    return item.entry.bucket, item.entry.position
+
+
+def _gap(entry: Read, before: Position) -> LostRange | None:
     """Return the positions that are missing before an entry: positions are dense within an epoch."""
     first = before.seq + 1 if entry.position.epoch == before.epoch else 0
     if entry.position.seq == first:

@@ -8,20 +8,22 @@ Atomic groups run under a savepoint: many under one, and halved where one of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from pipeline.apply.earlier_ops import EarlierOps, Early
 from pipeline.apply.footprint import versioned
-from pipeline.apply.grouping import Group, Item
+from pipeline.apply.grouping import Group, Item, items_of, statements_of
 from pipeline.apply.held_rows import HeldRows
 from pipeline.apply.judge import Judge, check_upsert
 from pipeline.apply.pace import Lessons, Portion, accused, around, chunk, halves
 from pipeline.errors import PipelineError
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPSERT, Entry, Op, Position
+from pipeline.model.sheet import SheetEntry
 from pipeline.model.wait_reason import WaitReason
 from pipeline.shard.driver_errors import code_of, may_be_early, sentence_of
 from pipeline.shard.records.ledger import Reject
 from pipeline.shard.session import NodeSession
-from pipeline.shard.statements import MOST_STATEMENT_BYTES, CannotRender, copy_statement, most, statement
+from pipeline.shard.statements import MOST_STATEMENT_BYTES, CannotRender, copy_statement, insert_of, most, statement
 from pipeline.shard.table_facts import Facts
 
 
@@ -66,8 +68,8 @@ class Executor:
         self.rejects: list[Reject] = []
         self.ids: list[tuple[Entry, int]] = []
 
-    def run(self, groups: Iterable[Group]) -> None:
-        """Execute *groups* in order.
+    def run(self, groups: Iterable[Group], sheets: Iterable[Sequence[SheetEntry]] = ()) -> None:
+        """Execute sheets, those of one shape together, then *groups*, each in order.
 
         Raises:
             SchemaBehind, ConstraintsChanged, NeverSeen, Halt, Early: the transaction must be rolled back and run again.
@@ -75,13 +77,13 @@ class Executor:
         """
         groups = list(groups)
         self._hold_deletes(groups)
+        for alike in sheets:
+            self._step("statement")
+            self._insert(alike, self._known[alike[0].sheet.schema])
         for group in groups:
             self._step("statement")
-            items, start = group.items, 0
-            facts = group.facts or self._known[items[0].op.ops[0].schema]
-            while start < len(items):
-                some = chunk(items, start, self._lessons.rows(group.kind, facts))
-                start += len(some)
+            facts = group.facts or self._known[group.items[0].op.ops[0].schema]
+            for some in self._chunks(group.kind, group.items, facts):
                 if group.kind == GROUP:
                     self._atomic(some, group, facts)
                 else:
@@ -90,6 +92,32 @@ class Executor:
             self._try_again()
         if self._early:
             raise Early(self._early)
+
+    def _chunks(self, kind: str, items: Sequence[Item], facts: Facts) -> Iterator[Sequence[Item]]:
+        start = 0
+        while start < len(items):
+            some = chunk(items, start, self._lessons.rows(kind, facts))
+            start += len(some)
+            yield some
+
+    def _insert(self, sheets: Sequence[SheetEntry], facts: Facts) -> None:
+        """Insert the rows of sheets of one shape; where one may be refused, their ops one by one as all others."""
+        for some in statements_of(sheets):
+            if self._early or self._rows.held or not self._lessons.trusts(facts) or not self._inserted(some, facts):
+                for items in self._chunks(INSERT, items_of(some), facts):
+                    self._run(INSERT, items, facts)
+
+    def _inserted(self, sheets: Sequence[SheetEntry], facts: Facts) -> bool:
+        try:
+            with _rendering():
+                sql = insert_of([entry.sheet for entry in sheets], facts)
+            self._send(sql)
+        except Exception as error:
+            if not self._judge.blames_op(error, facts):
+                raise
+            self._lessons.learn(facts, failed=True)
+            return False
+        return True
 
     def _hold_deletes(self, groups: Iterable[Group]) -> None:
         """Let the delete of a row to which others may refer wait for older ops: children may be among them."""
@@ -218,25 +246,23 @@ class Executor:
     def _statement(self, kind: str, ops: Sequence[Op], facts: Facts) -> None:
         if kind == UPSERT:
             check_upsert(ops[0], facts)
-        sql = self._rendered(kind, ops, facts)
+        with _rendering():
+            sql = self._sql(kind, ops, facts)
+        self._send(sql)
+
+    def _send(self, sql: str) -> None:
         # 4 bytes a character at most: count only what may be too long
         if len(sql) * 4 > self._limit and len(sql.encode()) > self._limit:
             raise CannotRender(f"one statement of {len(sql.encode()):,} bytes; the server takes {self._limit:,}")
         self._session.execute(sql)
 
-    def _rendered(self, kind: str, ops: Sequence[Op], facts: Facts) -> str:
-        """Return the SQL of ops. Whatever fails here is the fault of these ops, and must not stop the others."""
-        try:
-            if kind != COPY:
-                return statement(kind, ops, facts, self._session.dialect)
-            read = ops[0].source
-            if read is None:
-                raise CannotRender("a copy without a source")
-            return copy_statement(ops, facts, self._known[read.schema], self._session.dialect)
-        except PipelineError:
-            raise
-        except Exception as error:
-            raise CannotRender(f"not an op of its schema: {type(error).__name__}: {error}") from error
+    def _sql(self, kind: str, ops: Sequence[Op], facts: Facts) -> str:
+        if kind != COPY:
+            return statement(kind, ops, facts, self._session.dialect)
+        read = ops[0].source
+        if read is None:
+            raise CannotRender("a copy without a source")
+        return copy_statement(ops, facts, self._known[read.schema], self._session.dialect)
 
     def _refuse(self, item: Item, error: Exception, member: Op | None = None) -> None:
         """Reject an op; or let its bucket end before it, if what it needs may still come."""
@@ -295,6 +321,17 @@ class Executor:
         """Note the ids that the database gave: consecutive within one INSERT of known rows."""
         first, step = self._session.last_ids(len(items))
         self.ids.extend((item.entry, first + i * step) for i, item in enumerate(items))
+
+
+@contextmanager
+def _rendering() -> Iterator[None]:
+    """Make the SQL of ops. Whatever fails here is the fault of these ops, and must not stop the others."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as error:
+        raise CannotRender(f"not an op of its schema: {type(error).__name__}: {error}") from error
 
 
 def _parts(group: Group) -> Iterator[Sequence[Item]]:

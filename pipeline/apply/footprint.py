@@ -37,7 +37,9 @@ class Footprint:
 ROW = "row"
 #: The class of ops of which nothing is known: they conflict with everything on their table.
 ANY = None
-#: The events of which an op's statement fires triggers.
+#: The events on which triggers are fired.
+EVENTS = ("INSERT", "UPDATE", "DELETE")
+#: Those of an op's statement.
 _EVENTS = {
     INSERT: ("INSERT",),
     COPY: ("INSERT",),

@@ -120,6 +120,14 @@ class Lessons:
         """
         return min(most(kind), self._rows.get(facts.schema.hash, MAX_ROWS))
 
+    def trusts(self, facts: Facts) -> bool:
+        """Return whether no op of a table was refused of late.
+
+        Args:
+            facts: of the table.
+        """
+        return self._rows.get(facts.schema.hash, MAX_ROWS) >= MAX_ROWS
+
     def learn(self, facts: Facts, *, failed: bool) -> None:
         """Note how a statement ended: all rows of a failed one are executed twice, so the next are shorter.
 

@@ -16,6 +16,7 @@ from pipeline.apply.grouping import Item
 from pipeline.caches import keep_newest
 from pipeline.errors import NotMigrated, Unavailable
 from pipeline.events import Event
+from pipeline.model.sheet import SheetEntry
 from pipeline.model.wait_reason import WaitReason
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.records.ledger import Reject
@@ -117,16 +118,20 @@ class Breaker:
     def __init__(self) -> None:
         self._refused: dict[str, deque[bool]] = {}
 
-    def learn(self, items: Sequence[Item], aside: Iterable[Reject]) -> list[Reject]:
+    def learn(self, items: Sequence[Item], aside: Iterable[Reject], sheets: Iterable[SheetEntry] = ()) -> list[Reject]:
         """Note what became of a batch; return the last refusal of each table that has to halt.
 
         Args:
             items: the ops that were tried, in order of each bucket.
             aside: those among them that were set aside.
+            sheets: sheets of ops that took effect, where nothing was set aside.
         """
         refused = {(one.entry.bucket, one.entry.position): one for one in aside if one.state == REJECTED}
         if not refused:
-            for table, count in Counter(item.op.table for item in items).items():
+            taken = Counter(item.op.table for item in items)
+            for entry in sheets:
+                taken[entry.sheet.table] += len(entry.sheet)
+            for table, count in taken.items():
                 self._of(table).extend(repeat(False, min(count, WINDOW)))
             return []
         last: dict[str, Reject] = {}

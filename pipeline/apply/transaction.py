@@ -14,12 +14,13 @@ from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.earlier_ops import EarlierOps, Early, by_time, oldest
 from pipeline.apply.executor import Executor
-from pipeline.apply.grouping import Item, grouped
+from pipeline.apply.grouping import Item, grouped, grouped_sheets, may_stay
 from pipeline.apply.held_rows import HeldRows, halted, record
 from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.model.op import Entry, Position
+from pipeline.model.sheet import Read, SheetEntry, singly
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
@@ -227,27 +228,39 @@ class ApplyTransaction:
         )
         for bucket, found in entries.items():
             end = take.ends.get(bucket)
-            found = found if end is None else [entry for entry in found if entry.position <= end]
+            found = found if end is None else [entry for entry in singly(found) if entry.position <= end]
             if bucket in take.early:
                 first, reason = take.early[bucket]
-                found = [entry for entry in found if entry.position < first]
+                found = [entry for entry in singly(found) if entry.position < first]
                 batch.waiting[bucket] = reason
             batch.take(found)
         return batch, locked
 
     def _execute(self, batch: Batch, locked: Mapping[int, Mark], take: Take, *, last_try: bool) -> Executor:
         """Execute the ops of a batch; what is set aside is in the executor's `rejects`."""
+        if batch.sheets and not self._stay(batch, locked, take):
+            batch.take_apart()
         rows = HeldRows(self.facts.known, self._tables, take.ends)
         every = (*batch.items, *(item for item, _ in batch.halted))
         rows.read(self._session, (one for one in every if locked[one.entry.bucket].state == HOLDING))
         stopped = rows.stop(batch.halted)
         if self._earlier is not None:
             self._earlier.begin(batch.after, again=bool(take.early))
-        executor = self._executed(by_time(batch.items), rows, take, last_try=last_try)
+        executor = self._executed(by_time(batch.items), rows, take, batch.sheets, last_try=last_try)
         executor.rejects += [*batch.unreadable, *stopped]
+        if executor.rejects:
+            batch.take_apart()  # which of them, is asked of each op
         return executor
 
-    def _executed(self, items: Sequence[Item], rows: HeldRows, take: Take, *, last_try: bool) -> Executor:
+    def _stay(self, batch: Batch, locked: Mapping[int, Mark], take: Take) -> bool:
+        """Return whether sheets are inserted as they are: nothing is unusual, and no other op is of their tables."""
+        unusual = take.alone is not None or take.whole or take.ends or take.early or batch.halted
+        holding = any(locked[entry.bucket].state == HOLDING for entry in batch.sheets)
+        return not unusual and not holding and may_stay(batch.sheets, batch.items, self.facts.known)
+
+    def _executed(
+        self, items: Sequence[Item], rows: HeldRows, take: Take, sheets: Sequence[SheetEntry] = (), *, last_try: bool
+    ) -> Executor:
         self.step("execute")
         known, earlier = self.facts.known, self._earlier
         executor = Executor(
@@ -256,7 +269,7 @@ class ApplyTransaction:
         if take.alone is not None and (verdict := self._verdict(take.alone)):
             executor.condemn(items, verdict)
         else:
-            executor.run(grouped(items, known))
+            executor.run(grouped(items, known), grouped_sheets(sheets, known))
         return executor
 
     def _record(self, batch: Batch, executor: Executor, locked: Mapping[int, Mark], take: Take) -> None:
@@ -270,7 +283,7 @@ class ApplyTransaction:
             ledger.keep_ids(self._session, executor.ids)
         ledger.move(self._session, batch.after)
 
-    def _read(self, take: Take, mine: Mapping[int, Position]) -> dict[int, list[Entry]]:
+    def _read(self, take: Take, mine: Mapping[int, Position]) -> Mapping[int, list[Read]] | dict[int, list[Entry]]:
         """Note what is attempted, and read the entries for it. Suspected buckets are left out."""
         if take.alone is not None:
             take.noted = {b: take.alone for b, position in mine.items() if position == take.alone.after}
@@ -284,7 +297,9 @@ class ApplyTransaction:
         entries, earlier = self._log.read_noted(self.notes_at, after, counts, take.notes, anew=take.anew)
         take.suspect(earlier)
         entries = {bucket: found for bucket, found in entries.items() if bucket in take.noted}
-        return oldest(entries, counts, self._rows(take)) if take.whole else entries
+        if take.whole:
+            return oldest({bucket: singly(found) for bucket, found in entries.items()}, counts, self._rows(take))
+        return entries
 
     def _rows(self, take: Take) -> int:
         """Return how many entries a transaction executes at most."""
@@ -305,7 +320,7 @@ class ApplyTransaction:
         parked = sum(one.state != REJECTED for one in executor.rejects)
         batch.aside = executor.rejects
         return Outcome(
-            applied=len(batch.items) + len(batch.halted) + len(batch.unreadable) - len(executor.rejects),
+            applied=batch.tried + len(batch.halted) + len(batch.unreadable) - len(executor.rejects),
             rejected=len(executor.rejects) - parked,
             parked=parked,
             seen=batch.seen,

@@ -128,9 +128,9 @@ class ShardTurns(ABC):
             return Outcome()
         if batch.before:
             self._finish(batch, outcome)
-            if batch.items:
+            if batch.tried:
                 # a whole take is cut to the oldest ops: that it is short says nothing
-                rows = self._transaction.pace.rows if take.whole else len(batch.items)
+                rows = self._transaction.pace.rows if take.whole else batch.tried
                 self._transaction.pace.learn(rows, ms_since(started))
         elif not take.suspects:
             # the worker that holds these buckets rings when it is done; a bell from here would repeat until then
@@ -155,7 +155,7 @@ class ShardTurns(ABC):
                 return  # another worker is at it, or has been
             self._finish(batch, done)
             outcome.add(done)
-            attempt = attempt.succeeded(batch.after[bucket], len(batch.taken)) if batch.taken else None
+            attempt = attempt.succeeded(batch.after[bucket], batch.ops) if batch.taken else None
             if attempt is not None and clock.mono_s() > until_s:
                 self._note_ended(bucket, attempt)
                 return

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
-from operator import and_
+from itertools import islice
+from operator import and_, itemgetter
 from typing import Any
 
 from pipeline.dal.filters import limits_of
@@ -57,6 +58,50 @@ def bucket_of_new(
             f"{bucket}: let the pipeline make the id"
         )
     return bucket
+
+
+def sorted_in_turn(
+    columns: Sequence[Sequence[Any]], count: int, buckets: int, turn: Iterator[int]
+) -> tuple[list[int], dict[int, list[Sequence[Any]]]]:
+    """Return the bucket of each row, and the rows of each bucket: as many of each as if they took turns.
+
+    Args:
+        columns: the rows' values.
+        count: how many rows.
+        buckets: how many buckets.
+        turn: gives the bucket of the next rows.
+    """
+    each, more = divmod(count, buckets)
+    order: list[int] = []
+    parts = {}
+    for nth, bucket in enumerate(islice(turn, min(count, buckets))):
+        begin = len(order)
+        order += [bucket] * (each + (nth < more))
+        parts[bucket] = [column[begin : len(order)] for column in columns]
+    return order, parts
+
+
+def sorted_by_bucket(columns: Sequence[Sequence[Any]], order: Sequence[int]) -> dict[int, list[Sequence[Any]]]:
+    """Return the rows of each bucket.
+
+    Args:
+        columns: the rows' values.
+        order: the bucket of each row.
+    """
+    places: dict[int, list[int]] = {}
+    for row, bucket in enumerate(order):
+        try:
+            places[bucket].append(row)
+        except KeyError:
+            places[bucket] = [row]
+    parts: dict[int, list[Sequence[Any]]] = {}
+    for bucket, at in places.items():
+        if len(at) == 1:
+            parts[bucket] = [(column[at[0]],) for column in columns]
+        else:
+            some = itemgetter(*at)
+            parts[bucket] = [some(column) for column in columns]
+    return parts
 
 
 def bucket_of_rows(compiled: CompiledTable, where: Tree, shard_key: Any) -> tuple[int, int | None]:

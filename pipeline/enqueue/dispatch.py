@@ -30,7 +30,7 @@ from pipeline.errors import (
     Unavailable,
     shown,
 )
-from pipeline.model.op import UPSERT, Addressed, Op, encode, id_of, id_of_new, with_id
+from pipeline.model.op import UPSERT, Addressed, Op, encode, head_of, id_of, id_of_new, with_id
 from pipeline.model.receipt import Receipt, Receipts
 from pipeline.oplog.appends import KeyClaimed
 from pipeline.oplog.contract import Log
@@ -144,24 +144,36 @@ class Dispatch:
         self._follow(place, durability, [receipt])
         return receipt
 
-    def take_many(self, made: Iterable[Addressed], durability: str) -> Receipts:
+    def take_many(self, made: Iterable[Addressed | Chunk], durability: str) -> Receipts:
         """Take many ops, one round trip per chunk and shard; return their receipts, each made when looked at."""
         self.known_durability(durability)
         if self.gathering:
-            single = [self.take(addressed, durability) for addressed in made]
+            single = [self.take(addressed, durability) for addressed in made if not isinstance(addressed, Chunk)]
             return Receipts(single.__getitem__, len(single))
         chunks: list[Chunk] = []
-        chunk = Chunk()
-        for addressed in made:
-            payload = chunk.add(addressed.bucket, addressed.op)
-            if len(payload) > UNCHECKED_BYTES:
-                check_size(payload, addressed.op.table, self._log, self.wait_budgets)
-            if chunk.full:
-                chunks.append(self._sent_chunk(chunk, durability, chunks))
-                chunk = Chunk()
-        if len(chunk):
+        for chunk in self._chunks(made):
             chunks.append(self._sent_chunk(chunk, durability, chunks))
         return self._receipts(chunks)
+
+    def _chunks(self, made: Iterable[Addressed | Chunk]) -> Iterator[Chunk]:
+        chunk = Chunk()
+        for one in made:
+            if isinstance(one, Chunk):
+                if len(chunk):
+                    yield chunk
+                    chunk = Chunk()
+                for payload in one.large:
+                    check_size(payload, head_of(payload)[1], self._log, self.wait_budgets)
+                yield one
+                continue
+            payload = chunk.add(one.bucket, one.op)
+            if len(payload) > UNCHECKED_BYTES:
+                check_size(payload, one.op.table, self._log, self.wait_budgets)
+            if chunk.full:
+                yield chunk
+                chunk = Chunk()
+        if len(chunk):
+            yield chunk
 
     def _receipts(self, chunks: Sequence[Chunk]) -> Receipts:
         ends = [*accumulate(map(len, chunks))]

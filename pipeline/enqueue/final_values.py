@@ -51,6 +51,16 @@ class CompiledTable:
         self.bucket_of = topology.placing(schema.name, schema.columns[key])
         self.required = frozenset(c.name for c in schema.columns if c.notnull and c.name != schema.id_name)
 
+    @property
+    def takes_sheets(self) -> bool:
+        """Whether like inserts may be sheets: no lists, ids of the pipeline, and no row that refers to another of them.
+
+        All rows of a sheet have one time, and order across buckets is by time.
+        """
+        own = self.schema.name
+        odd = any(column.kind.startswith("list:") or column.parent == own for column in self.schema.columns)
+        return self.rules.ids == "pipeline" and not self.rules.reference and not odd
+
     def known(self, names: Iterable[str]) -> None:
         """Refuse fields that the table does not have: pyDAL would drop them without a word."""
         for name in names:

@@ -9,13 +9,14 @@ A validated insert: the table's validators first, as pyDAL's `validate_and_inser
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from pipeline.enqueue.shipment import OpPlace
+from pipeline.enqueue.shipment import UNCHECKED_BYTES, OpPlace
 from pipeline.errors import BadOp, BadValue, CrossBucket
-from pipeline.model.op import GROUP, Op, Position, encode
+from pipeline.model.op import GROUP, INSERT, Op, Position, encode
 from pipeline.model.receipt import Receipt
+from pipeline.model.sheet import Sheet
 
 if TYPE_CHECKING:
     from pipeline.model.receipt import Source
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 #: The most ops of one atomic group: a worker applies it in one transaction, and every row waits for its end.
 MOST_MEMBERS = 10_000
 #: Ops and bytes of one round trip of a bulk call. The more ops of a bucket go together, the fewer entries hold them;
-#: more than these block Redis for longer than 5 ms.
+#: more than these block Redis for longer than 5 ms. As columns, twice as much does not.
 CHUNK_ROWS, CHUNK_BYTES = 4_000, 1_000_000
+SHEET_ROWS, SHEET_BYTES = 10_000, 2_000_000
 
 
 class HeldOp(NamedTuple):
@@ -170,16 +172,44 @@ class Atomic:
 class Chunk:
     """Ops in the caller's order, sorted by bucket for sending."""
 
-    __slots__ = ("_at", "_bytes", "_ids", "_places", "payloads", "what")
+    __slots__ = ("_at", "_bytes", "_ids", "_order", "_places", "payloads", "what")
 
     def __init__(self) -> None:
         self._bytes = 0
-        self.payloads: dict[int, list[bytes]] = {}
+        self.payloads: dict[int, Any] = {}  # of each bucket a list of encoded ops, or a sheet
         #: How many ops there are of each bucket, kind and table.
         self.what: dict[tuple[int, str, str], int] = {}
         self._at: list[tuple[int, int]] = []  # per row: bucket, and its how-manieth there
         self._ids: list[int | None] = []
         self._places: Mapping[int, OpPlace] = {}
+        self._order: tuple[Sequence[int], Mapping[int, Sequence[int]]] = ((), {})  # as `of` was told, and its ids
+
+    @classmethod
+    def of(cls, order: Sequence[int], sheets: Mapping[int, Sheet]) -> Chunk:
+        """Return the chunk of sheets.
+
+        Args:
+            order: of each row, in the caller's order, its bucket.
+            sheets: of each bucket.
+        """
+        chunk = cls()
+        chunk.payloads = dict(sheets)
+        chunk.what = {(bucket, INSERT, sheet.table): len(sheet) for bucket, sheet in sheets.items()}
+        chunk._order = order, {bucket: sheet.ids for bucket, sheet in sheets.items()}
+        chunk._bytes = sum(sheet.size_bytes for sheet in sheets.values())
+        return chunk
+
+    @property
+    def large(self) -> Iterator[bytes]:
+        """The ops of sheets that may be too large for a worker."""
+        for sheet in self.payloads.values():
+            if sheet.size_bytes > UNCHECKED_BYTES:
+                yield from (payload for payload in sheet if len(payload) > UNCHECKED_BYTES)
+
+    @property
+    def rows_like(self) -> int:
+        """How many rows of this size a chunk of sheets takes."""
+        return min(SHEET_ROWS, max(1, SHEET_BYTES * len(self) // self._bytes))
 
     def add(self, bucket: int, op: Op) -> bytes:
         """Add the next row's op, and return its bytes."""
@@ -194,7 +224,7 @@ class Chunk:
         return payload
 
     def __len__(self) -> int:
-        return len(self._at)
+        return len(self._at) or len(self._order[0])
 
     @property
     def full(self) -> bool:
@@ -213,16 +243,30 @@ class Chunk:
             numbered: of each bucket that may be, the producer and the sequence of its first op.
         """
         self._places = {bucket: OpPlace(None, *number) for bucket, number in numbered.items()}
+        self._place_rows()
         return [self.receipt(row, source) if at[0] in numbered else None for row, at in enumerate(self._at)]
 
     def receipt(self, row: int, source: Source) -> Receipt:
         """Return the receipt of a row."""
+        self._place_rows()
         bucket, nth = self._at[row]
         place = self._places[bucket]
         position = place.position
         if position is not None:
             position = Position(position.epoch, position.seq + nth)
         return Receipt(bucket, position, self._ids[row], place.producer, place.seq + nth, source)
+
+    def _place_rows(self) -> None:
+        """Find out where each row is among those of its bucket, and its id; few callers of a bulk call ask."""
+        order, ids = self._order
+        if len(self._at) < len(order):
+            counts = dict.fromkeys(ids, 0)
+            at = []
+            for bucket in order:
+                at.append((bucket, counts[bucket]))
+                counts[bucket] += 1
+            self._ids = [ids[bucket][nth] for bucket, nth in at]
+            self._at = at
 
 
 class Validated(dict[str, Any]):

@@ -15,6 +15,7 @@ from pipeline.dal.objects import kind_of, query_of
 from pipeline.dal.sql_texts import vouch_for_selects
 from pipeline.dal.trees import Tree, is_query, table_of
 from pipeline.enqueue.final_values import CompiledTable
+from pipeline.enqueue.held_ops import Chunk
 from pipeline.enqueue.row_ids import RowIds
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.table_plan import TablePlan
@@ -133,9 +134,11 @@ class OpBuilder:
         row = {} if again.row is None or key is not None else {id_name: again.row}
         return self.insert(table, {**values, **row}, shard_key, key)
 
-    def inserts(self, table: Any, rows: Iterable[Mapping[str, Any]], shard_key: Any = None) -> Iterator[Addressed]:
-        """Make an insert of each row."""
-        return self.plan(table).new_rows(rows, shard_key)
+    def inserts(
+        self, table: Any, rows: Iterable[Mapping[str, Any]], shard_key: Any = None, *, at_once: bool = False
+    ) -> Iterator[Addressed | Chunk]:
+        """Make an insert of each row; *at_once*: they may be made in chunks."""
+        return self.plan(table).new_rows(rows, shard_key, at_once=at_once)
 
     def update(
         self, target: Any, row_id: Any, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None

@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from itertools import islice
 from operator import length_hint
 
 from pipeline import clock
@@ -70,6 +71,23 @@ class RowIds:
             except (KeyError, StopIteration):
                 self._refill(bucket)
 
+    def many(self, bucket: int, count: int, now_ms: float) -> list[int]:
+        """Return new ids of a bucket, in order; see `new`.
+
+        Args:
+            bucket: the rows' bucket.
+            count: how many.
+            now_ms: as for `new`.
+        """
+        if not self._fresh_from_ms <= now_ms < self._fresh_until_ms or self._pid != os.getpid():
+            self._freshen(now_ms)
+        found: list[int] = []
+        while True:
+            found += islice(self._blocks.get(bucket, ()), count - len(found))
+            if len(found) == count:
+                return found
+            self._refill(bucket, count)
+
     def follow(self, shard: str) -> None:
         """Let a shard's ids follow the clock into the next span, and give them a span after Redis lost the last one.
 
@@ -98,21 +116,24 @@ class RowIds:
             self._blocks = {}
         self._fresh_from_ms, self._fresh_until_ms = now_ms, now_ms + FRESH_MS
 
-    def _refill(self, bucket: int) -> None:
-        """Get new blocks: of all buckets of the shard, so that each of them costs no round trip of its own."""
+    def _refill(self, bucket: int, least: int = LEAST) -> None:
+        """Get new blocks: of all buckets of the shard, so that each of them costs no round trip of its own.
+
+        A bulk call takes as many of each bucket.
+        """
         lock = self._lock
         self._away.wait_budgets.enter(lock)
         try:
             if length_hint(self._blocks.get(bucket, ())):
                 return  # another thread's
-            for one, counters in self._given(bucket).items():
+            for one, counters in self._given(bucket, least).items():
                 self._sizes[one], self._blocks[one] = len(counters), iter(ids_of(one, counters))
         finally:
             lock.release()
 
-    def _given(self, bucket: int) -> dict[int, range]:
+    def _given(self, bucket: int, least: int) -> dict[int, range]:
         away, shard = self._away, self._topology.shard_of(bucket)
-        wanted = self._wanted(shard)
+        wanted = self._wanted(shard, least)
         kept = self._reserved(bucket, wanted[bucket]) if away.open else None
         if kept is not None:
             return kept
@@ -125,11 +146,11 @@ class RowIds:
         self._see_to_the_reserve()
         return given
 
-    def _wanted(self, shard: str) -> dict[int, int]:
+    def _wanted(self, shard: str, least: int) -> dict[int, int]:
         """Return how many ids to ask for: twice what was used, so that a bulk load asks ever less often."""
         buckets = self._topology.buckets_of(shard)
         used = [self._sizes.get(one, 0) - length_hint(self._blocks.get(one, ())) for one in buckets]
-        least = max(LEAST, 2 * sum(used) // len(used))
+        least = max(least, 2 * sum(used) // len(used))
         return {one: min(max(2 * n, least), MOST) for one, n in zip(buckets, used, strict=True)}
 
     def _asked(self, shard: str, wanted: dict[int, int]) -> dict[int, range]:

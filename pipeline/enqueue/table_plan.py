@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 from pipeline import clock
 from pipeline.caches import keep_newest
 from pipeline.dal.objects import has_filters, with_filters
 from pipeline.dal.trees import Tree, condition
+from pipeline.enqueue import held_ops
 from pipeline.enqueue.bucket_choice import (
     bucket_of_new,
     bucket_of_rows,
     check_upsert_filters,
     check_upsert_key,
     keeps_its_place,
+    sorted_by_bucket,
+    sorted_in_turn,
 )
 from pipeline.enqueue.final_values import (
     FUNCTIONS,
@@ -26,9 +31,11 @@ from pipeline.enqueue.final_values import (
     filtered,
     update_values,
 )
+from pipeline.enqueue.held_ops import Chunk
 from pipeline.enqueue.row_ids import RowIds
 from pipeline.errors import BadOp, BadQuery, BadValue, shown
 from pipeline.model.op import DELETE, INSERT, UPDATE, UPSERT, Addressed, Op
+from pipeline.model.sheet import Sheet
 
 #: Longest idempotency key, characters: a key is a number, an address or a digest, and each op carries it.
 MAX_KEY = 190
@@ -64,11 +71,52 @@ class TablePlan:
                 keep_newest(self._row_plans, names, plan, MOST_PLANS)
         return self._new_row(plan, values, shard_key, key)
 
-    def new_rows(self, rows: Iterable[Mapping[str, Any]], shard_key: Any = None) -> Iterator[Addressed]:
-        """Make an insert of each row."""
-        plan, names = None, None
+    def new_rows(
+        self, rows: Iterable[Mapping[str, Any]], shard_key: Any = None, *, at_once: bool = False
+    ) -> Iterator[Addressed | Chunk]:
+        """Make an insert of each row; *at_once*: in chunks to be sent, where the rows are as usual."""
         if not isinstance(rows, Iterable):
             raise BadOp(f"expected rows, a mapping of fields each, not {shown(rows)}")
+        if not at_once or shard_key is not None:
+            yield from self._singly(rows, shard_key)
+            return
+        waiting, most = iter(rows), held_ops.CHUNK_ROWS
+        while part := list(islice(waiting, most)):
+            chunk = None
+            if set(map(type, part)) == {dict}:
+                chunk = self._chunk(part)
+            if chunk is None:
+                yield from self._singly(part)
+            else:
+                most = max(chunk.rows_like, 1)
+                yield chunk
+
+    def _chunk(self, rows: Sequence[Mapping[str, Any]]) -> Chunk | None:
+        """Return rows as a chunk of sheets; None where they have to be made one by one, with the same meaning.
+
+        Then there are other fields, a value that is refused, filters, defaults that are called, given ids.
+        """
+        compiled, schema, key = self.compiled, self.compiled.schema, self.compiled.rules.shard_key
+        plan = RowPlan(compiled, self.table, rows[0], key)
+        columns = plan.columns(rows) if compiled.takes_sheets else None
+        if columns is None:
+            return None
+        if key is None or key == schema.id_name:
+            order, parts = sorted_in_turn(columns, len(rows), compiled.topology.buckets, self._turn)
+        elif plan.key_at is None or None in columns[plan.key_at]:
+            return None
+        else:
+            order = list(map(self._rule, columns[plan.key_at]))
+            parts = sorted_by_bucket(columns, order)
+        now_ms = clock.wall_ns() // 1000 / 1000
+        sheets = {}
+        for bucket, values in parts.items():
+            ids = self.row_ids.many(bucket, len(values[0]), now_ms)
+            sheets[bucket] = Sheet(schema.name, schema.hash, now_ms, ids, plan.numbers, values)
+        return Chunk.of(order, sheets)
+
+    def _singly(self, rows: Iterable[Mapping[str, Any]], shard_key: Any = None) -> Iterator[Addressed]:
+        plan, names = None, None
         for row in rows:
             try:
                 given = row.keys()
@@ -175,11 +223,11 @@ class RowPlan:
     Attributes:
         final: whether pyDAL has made all values.
         key_at: where among the values the shard key is; None where the rows may differ in that.
+        numbers: the numbers of the columns, in the order of the values.
     """
 
     __slots__ = (
         "_checks",
-        "_columns",
         "_compiled",
         "_constants",
         "_filters",
@@ -190,6 +238,7 @@ class RowPlan:
         "_table",
         "final",
         "key_at",
+        "numbers",
     )
 
     def __init__(self, compiled: CompiledTable, table: Any, names: Iterable[str], key: str | None = None):
@@ -208,9 +257,9 @@ class RowPlan:
         constant = {name: value for name, value in defaults.items() if name not in late}
         self._constants = [compiled.lenient[name](value) for name, value in constant.items()]
         self._late = [(compiled.lenient[name], call) for name, call in late.items()]
-        self._columns = tuple(compiled.column_of[name] for name in (*ordered, *constant, *late))
+        self.numbers = tuple(compiled.column_of[name] for name in (*ordered, *constant, *late))
         key_column = compiled.column_of.get(key) if key and self._filters is None else None
-        self.key_at = self._columns.index(key_column) if key_column in self._columns else None
+        self.key_at = self.numbers.index(key_column) if key_column in self.numbers else None
 
     def outdated(self) -> bool:
         """Return whether the table has got another default, `compute` or filter since: controllers do that."""
@@ -237,9 +286,23 @@ class RowPlan:
         for check, default in self._late:
             final.append(check(default()))
         if not self._id_given:
-            return self._columns, final, None
+            return self.numbers, final, None
         id_name = self._compiled.schema.id_name
-        return self._columns, final, self._compiled.check[id_name](values[id_name])
+        return self.numbers, final, self._compiled.check[id_name](values[id_name])
+
+    def columns(self, rows: Sequence[Mapping[str, Any]]) -> list[Sequence[Any]] | None:
+        """Return the final values of rows by columns; None where they have to be made one by one."""
+        names = [name for name, _ in self._checks]
+        if self._filters is not None or self._late or self._id_given or not names:
+            return None
+        if set(map(len, rows)) != {len(names)}:
+            return None
+        try:
+            given = zip(*map(itemgetter(*names, names[0]), rows), strict=True)
+            final: list[Sequence[Any]] = [list(map(check, next(given))) for _, check in self._checks]
+        except (KeyError, BadValue):
+            return None
+        return final + [[constant] * len(rows) for constant in self._constants]
 
     def _defaults(self, fields: tuple[Any, ...], given: frozenset[str]) -> dict[str, Any]:
         """Return the defaults of the fields that are not given; note what pyDAL has to compute or to filter."""

@@ -25,11 +25,13 @@ COPY = "copy"
 READ = "read"
 ROW_WRITES = frozenset((INSERT, UPDATE, DELETE, UPSERT, COPY))
 #: The newest ops that this release understands.
-VERSION = 3
+VERSION = 4
 #: The first version that understands `TracedOp`.
 _TRACED = 2
 #: The first version whose logs may have several ops in one entry.
 PACKED = 3
+#: The first version whose logs may have like inserts as columns, see `sheet`.
+SHEETS = 4
 
 _Column = Annotated[int, msgspec.Meta(ge=0)]
 #: Databases keep ids in 64 bits with a sign, and give 0 a number of their own.

@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Protocol
 
 from pipeline.model.op import Entry, Position
+from pipeline.model.sheet import Read
 from pipeline.oplog.appends import Appends
 from pipeline.oplog.shared_state import SharedState
 from pipeline.oplog.waits import Waits
@@ -230,13 +231,15 @@ class Work(Entries, Waits, Protocol):
         notes: Mapping[int, str],
         *,
         anew: bool,
-    ) -> tuple[dict[int, list[Entry]], dict[int, str]]:
+    ) -> tuple[dict[int, list[Read]], dict[int, str]]:
         """Note attempts, then read the entries for them, in one round trip; see `note_attempts` and `read`.
+
+        Like inserts that were sent together may come as a sheet, or as a part of one, in place of an entry each.
 
         Args:
             shard: the shard's name.
             after: of each bucket, the position to read behind.
-            count: of each bucket, the most entries to return.
+            count: of each bucket, the most ops to return.
             notes: of each bucket, a text whose first word is its watermark.
             anew: whether to replace every earlier note.
 

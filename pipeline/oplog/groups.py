@@ -17,6 +17,7 @@ from pipeline.config.topology import Topology
 from pipeline.errors import LogUnavailable
 from pipeline.model.ids import Given
 from pipeline.model.op import Entry, Position
+from pipeline.model.sheet import Read
 from pipeline.oplog.appends import EVERYWHERE, Scope
 from pipeline.oplog.group_line import GroupedLine
 from pipeline.oplog.redis.log import RedisLog
@@ -255,8 +256,8 @@ class GroupedLog(RedisLog):
         notes: Mapping[int, str],
         *,
         anew: bool,
-    ) -> tuple[dict[int, list[Entry]], dict[int, str]]:
-        found, kept = dict[int, list[Entry]](), dict[int, str]()
+    ) -> tuple[dict[int, list[Read]], dict[int, str]]:
+        found, kept = dict[int, list[Read]](), dict[int, str]()
         noted = self._split(notes)
         for log, part in self._split(after).items():
             entries, earlier = log.read_noted(shard, part, count, noted.get(log, {}), anew=anew)

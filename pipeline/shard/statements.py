@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from pipeline.dal.trees import pinned
 from pipeline.errors import PipelineError
 from pipeline.model.op import DELETE, GROUP, INSERT, UPDATE, UPSERT, Op
+from pipeline.model.sheet import Sheet
 from pipeline.shard.dialect import Dialect
 from pipeline.shard.table_facts import Facts
 
@@ -44,6 +46,22 @@ def statement(kind: str, ops: Sequence[Op], facts: Facts, dialect: Dialect) -> s
         dialect: of the database.
     """
     return _WRITERS[kind](ops, facts, dialect)
+
+
+def insert_of(sheets: Sequence[Sheet], facts: Facts) -> str:
+    """Return the SQL that inserts the rows of sheets of one shape.
+
+    Args:
+        sheets: in order.
+        facts: of the table.
+    """
+    columns = sheets[0].columns
+    names = [facts.names[facts.schema.id_index], *(facts.names[column] for column in columns)]
+    literals = [map(str, chain.from_iterable(sheet.ids for sheet in sheets))]
+    for nth, column in enumerate(columns):
+        literals.append(map(facts.encode[column], chain.from_iterable([sheet.values[nth] for sheet in sheets])))
+    rows = "), (".join(map(", ".join, zip(*literals, strict=True)))
+    return f"INSERT INTO {facts.table} ({', '.join(names)}) VALUES ({rows})"
 
 
 def copy_statement(ops: Sequence[Op], facts: Facts, source: Facts, dialect: Dialect) -> str:

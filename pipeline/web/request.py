@@ -16,7 +16,7 @@ from pipeline import attachment
 from pipeline.calls import Calls
 from pipeline.client import Client
 from pipeline.dal.objects import real_name
-from pipeline.enqueue.held_ops import HeldOps
+from pipeline.enqueue.held_ops import Chunk, HeldOps
 from pipeline.errors import BadRead, Unavailable
 from pipeline.events import Event
 from pipeline.model.op import Addressed
@@ -80,7 +80,7 @@ class Request(OwnReads):
         self._note_sent()
         return receipt
 
-    def _take_many(self, made: Iterator[Addressed], durability: str) -> Receipts:
+    def _take_many(self, made: Iterator[Addressed | Chunk], durability: str) -> Receipts:
         with self._holding():
             receipts = self.client._take_many(self._noted(made), durability)
         if self._waits:
@@ -238,10 +238,10 @@ class Request(OwnReads):
         finally:
             self._note_sent(always=True)
 
-    def _noted(self, made: Iterator[Addressed]) -> Iterator[Addressed]:
-        for addressed in made:
-            self._written.add(addressed.op.table)
-            yield addressed
+    def _noted(self, made: Iterator[Addressed | Chunk]) -> Iterator[Addressed | Chunk]:
+        for one in made:
+            self._written |= {one.op.table} if isinstance(one, Addressed) else {table for _, _, table in one.what}
+            yield one
 
     def _end(self, *, well: bool) -> None:
         """Give back what was opened for the request, the last one first."""

@@ -126,14 +126,14 @@ def test_bytes_that_are_no_op_are_an_error(payload: bytes):
     ("payload", "words"),
     [
         (
-            b'["merge", "t", "h", 1, null, [], [], null, [], [], [], null, [], null, 4]',
-            "version 4, of the kind 'merge';",
+            b'["merge", "t", "h", 1, null, [], [], null, [], [], [], null, [], null, 5]',
+            "version 5, of the kind 'merge';",
         ),
         (
-            b'["insert", "t", "h", 1, 5, [], [], null, [], [], [], null, [], null, 4, "x", 1]',
-            "version 4, with 17 fields;",
+            b'["insert", "t", "h", 1, 5, [], [], null, [], [], [], null, [], null, 5, "x", 1]',
+            "version 5, with 17 fields;",
         ),
-        (b'["insert", "t", "h", 1, {"new": 1}, [], [], null, [], [], [], null, [], null, 4]', "version 4;"),
+        (b'["insert", "t", "h", 1, {"new": 1}, [], [], null, [], [], [], null, [], null, 5]', "version 5;"),
     ],
 )
 def test_an_op_of_a_newer_release_is_told_from_bytes_that_are_no_op(payload: bytes, words: str):

@@ -245,9 +245,9 @@ def test_an_entry_beyond_what_a_shard_can_count_waits_with_its_cure(db: Any, box
 @pytest.mark.parametrize(
     "newer",
     [
-        b'["merge","event","h",1,5,[],[],null,[],[],[],null,[],null,4]',
-        b'["insert","event","h",1,5,[],[],null,[],[],[],null,[],null,4,{"new":1}]',
-        b'["group","event","h",1,5,[],[],null,[],[],[],null,[["merge",1]],null,4]',
+        b'["merge","event","h",1,5,[],[],null,[],[],[],null,[],null,5]',
+        b'["insert","event","h",1,5,[],[],null,[],[],[],null,[],null,5,{"new":1}]',
+        b'["group","event","h",1,5,[],[],null,[],[],[],null,[["merge",1]],null,5]',
     ],
     ids=["a kind", "a field", "a member"],
 )
@@ -259,7 +259,7 @@ def test_an_op_of_a_newer_release_waits_with_all_behind_it_and_no_other_bucket_d
     own = [e.payload for e in box.log._server.logs[waits.bucket] if e.position == waits.position]
     make_strange(box, waits, newer)
 
-    with pytest.raises(PipelineError, match=r"older than the op at .*, of version 4.*; upgrade the workers"):
+    with pytest.raises(PipelineError, match=r"older than the op at .*, of version 5.*; upgrade the workers"):
         box.drain()
     assert "newer" in {reason.kind for reason in why(box.client, "s0").reasons}
 

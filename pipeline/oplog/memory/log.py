@@ -9,6 +9,7 @@ from sys import maxsize
 
 from pipeline import clock
 from pipeline.model.op import START, Entry, Position
+from pipeline.model.sheet import Read, in_sheets
 from pipeline.oplog.batches import MOST_NOTES
 from pipeline.oplog.contract import RECONCILE, SLICE_S
 from pipeline.oplog.counts import MOST_COUNTERS
@@ -175,9 +176,9 @@ class MemoryWork(MemoryEntries):
         notes: Mapping[int, str],
         *,
         anew: bool,
-    ) -> tuple[dict[int, list[Entry]], dict[int, str]]:
+    ) -> tuple[dict[int, list[Read]], dict[int, str]]:
         earlier = self.note_attempts(shard, notes, anew=anew)
-        return self.read(after, count), earlier
+        return {bucket: in_sheets(entries) for bucket, entries in self.read(after, count).items()}, earlier
 
     def attempts(self, shard: str) -> dict[int, str]:
         with self._lock:

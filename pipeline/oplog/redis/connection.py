@@ -20,6 +20,7 @@ from pipeline.config.address import TLS, Address, parse
 from pipeline.config.settings import RedisSettings
 from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model.op import FORGED, START, TOO_LARGE, Entry, Position
+from pipeline.model.sheet import Read, Sheet, SheetEntry, singly
 from pipeline.oplog.redis.keys import Keys
 from pipeline.oplog.redis.packs import unpacked
 from pipeline.oplog.redis.signature import has_signature, keys_of, place, verified
@@ -320,7 +321,20 @@ def entries_of(
     after: Position = START,
     most: int = TOO_LARGE,
 ) -> list[Entry]:
-    """Return the entries that XRANGE found, one for each op.
+    """Return the entries that XRANGE found, one for each op; see `read_of`."""
+    return singly(read_of(bucket, reply, keys, unsigned=unsigned, after=after, most=most))
+
+
+def read_of(
+    bucket: int,
+    reply: Any,
+    keys: Sequence[bytes] = (),
+    *,
+    unsigned: bool = False,
+    after: Position = START,
+    most: int = TOO_LARGE,
+) -> list[Read]:
+    """Return the entries that XRANGE found, one for each op, or for each sheet.
 
     Args:
         bucket: the log's bucket.
@@ -328,50 +342,64 @@ def entries_of(
         keys: of the deployment, see `signature`; none: ops need no signature.
         unsigned: whether an op needs none all the same.
         after: ops up to this position are left out.
-        most: how many to return at most.
+        most: how many ops to return at most.
     """
-    entries: list[Entry] = []
-    ops: Sequence[bytes]
+    found: list[Read] = []
     for id, fields in reply:
-        epoch, _, nth = id.partition(b"-")
-        position = Position(int(epoch), int(nth))
-        try:
-            _, producer, _, seq, _, text = fields  # p <producer> s <producer seq> o <text>, always in this order
-            sender, number = int(producer), int(seq)
-        except ValueError:
-            sender = number = 0
-        if not (0 < sender < TOO_LARGE and 0 < number < TOO_LARGE):
-            ops, sender, number = [_strange(fields)], 0, 0
-        elif (keys or has_signature(text)) and (
-            text := verified(keys, place(bucket, sender, number), text, unsigned=unsigned)
-        ) is None:
-            ops, sender, number = [_strange(fields)], 0, FORGED
-        elif not (ops := unpacked(text)) or len(ops) > position.seq + 1:
-            ops, sender, number = [_strange(fields)], 0, 0
-        _singly(entries, Entry(bucket, position, sender, number, b""), ops, after, most)
-        if len(entries) == most:
+        entry, ops = _opened(bucket, id, fields, keys, unsigned=unsigned)
+        some = _behind(entry, ops, after, most)
+        if some:
+            found += some
+            last = some[-1]
+            after = last.last if isinstance(last, SheetEntry) else last.position
+            most -= len(last.sheet) if isinstance(last, SheetEntry) else len(some)
+        if not most:
             break
-    return entries
+    return found
 
 
-def _singly(entries: list[Entry], last: Entry, ops: Sequence[bytes], after: Position, most: int) -> None:
-    """Add the ops of one entry of the stream, each with its place.
+def _opened(
+    bucket: int, id: bytes, fields: Sequence[bytes], keys: Sequence[bytes], *, unsigned: bool
+) -> tuple[Entry, Sequence[bytes]]:
+    """Return one entry of the stream, with the position of its last op and the sequence of its first, and its ops."""
+    epoch, _, nth = id.partition(b"-")
+    position = Position(int(epoch), int(nth))
+    try:
+        _, producer, _, seq, _, text = fields  # p <producer> s <producer seq> o <text>, always in this order
+        sender, number = int(producer), int(seq)
+    except ValueError:
+        sender = number = 0
+    if not (0 < sender < TOO_LARGE and 0 < number < TOO_LARGE):
+        return Entry(bucket, position, 0, 0, b""), [_strange(fields)]
+    signed = keys or has_signature(text)
+    own = verified(keys, place(bucket, sender, number), text, unsigned=unsigned) if signed else text
+    if own is None:
+        return Entry(bucket, position, 0, FORGED, b""), [_strange(fields)]
+    if not (ops := unpacked(own)) or len(ops) > position.seq + 1:
+        return Entry(bucket, position, 0, 0, b""), [_strange(fields)]
+    return Entry(bucket, position, sender, number, b""), ops
+
+
+def _behind(last: Entry, ops: Sequence[bytes], after: Position, most: int) -> Sequence[Read]:
+    """Return the ops of one entry of the stream, each with its place; of a sheet, the sheet.
 
     Args:
-        entries: at most *most* of them.
         last: with the position of the last op, and the sequence of the first.
         ops: in order.
         after: ops up to this position are left out.
-        most: how many entries there may be.
+        most: how many ops to return at most.
     """
     bucket, (epoch, seq), sender, number, _ = last
-    after = entries[-1].position if entries and entries[-1].position > after else after
     first = seq - len(ops) + 1
     begin = max(0, after.seq + 1 - first) if epoch == after.epoch else 0 if epoch > after.epoch else len(ops)
-    for n in range(begin, min(len(ops), begin + most - len(entries))):
-        entries.append(
-            Entry(bucket, Position(epoch, first + n), sender, number + n if sender else number, bytes(ops[n]))
-        )
+    end = min(len(ops), begin + most)
+    if isinstance(ops, Sheet):
+        part = ops if end - begin == len(ops) else ops[begin:end]
+        return [SheetEntry(bucket, Position(epoch, first + begin), sender, number + begin, part)] if part else ()
+    return [
+        Entry(bucket, Position(epoch, first + n), sender, number + n if sender else number, bytes(ops[n]))
+        for n in range(begin, end)
+    ]
 
 
 def _strange(fields: Sequence[bytes]) -> bytes:

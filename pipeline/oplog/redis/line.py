@@ -181,7 +181,7 @@ class RedisLine:
             entries, at = len(rest) - 1, first
             for ops, text in packed(payloads):
                 rest += (ops, signed(self._sign_keys, place(bucket, producer, at), text))
-                at, biggest = at + ops, max(biggest, len(text))
+                at, biggest = at + ops, max(biggest, len(text) // ops)
             rest[entries] = (len(rest) - entries) // 2
         big = biggest if biggest >= BIG_BYTES else 0
         renewal = self._renewal()

@@ -13,6 +13,7 @@ from pipeline.errors import BadOp
 from pipeline.events import Event
 from pipeline.model.op import Entry, Position
 from pipeline.model.schema import TableSchema
+from pipeline.model.sheet import Read, count_ops, singly
 from pipeline.oplog.batches import MOST_NOTES
 from pipeline.oplog.contract import RECONCILE, SLICE_S
 from pipeline.oplog.counts import MOST_COUNTERS
@@ -25,6 +26,7 @@ from pipeline.oplog.redis.connection import (
     numbers_of,
     position_of,
     position_or_none,
+    read_of,
     ring_of,
     script,
     text_of,
@@ -50,7 +52,8 @@ class RedisEntries(RedisServer):
 
     def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:
         asked = self._asked(after, count)
-        return self._read_on(after, count, asked, self._ranges(after, asked))
+        found = self._read_on(after, count, asked, self._ranges(after, asked))
+        return {bucket: singly(entries) for bucket, entries in found.items()}
 
     def _asked(self, after: Iterable[int], count: Mapping[int, int]) -> dict[int, int]:
         """Return how many entries of each log to ask for at first: each has one op or many, see `packs`."""
@@ -59,26 +62,26 @@ class RedisEntries(RedisServer):
 
     def _read_on(
         self, after: Mapping[int, Position], count: Mapping[int, int], asked: Mapping[int, int], replies: Iterable[Any]
-    ) -> dict[int, list[Entry]]:
+    ) -> dict[int, list[Read]]:
         """Return the ops of entries that were asked for; ask for more where they hold too few."""
-        found: dict[int, list[Entry]] = {bucket: [] for bucket in after}
-        ends, keys = dict(after), self._sign_keys
+        found: dict[int, list[Read]] = {bucket: [] for bucket in after}
+        left, ends, keys = dict(count), dict(after), self._sign_keys
         while asked:
             entries, ops, full = 0, 0, []
             for (bucket, most), reply in zip(asked.items(), replies, strict=True):
-                known, room = found[bucket], count[bucket] - len(found[bucket])
-                more = entries_of(bucket, reply, keys, unsigned=self._unsigned, after=ends[bucket], most=room)
-                known += more
+                more = read_of(bucket, reply, keys, unsigned=self._unsigned, after=ends[bucket], most=left[bucket])
+                found[bucket] += more
+                left[bucket] -= count_ops(more)
                 if not reply:
                     continue
                 last = position_of(reply[-1][0])
                 entries, ops = entries + len(reply), ops + (last.seq - more[0].position.seq + 1 if more else 1)
-                if len(reply) == most and len(more) < room:
+                if len(reply) == most and left[bucket] > 0:
                     ends[bucket] = last
                     full.append(bucket)
             if entries:
                 self._ops_an_entry = max(1, ops // entries)
-            asked = {bucket: -(-(count[bucket] - len(found[bucket])) // self._ops_an_entry) for bucket in full}
+            asked = {bucket: -(-left[bucket] // self._ops_an_entry) for bucket in full}
             replies = self._ranges(ends, asked)
         return found
 
@@ -263,7 +266,7 @@ class RedisWork(RedisEntries):
         notes: Mapping[int, str],
         *,
         anew: bool,
-    ) -> tuple[dict[int, list[Entry]], dict[int, str]]:
+    ) -> tuple[dict[int, list[Read]], dict[int, str]]:
         if not after:
             return {}, {}
         pipe: Any = self._client.pipeline(transaction=False)
@@ -274,7 +277,7 @@ class RedisWork(RedisEntries):
                 earlier, *replies = self._asking(pipe, after, asked).execute()
             except redis.exceptions.NoScriptError:
                 kept = self.note_attempts(shard, notes, anew=anew)
-                return self.read(after, count), kept
+                return self._read_on(after, count, asked, self._ranges(after, asked)), kept
         return self._read_on(after, count, asked, replies), _notes_of(earlier)
 
     def attempts(self, shard: str) -> dict[int, str]:

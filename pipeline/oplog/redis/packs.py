@@ -5,7 +5,8 @@ watermark stands inside it, and a trim by position deletes it once all its ops a
 last one are its other ops', in order, and so are the producer's sequences from the entry's own on.
 
 The entry's text is an op of the kind `pack`. Its `ops` are the texts of the ops, byte by byte. A release that knows no
-packs takes it for the op of a newer release, and lets it wait.
+packs takes it for the op of a newer release, and lets it wait. Like inserts of one bulk call are a sheet, see
+`model/sheet`: their entry's text has the values column by column.
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ from typing import Any
 
 import msgspec
 
+from pipeline.errors import NotAnOp
+from pipeline.model import sheet
 from pipeline.model.op import PACKED, Op
+from pipeline.model.sheet import Sheet
 
 #: The most bytes of a pack. A read of one op reads the whole pack, and beyond 50 ops the server gains little more.
 MOST_BYTES = 8_192
-#: More ops than any pack has: an op takes 40 bytes and more.
+#: The most ops of a pack, or of a sheet.
 MOST_OPS = MOST_BYTES // 32
+#: The most bytes of a sheet of several rows.
+MOST_SHEET_BYTES = 2 * MOST_BYTES
 _KIND = b'["pack",'
 _PACK = _KIND + b"%b,null,[],[],null,[],[],[],null,[%b],null,%d]"
 _fields: Any = [(name, list[msgspec.Raw] if name == "ops" else msgspec.Raw) for name in Op.__struct_fields__]
@@ -33,8 +39,12 @@ def packed(payloads: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
     """Yield the texts of the entries that hold ops, in order, each with the number of its ops.
 
     Args:
-        payloads: encoded ops of one bucket; one of `MOST_BYTES` or more has an entry of its own, as has what is no op.
+        payloads: encoded ops of one bucket, or a sheet; an op of `MOST_BYTES` or more has an entry of its own, as has
+            what is no op.
     """
+    if isinstance(payloads, Sheet):
+        yield from _sheets(payloads)
+        return
     run: list[bytes] = []
     size = 0
     for payload in payloads:
@@ -52,17 +62,34 @@ def packed(payloads: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def unpacked(text: bytes) -> Sequence[bytes]:
-    """Return the ops in an entry's text, one for an op, as views; none where it is a pack that no release makes.
+    """Return the ops in an entry's text, one for an op, as views, or as a sheet; none of a pack that no release makes.
 
     Args:
         text: without a signature.
     """
+    if text.startswith(sheet.KIND):
+        try:
+            return Sheet.read(text)
+        except NotAnOp:
+            return [text]  # of a newer release, or no op
     if not text.startswith(_KIND):
         return [text]
     try:
         return _decoder.decode(text).ops  # type: ignore[no-any-return]
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return ()
+
+
+def _sheets(rows: Sheet) -> Iterator[tuple[int, bytes]]:
+    if len(rows) == 1:
+        yield 1, rows[0]
+    elif len(rows) <= MOST_OPS and len(rows.text) <= MOST_SHEET_BYTES:
+        yield len(rows), rows.text
+    else:
+        parts = max(2, -(-len(rows) // MOST_OPS), -(-len(rows.text) // MOST_SHEET_BYTES))
+        each = -(-len(rows) // parts)
+        for at in range(0, len(rows), each):
+            yield from _sheets(rows[at : at + each])
 
 
 def _text(payloads: Sequence[bytes]) -> bytes:

@@ -7,9 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.sandbox.logs import EPOCH, PRODUCER, S0, append, cut, entries, raise_to
 
-from pipeline.errors import NewerOp
+from pipeline.errors import NewerOp, NotAnOp
 from pipeline.model import op as ops
 from pipeline.model.op import START, Entry, Op, Position, decode, encode, with_trace
+from pipeline.model.sheet import Sheet, singly
 from pipeline.oplog.appends import APPENDED, BIG_BYTES, HOLE, SEEN, EpochStale, Line, Placed
 from pipeline.oplog.contract import Log
 from pipeline.oplog.redis import log as redis_log
@@ -152,3 +153,91 @@ def test_a_reader_that_expects_one_op_an_entry_reads_no_more_than_it_may(
 
     assert shown(found[3]) == [(n, n + 1, op(n + 1)) for n in range(41, 151)]
     assert (len(found[4]), found[5]) == (5, [])
+
+
+def sheet(first: int, last: int, size: int = 10, step: int = 1024) -> Sheet:
+    """Return inserts with ids that are even steps apart, or not."""
+    rows = range(first, last + 1)
+    values = [["x" * size] * len(rows), [None if n % 3 else ',]"é\n' for n in rows], [n / 4 for n in rows]]
+    return Sheet("item", "hash", 1000.5, [1 + n * step if step else 1 + n * n for n in rows], (1, 2, 4), values)
+
+
+def test_a_sheet_is_read_op_by_op_from_any_watermark_and_together_where_that_is_asked(log: Log, line: Line):
+    sent = sheet(1, 600)
+    append(line, (3, 1, sent[:1]), (4, 1, sent[:2]))
+    placed = append(line, (3, 2, sent[1:])).placed
+
+    assert placed == [Placed(APPENDED, Position(EPOCH, 1))]
+    every = shown(entries(log, 3))
+    assert every == [(n, n + 1, payload) for n, payload in enumerate(sent)]
+    for seq, count in ((0, 1), (1, 70), (63, 1), (255, 2), (250, 300), (598, 4)):
+        after = {3: Position(EPOCH, seq)}
+        assert shown(log.read(after, {3: count})[3]) == every[seq + 1 : seq + 1 + count]
+        together, _ = log.read_noted("s0", after, {3: count}, {3: f"{after[3]} {count}"}, anew=True)
+        assert shown(singly(together[3])) == every[seq + 1 : seq + 1 + count]
+        assert len(together[3]) <= 1 + count // 100
+
+
+def test_a_sheet_that_comes_again_in_parts_is_known(log: Log, line: Line):
+    sent = sheet(1, 300)
+    append(line, (3, 1, sent))
+
+    assert append(line, (3, 101, sent[100:])).placed == [Placed(SEEN, Position(EPOCH, 100))]
+    assert append(line, (3, 201, sheet(201, 400))).placed == [Placed(HOLE, Position(0, 300))]
+    assert append(line, (3, 301, sheet(301, 400))).placed == [Placed(APPENDED, Position(EPOCH, 300))]
+    log.trim({3: Position(EPOCH, 350)})
+    assert [seq for seq, _, _ in shown(entries(log, 3, Position(EPOCH, 350)))] == [*range(351, 400)]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 700), st.sampled_from([0, 1, 50, 3000, 20_000]), st.sampled_from([0, 1, 1024]))
+def test_the_texts_of_a_sheet_hold_its_ops(count: int, size: int, step: int):
+    sent = sheet(1, count, size, step)
+
+    made = list(packed(sent))
+
+    assert [bytes(one) for _, text in made for one in unpacked(text)] == list(sent)
+    assert [n for n, _ in made] == [len(unpacked(text)) for _, text in made]
+    assert all(len(text) <= 2 * MOST_BYTES for n, text in made if n > 1)
+
+
+def test_a_release_that_knows_no_sheets_lets_one_wait(monkeypatch: pytest.MonkeyPatch):
+    [(_, text)] = packed(sheet(1, 5))
+    monkeypatch.setattr(ops, "VERSION", 3)
+
+    with pytest.raises(NewerOp, match="'sheet'"):
+        decode(text)
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes"),
+    [
+        (b"[1025,3],", b"[1025,2],"),
+        (b"[1025,3],", b"[1025,90000000000],"),
+        (b"[1025,3],", b"[-2000,3],"),
+        (b"[1025,3],", b"[9223372036854775000,3],"),
+        (b"[1,2,4]", b"[1,2]"),
+        (b"0.25", b"[1]"),
+        (b'"item"', b"7"),
+    ],
+)
+def test_a_sheet_that_no_release_makes_is_no_op(was: bytes, becomes: bytes):
+    [(_, text)] = packed(sheet(1, 3))
+    assert text.count(was) == 1
+
+    [only] = unpacked(text.replace(was, becomes))
+
+    with pytest.raises(NotAnOp):
+        decode(only)
+
+
+def test_the_text_of_a_sheet_stays_as_it_is():
+    text = b'["sheet","item","hash",1000.5,[1025,2],[1,2],[["x",null],[7,true]],1024,null,null,null,null,null,null,4]'
+
+    read = Sheet.read(text)
+
+    assert [read.op(n) for n in (0, 1)] == [
+        Op("insert", "item", "hash", 1000.5, 1025, (1, 2), ("x", 7)),
+        Op("insert", "item", "hash", 1000.5, 2049, (1, 2), (None, True)),
+    ]
+    assert Sheet(read.table, read.schema, read.at_ms, [1025, 2049], (1, 2), read.values).text == text

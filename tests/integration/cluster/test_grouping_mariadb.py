@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from support.examples import examples
 from support.oracle.families import astray
 from support.oracle.grouping import LOUD, MANY, PLAIN, TWO, Database, Maker, difference
+from support.oracle.loads import AT_ONCE, loaded
 from support.sandbox.sessions import as_user
 
 from pipeline.model.op import INSERT, UPDATE, Op
@@ -46,6 +47,14 @@ def test_versioned_updates_together_equal_one_by_one(database: Database, seed: i
 @given(seed=st.integers(0, 2**32))
 def test_families_in_several_buckets_become_what_they_become_in_one(database: Database, seed: int):
     assert astray(database, Random(seed)) == ""
+
+
+@settings(max_examples=examples(20), deadline=None, phases=[Phase.reuse, Phase.generate])
+@given(seed=st.integers(0, 2**32))
+def test_sheets_equal_their_ops_one_by_one(database: Database, seed: int):
+    ops = loaded(Random(seed))
+
+    assert database.apply(ops, at_once=AT_ONCE) == database.apply(ops, at_once=1)
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ class Maker:
 
 
 def _op(kind: str, schema: TableSchema, row: int | None, given: dict[int, Any], **more: Any) -> Op:
-    return Op(kind, schema.name, schema.hash, 0, row, tuple(given), tuple(given.values()), **more)
+    return Op(kind, schema.name, schema.hash, 0.0, row, tuple(given), tuple(given.values()), **more)
 
 
 def difference(database: Database, ops: list[Op]) -> str:

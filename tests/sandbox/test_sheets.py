@@ -1,0 +1,126 @@
+"""Inserts that a worker gets as a sheet leave what they leave one by one: rows, rejects, what is held, watermarks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from support.examples import examples
+from support.oracle.grouping import BUCKET, EPOCH, PAST, PLAIN, PRODUCER, SCOPE, Database
+from support.oracle.loads import AT_ONCE, insert, loaded
+
+from pipeline.apply.applier import Applier
+from pipeline.apply.executor import Executor
+from pipeline.config.settings import ApplySettings
+from pipeline.model.op import DELETE, Entry, Op, encode
+from pipeline.oplog.appends import Append
+from pipeline.shard.dialect import SQLite
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    with pytest.MonkeyPatch.context() as patch:
+        # these files need not outlive a power cut
+        patch.setattr(SQLite, "session", lambda self, read_only: ["PRAGMA synchronous=OFF"])
+        database = Database(f"sqlite://{tmp_path_factory.mktemp('sheets') / 'shop.sqlite'}")
+        yield database
+        database.close()
+
+
+@pytest.fixture
+def sheets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each statement that was tried for sheets."""
+    tried: list[int] = []
+    inserted = Executor._inserted
+
+    def noted(self: Executor, entries: Any, facts: Any) -> bool:
+        tried.append(sum(len(entry.sheet) for entry in entries))
+        return inserted(self, entries, facts)
+
+    monkeypatch.setattr(Executor, "_inserted", noted)
+    return tried
+
+
+@settings(max_examples=examples(150), deadline=None, phases=[Phase.reuse, Phase.generate])
+@given(seed=st.integers(0, 2**32))
+def test_sheets_equal_their_ops_one_by_one(database: Database, seed: int):
+    ops = loaded(Random(seed))
+
+    assert database.apply(ops, at_once=AT_ONCE) == database.apply(ops, at_once=1)
+
+
+def test_rows_of_a_sheet_are_one_statement(database: Database, sheets: list[int]):
+    found = database.apply([insert(PLAIN, row, {1: 1, 2: "it's"}) for row in range(1, 28)], at_once=AT_ONCE)
+
+    assert sheets == [9, 9]
+    assert len(found["plain"]) == 27
+    assert found["plain"][-1] == (27, 1, "it's")
+
+
+def test_a_refused_row_of_a_sheet_is_rejected_alone(database: Database, sheets: list[int]):
+    ops = [insert(PLAIN, row, {1: 9 if row == 13 else 1}) for row in range(1, 19)]
+
+    found = database.apply(ops, at_once=AT_ONCE)
+
+    assert sheets == [9]
+    assert found["rejects"] == [(13,)]
+    assert [row[0] for row in found["plain"]] == [row for row in range(1, 19) if row != 13]
+
+
+def test_a_sheet_beside_an_op_of_its_table_is_taken_apart(database: Database, sheets: list[int]):
+    first = [insert(PLAIN, row, {1: 1}) for row in range(1, 10)]
+    rows = [insert(PLAIN, row, {1: 1}) for row in range(10, 18)]
+
+    found = database.apply([*first, *rows, Op(DELETE, "plain", PLAIN.hash, 0, 17)], at_once=AT_ONCE)
+
+    assert (sheets, len(found["plain"])) == ([], 16)
+
+
+def test_sheets_of_a_parent_and_its_children_keep_their_order(database: Database, sheets: list[int]):
+    known = [*(insert(PLAIN, row, {1: 1}) for row in range(1, 5)), *(past(row, 1) for row in range(1, 6))]
+    ops = [past(6, 1), past(7, 2), insert(PLAIN, 50, {1: 1}), insert(PLAIN, 51, {1: 1}), past(8, 50), past(9, 51)]
+
+    found = database.apply([*known, *ops], at_once=AT_ONCE)
+
+    assert sheets == [2, 2, 2]
+    assert found["rejects"] == []
+
+
+def test_what_the_shard_has_seen_of_a_sheet_is_dropped_and_what_is_lost_before_one_is_named(
+    database: Database, sheets: list[int]
+):
+    log = database._begun()
+    line, applier = log.line(), Applier("s0", database.session, log, ApplySettings())
+
+    def send(first: int, last: int, epoch: int = EPOCH) -> list[Entry]:
+        rows = [encode(insert(PLAIN, row, {1: 1})) for row in range(first, last + 1)]
+        line.append(SCOPE, epoch, PRODUCER, [Append(BUCKET, first, rows)], "", 0)
+        return log._server.logs[BUCKET]
+
+    send(1, 3)
+    applier.apply()  # learns the shape
+    send(4, 9)
+    applier.apply()
+    log.raise_epoch("s0", log.epoch("s0")[2], EPOCH + 1)
+    send(7, 14, EPOCH + 1)
+    again = applier.apply()
+    line.pass_hole(PRODUCER, BUCKET, 14, 20)
+    waiting = send(21, 30, EPOCH + 1)
+    del waiting[-10:-8]
+    gone = applier.apply()
+
+    assert (again.applied, again.seen, gone.applied, gone.lost) == (5, 3, 8, 8)
+    assert sheets == [6, 5, 8]
+    rows = [row for (row,) in database.session.query("SELECT id FROM plain ORDER BY id")]
+    assert rows == [*range(1, 15), *range(23, 31)]
+    lost = database.session.query("SELECT epoch, producer, first_seq, last_seq FROM pipeline_lost ORDER BY producer")
+    assert lost == [(EPOCH + 1, 0, 8, 9), (EPOCH + 1, PRODUCER, 15, 22)]
+    assert database._found()["watermark"].position == (EPOCH + 1, 17)
+
+
+def past(row: int, of: int) -> Op:
+    return insert(PAST, row, {1: of})
