@@ -246,7 +246,9 @@ class _Shards:
         noted = s.early | {(take.shard, n) for n in early}
         if put_off and not self._on("committed"):
             after = after._replace(chances=s.chances | {(take.shard, n) for n in early})
-        return Move(f"{sorted(early)} of {take.ops} {'are put off' if put_off else 'may be early'}", after._replace(early=noted))
+        return Move(
+            f"{sorted(early)} of {take.ops} {'are put off' if put_off else 'may be early'}", after._replace(early=noted)
+        )
 
     def _on_time(self, take: Take) -> tuple[int, ...]:
         ends = {self.ops[n].bucket: n for n in sorted(take.early, reverse=True)}
