@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
+
 import pytest
 from model.early import NEVER, RULES, STOPPED, Bounds, Op
 from model.early import model as model_of
@@ -129,6 +132,32 @@ def test_without_a_rule_there_is_a_disaster(rule: str) -> None:
 
     assert disaster is not None, f"nothing goes wrong without: {RULES[rule]}"
     print(f"without “{RULES[rule]}”:\n{disaster}")
+
+
+def test_no_ops_of_a_few_wait_for_each_other_for_ever() -> None:
+    """Whatever 3 ops need and delete (4, where it is thorough); what is rejected is judged above."""
+    ended = 0
+    for ops in programs(4 if THOROUGH else 3):
+        for cascade in (True, False):
+            disaster = search(model_of(Bounds(ops, workers=1, together=True, queued=True, cascade=cascade))).disaster
+            assert disaster is None or "never ends" not in disaster.why, f"{ops}:\n{disaster}"
+            ended += 1
+
+    assert ended > 500
+
+
+def programs(count: int) -> Iterator[tuple[Op, ...]]:
+    """Yield what some ops in up to three buckets may be: plain, in need of another, or the delete of an earlier row."""
+    for buckets in product(range(3), repeat=count):
+        for kinds in product(range(-count, count + 1), repeat=count):  # a need of k - 1, or a delete of -k - 1
+            deleted = {n: -kind - 1 for n, kind in enumerate(kinds) if kind < 0}
+            if all(kind != n + 1 for n, kind in enumerate(kinds)) and all(
+                row < n and row not in deleted for n, row in deleted.items()
+            ):
+                yield tuple(
+                    Op(bucket, 2 * n + 1, kind - 1 if kind > 0 else None, deleted.get(n))
+                    for n, (bucket, kind) in enumerate(zip(buckets, kinds, strict=True))
+                )
 
 
 def test_where_clocks_differ_a_child_may_be_rejected_behind_the_delete_of_its_parent() -> None:

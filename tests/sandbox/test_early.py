@@ -10,6 +10,7 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline import clock
+from pipeline.admin import stops
 from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import LogUnavailable
@@ -146,6 +147,28 @@ def test_an_op_is_rejected_that_only_a_younger_delete_would_help_which_waits_for
 
     assert [doubled.status(), deleted.status()] == ["rejected", "applied"]
     assert box.rows("parent") == []
+
+
+def test_what_is_paused_holds_up_the_deletes_of_a_bucket_once_and_not_each_by_itself(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    rows = [pipeline.enqueue_insert(db.parent, who=second) for _ in range(5)]
+    box.drain()
+    stops.pause(box.client, stops.target_of(box.client, "event"), "")
+    paused = pipeline.enqueue_insert(db.event, who=first)
+    deletes = [pipeline.enqueue_delete((db.parent.id == row.id) & (db.parent.who == second)) for row in rows]
+    settings = ApplySettings(set_aside=0)  # so that what is paused stays queued
+    worker, now_s, waited_s = Applier("s0", box.client.nodes.primary("s0"), box.log, settings), clock.mono_s, 0
+
+    while {one.status() for one in deletes} != {"applied"} and waited_s < 100:
+        waited_s += 1
+        monkeypatch.setattr(clock, "mono_s", lambda waited_s=waited_s: now_s() + waited_s)
+        box.log.postpone("s0", [paused.bucket, deletes[0].bucket], 0)
+        worker.apply()
+
+    assert paused.status() == "queued"
+    assert waited_s < 2 * ApplySettings().early_wait_s
 
 
 def two_buckets(box: Sandbox) -> tuple[int, int]:
