@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from pipeline import clock
@@ -12,7 +12,7 @@ from pipeline.admin.moving import orders
 from pipeline.admin.release import release
 from pipeline.apply.replay import Became
 from pipeline.client import Client
-from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
+from pipeline.config.bucket_ranges import format_ranges, named_buckets
 from pipeline.errors import BadOp
 from pipeline.per_process import PerProcess
 from pipeline.shard.actions import Action, last_actions
@@ -169,7 +169,7 @@ def give_up(buckets: str, by: str) -> str:
         PipelineError: none of them moves, or their new shard has begun.
     """
     ended = []
-    for mover in orders.of_buckets(client(), _numbers(buckets)):
+    for mover in orders.of_buckets(client(), named_buckets(buckets)):
         mover.give_up(f"given up by {by}")
         ended.append(f"{mover.leg.source} keeps {format_ranges(mover.buckets)}")
     return f"{'; '.join(ended)}; workers clean up"
@@ -185,16 +185,9 @@ def send_back(buckets: str, by: str) -> str:
     Raises:
         PipelineError: they have no move of all of them, or it is not over.
     """
-    here, wanted = client(), _numbers(buckets)
+    here, wanted = client(), named_buckets(buckets)
     mover = orders.order_move(here, wanted, orders.came_from(here, wanted), by)
     return f"{format_ranges(mover.buckets)} go back to {mover.leg.target}; workers carry them"
-
-
-def _numbers(buckets: str) -> Collection[int]:
-    try:
-        return numbers(parse_ranges(buckets))
-    except ValueError:
-        raise BadOp(f"{buckets!r} is no list of buckets: write numbers and ranges, such as 0-15,40") from None
 
 
 def done_with() -> None:
