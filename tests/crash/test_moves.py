@@ -94,13 +94,24 @@ def moved(trial: Trial, bucket: int, target: str, victim: str) -> None:
             found = [one for one in orders.under_way(client) if bucket in one.buckets]
             if not found:
                 return
-            lives = trial.luck.randrange(1, 8)
-            for _, step in zip(range(lives), found[0].steps(), strict=False):
-                last = f"{step.stage} {step.text}"
-                if not killed and trial.luck.random() < 0.3:
+            if not found[0].hold():
+                last = "a worker is at it"
+                clock.sleep_s(0.2)
+                if not killed:
                     killed = True
                     trial.rig.cluster.kill(victim)
                     trial.rig.cluster.start(victim)
+                continue
+            lives = trial.luck.randrange(1, 8)
+            try:
+                for _, step in zip(range(lives), found[0].steps(), strict=False):
+                    last = f"{step.stage} {step.text}"
+                    if not killed and trial.luck.random() < 0.3:
+                        killed = True
+                        trial.rig.cluster.kill(victim)
+                        trial.rig.cluster.start(victim)
+            finally:
+                found[0].release()  # as if its lease had run out
         except (Unavailable, PipelineError) as error:
             last = f"{type(error).__name__}: {error}"
             clock.sleep_s(0.2)

@@ -258,3 +258,16 @@ def test_what_is_deleted_is_not_looked_for_again_while_a_node_is_waited_for(
     monkeypatch.delattr(StoredIds, "ids")
 
     assert [step.stage for step in successor(client).steps()] == ["over"]
+
+
+def test_whoever_goes_on_copies_no_row_before_all_readers_know_of_the_move(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(movers, "HEARD_S", 60.0)
+    first = next(orders.order_move(client, [bucket(client)], "s1", "me", keep_s=0).steps())
+
+    second = next(successor(client).steps())
+
+    assert (first.stage, second.stage) == ("waiting", "waiting")
+    assert first.text.endswith("until all readers know of the move")
+    assert second.text.endswith("until all readers know of the move")

@@ -149,11 +149,12 @@ class Mover:
             for bucket in self.buckets:
                 moves.write_leg(target, self.leg._replace(bucket=bucket, note=note))
                 moves.place_mark(target, bucket, START, COPYING)
-        self._follow_map()
-        yield from paused(HEARD_S, "until all readers know of the move")
+        yield from ()
 
     def _copy(self) -> Iterator[MoveStep]:
         self._follow_map()
+        if not self.sides.note.copied_from_ms:  # else a mover has waited for it, and died since
+            yield from paused(HEARD_S, "until all readers know of the move")
         yield from self._carrier.copy()
 
     def _catch(self) -> Iterator[MoveStep]:
