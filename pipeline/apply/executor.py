@@ -97,7 +97,10 @@ class Executor:
             return
         for group in groups:
             for item in self._reaching_children(group):
-                if item.entry.bucket not in self._early and (reason := self._earlier.awaited_by(item, 0)) is not None:
+                if (
+                    item.entry.bucket not in self._early
+                    and (reason := self._earlier.awaited_by(item, refused=False)) is not None
+                ):
                     self._early[item.entry.bucket] = item.entry.position, reason
         if self._early:
             raise Early(self._early)
