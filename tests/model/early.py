@@ -33,6 +33,7 @@ RULES = {
     "at most": "an op waits for so long at most",
     "bucket ends": "what follows an early op in its bucket waits with it",
     "deletes wait": "an op that deletes a row to which others may refer is early like one that is refused",
+    "deletes first": "a delete waits for a shorter time than an op that is refused",
     "moves": "how long an op waits at most is counted while nothing moves that was enqueued before it",
 }
 
@@ -301,8 +302,14 @@ class _Shards:
             if (shard, n) not in s.seconds:
                 if self._on("a second"):
                     yield Move(f"op {n} waits for a second", s._replace(seconds=s.seconds | {(shard, n)}))
-            elif (shard, n) not in s.overdue and self._on("at most") and all(e in s.seconds for e in s.early):
+            elif (shard, n) not in s.overdue and self._on("at most") and self._is_over(s, n):
                 yield Move(f"op {n} waits for as long as it may", s._replace(overdue=s.overdue | {(shard, n)}))
+
+    def _is_over(self, s: State, n: int) -> bool:
+        """Whether no early op waits for a shorter time than this one."""
+        deletes = [one for one in s.early - s.overdue if self.ops[one[1]].deletes is not None]
+        shorter = deletes if self._on("deletes first") and self.ops[n].deletes is None else []
+        return s.early <= s.seconds and not shorter
 
     def _quiet(self, s: State, shard: int) -> bool:
         """Whether each bucket of a shard begins with an op that was refused, would be again, and waits."""

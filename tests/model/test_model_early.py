@@ -27,6 +27,8 @@ BOTH_DELETED = (Op(0, 1), Op(1, 3, needs=0), Op(1, 5, deletes=1), Op(0, 7, delet
 TWO_DELETED = (Op(0, 1), Op(1, 3), Op(0, 5, needs=1), Op(1, 7, deletes=1), Op(0, 9, deletes=0))
 DELETES_BEHIND_A_STOP = (Op(0, 1, STOPPED), Op(1, 2), Op(1, 3, deletes=1))
 DELETED_AT_ONCE = (Op(0, 1), Op(1, 1), Op(0, 3, deletes=0), Op(1, 3, deletes=1))
+#: What a host has spooled stands behind younger ops: a parent behind the delete of another, which waits for its child.
+SPOOLED_BEHIND_A_DELETE = (Op(1, 1), Op(1, 9, deletes=0), Op(1, 3), Op(0, 5, needs=2))
 #: The parent's host has a clock that is behind.
 DELETED_SKEWED = (Op(0, 1), Op(1, 4, needs=0), Op(0, 3, deletes=0))
 #: A value that is taken: an op that wants it, and the delete that frees it afterwards, which waits for older ops.
@@ -88,6 +90,8 @@ CLEAN = (
     Bounds(DELETES_BEHIND_A_STOP),
     Bounds(DELETED_AT_ONCE, deaths=1),
     Bounds(FREED_AFTERWARDS, deaths=1),
+    Bounds(SPOOLED_BEHIND_A_DELETE, deaths=1),
+    Bounds(SPOOLED_BEHIND_A_DELETE, queued=True, workers=3),
     *(Bounds(ops, workers=1, together=True) for ops in TOGETHER),
     REFERENCE,
 )
@@ -112,6 +116,7 @@ NEEDED = {
     "at most": Bounds(BEHIND_A_STOP),
     "bucket ends": Bounds(FOLLOWED),
     "deletes wait": Bounds(PARENT_DELETED),
+    "deletes first": Bounds(SPOOLED_BEHIND_A_DELETE),
     "moves": Bounds(FAMILY),
 }
 
