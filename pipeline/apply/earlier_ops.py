@@ -90,8 +90,8 @@ class EarlierOps:
     def __init__(self, shard: str, session: NodeSession, log: Work, wait_s: float):
         self._shard, self._session, self._log, self._wait_s = shard, session, log, wait_s
         self._waits: dict[tuple[int, Position], Wait] = {}
-        #: Of each bucket for whose oldest op another has waited as long as it may, when that was enqueued, ms.
-        self._stuck: dict[int, float] = {}
+        #: Of each bucket for which an op has waited as long as it may, its watermark.
+        self._stuck: dict[int, Position] = {}
         #: Of each bucket, its op that was put off; and those that the open transaction puts off.
         self._put_off: dict[int, Position] = {}
         self._putting_off: dict[int, Position] = {}
@@ -129,12 +129,12 @@ class EarlierOps:
             near = _until(at_ms + younger_ms, self._queued, bucket)
         if not near:
             return None
-        older = {one: sent_ms for one, sent_ms in near.items() if sent_ms < at_ms}
-        if not refused and all(self._stuck.get(one) == sent_ms for one, sent_ms in older.items()):
+        older = [one for one, sent_ms in near.items() if sent_ms < at_ms]
+        if not refused and all(self._stuck.get(one) == self._marks[one] for one in older):
             return None  # the deletes of a bucket would wait for as long, one after another
         waited_s = self._waited_s((bucket, item.entry.position), older)
         if waited_s >= most_s:
-            self._stuck |= older
+            self._stuck |= {one: self._marks[one] for one in older}
             return None
         if not older and waited_s >= CLOCKS_S:
             return None

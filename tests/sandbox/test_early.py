@@ -153,7 +153,7 @@ def test_what_is_paused_holds_up_the_deletes_of_a_bucket_once_and_not_each_by_it
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = two_buckets(box)
-    rows = [pipeline.enqueue_insert(db.parent, who=second) for _ in range(5)]
+    rows = [pipeline.enqueue_insert(db.parent, who=second) for _ in range(20)]
     box.drain()
     stops.pause(box.client, stops.target_of(box.client, "event"), "")
     paused = pipeline.enqueue_insert(db.event, who=first)
@@ -161,7 +161,7 @@ def test_what_is_paused_holds_up_the_deletes_of_a_bucket_once_and_not_each_by_it
     settings = ApplySettings(set_aside=0)  # so that what is paused stays queued
     worker, now_s, waited_s = Applier("s0", box.client.nodes.primary("s0"), box.log, settings), clock.mono_s, 0
 
-    while {one.status() for one in deletes} != {"applied"} and waited_s < 100:
+    while {one.status() for one in deletes} != {"applied"} and waited_s < 30:
         waited_s += 1
         monkeypatch.setattr(clock, "mono_s", lambda waited_s=waited_s: now_s() + waited_s)
         box.log.postpone("s0", [paused.bucket, deletes[0].bucket], 0)
