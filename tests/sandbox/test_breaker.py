@@ -13,8 +13,8 @@ from pipeline.admin import stops, upkeep
 from pipeline.admin.release import release
 from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
-from pipeline.apply.breaker import IN_A_ROW, LEAST, WINDOW, Breaker
 from pipeline.apply.grouping import Item
+from pipeline.apply.stopped import IN_A_ROW, LEAST, WINDOW, Breaker
 from pipeline.config.settings import ApplySettings
 from pipeline.model.op import Entry, Op, Position
 from pipeline.model.receipt import Receipt
