@@ -10,11 +10,11 @@ TOOLS := .venv-tools
 READY3 := $(VENV3)/.ready
 # what the tests write, where there are 8 GB for it: an fsync costs nothing there (as `mariadb-test-run --mem`)
 IN_MEMORY := $(if $(shell df -k --output=avail /dev/shm 2>/dev/null | awk 'NR == 2 && $$1 > 8000000'),TMPDIR=/dev/shm)
-# tests that start no servers that others use, or have a server per process
-AT_ONCE := -n auto --maxprocesses 8 --dist worksteal
-# tests that share servers within a file; they wait more than they compute, so there is one more than two cores. By name,
-# not by number: few tests may take long
-BY_FILE := -n 3 --dist loadfile --no-loadscope-reorder
+# tests that start no servers that others use, or have a server per process. All tests wait for half of
+# their time and more, so there are two for a core
+AT_ONCE := -n $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? 2 * n : 8))) --dist worksteal
+# tests that share servers within a file. By name, not by number: few tests may take long. The longest files come first
+BY_FILE := -n 4 --dist loadfile --no-loadscope-reorder
 # each of some thousand processes would compile all modules again: half of its start
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -35,7 +35,7 @@ load: system $(READY)  ## 50 users for 30 s against the shop: no error, no stale
 test: export HYPOTHESIS_PROFILE = thorough
 test: system $(READY) $(READY3)  ## everything: real MariaDB, real Redis, real workers killed with SIGKILL
 	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) tests/pure tests/parts tests/model tests/storm/test_judge.py tests/storm/test_sandbox_storm.py tests/sandbox tests/contract
-	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/integration tests/storm/test_server_storm.py tests/applications
+	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/applications tests/storm/test_server_storm.py tests/integration
 	$(BIN)/python -m pytest $(BY_FILE) tests/crash
 	$(IN_MEMORY) HYPOTHESIS_PROFILE=quick $(VENV3)/bin/python -m pytest $(AT_ONCE) -q tests/pure/dal tests/sandbox tests/contract/shard
 

@@ -18,7 +18,7 @@ from pipeline.client import Client
 from pipeline.errors import LogUnavailable, PipelineError, Unavailable
 from pipeline.events import Event
 from pipeline.oplog.appends import EVERYWHERE, Scope
-from pipeline.oplog.contract import SharedState
+from pipeline.oplog.shared_state import SharedState
 
 logger = logging.getLogger("pipeline.chores")
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from pipeline.config.topology import Topology
 from pipeline.oplog.appends import EVERYWHERE, Scope, scopes_of
-from pipeline.oplog.contract import RECONCILE, SharedState
+from pipeline.oplog.contract import RECONCILE
+from pipeline.oplog.shared_state import SharedState
 from pipeline.oplog.waits import ALIVE
 
 

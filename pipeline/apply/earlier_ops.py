@@ -8,7 +8,7 @@ and a row to which others may refer is deleted then.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate, groupby
 from math import inf
 from typing import NamedTuple
@@ -25,6 +25,9 @@ from pipeline.shard.session import NodeSession
 #: By how much the clocks of two hosts may differ, ms: an op that is younger by no more counts as enqueued before, for
 #: so long, s. Two that are both refused for good must not wait for each other.
 CLOCKS_MS, CLOCKS_S = 250.0, 1.0
+#: The share of that time that a delete waits at most. An op of its bucket that was enqueued before it may be behind it,
+#: sent from a spool; and what needs that op waits, too. Of the two the delete goes on: a child is gone either way.
+DELETES = 0.25
 #: How many entries of a bucket are looked at before an op is rejected.
 DEEP = 100
 #: How many waiting ops a process keeps in mind before it forgets those that are decided.
@@ -53,18 +56,25 @@ class Wait(NamedTuple):
     Attributes:
         seen_s: when it was looked at last.
         waited_s: how long it had waited then.
-        heads: of each bucket with older ops, when the oldest queued one was enqueued, ms; of a drained one infinity.
+        marks: the watermarks of the buckets that had older ops queued.
     """
 
     seen_s: float
     waited_s: float
-    heads: Mapping[int, float]
+    marks: Mapping[int, Position]
 
-    def looked(self, now_s: float, heads: Mapping[int, float]) -> Wait:
-        """Return the wait at the next look: it begins again where older ops have moved since."""
-        after = {bucket: max(at_ms, heads.get(bucket, inf)) for bucket, at_ms in self.heads.items()}
-        waited_s = self.waited_s + min(now_s - self.seen_s, LOOK_S) if after == self.heads else 0.0
-        return Wait(now_s, waited_s, {**heads, **after})
+    def looked(self, now_s: float, older: Collection[int], marks: Mapping[int, Position]) -> Wait:
+        """Return the wait at the next look: it begins again where one of the buckets has got on since.
+
+        Args:
+            now_s: the time by this process's steady clock.
+            older: the buckets in which older ops are queued now, beside what the transaction takes.
+            marks: what is committed of all buckets.
+        """
+        now = {bucket: marks[bucket] for bucket in older}
+        if any(marks.get(bucket) != position for bucket, position in self.marks.items()):
+            return Wait(now_s, 0.0, now)
+        return Wait(now_s, self.waited_s + min(now_s - self.seen_s, LOOK_S), {**self.marks, **now})
 
 
 class EarlierOps:
@@ -80,81 +90,81 @@ class EarlierOps:
     def __init__(self, shard: str, session: NodeSession, log: Work, wait_s: float):
         self._shard, self._session, self._log, self._wait_s = shard, session, log, wait_s
         self._waits: dict[tuple[int, Position], Wait] = {}
-        #: Of each op that had its second chance, since when, and what was beside it.
-        self._put_off: dict[tuple[int, Position], tuple[float, Mapping[int, Position]]] = {}
+        #: Of each bucket, its op that was put off; and those that the open transaction puts off.
+        self._put_off: dict[int, Position] = {}
+        self._putting_off: dict[int, Position] = {}
         self._after: Mapping[int, Position] = {}
+        self._marks: Mapping[int, Position] = {}
         self._queued: dict[int, float] | None = None
         self._looked_deep = False
 
-    def begin(self, after: Mapping[int, Position]) -> None:
+    def begin(self, after: Mapping[int, Position], *, again: bool = False) -> None:
         """Begin a transaction.
 
         Args:
             after: the watermarks that it leaves: what is behind one is queued, what is before it is executed in order.
+            again: whether it is the last one without its early ops.
         """
+        if not again:
+            self._putting_off = {}
         self._after, self._queued, self._looked_deep = after, None, False
 
-    def awaited_by(self, item: Item, younger_ms: float = CLOCKS_MS) -> WaitReason | None:
+    def awaited_by(self, item: Item, *, refused: bool = True) -> WaitReason | None:
         """Return why an op that a constraint refuses, or that deletes, waits; None where it has its turn.
 
         Args:
             item: the op.
-            younger_ms: what is younger by no more counts for a second.
+            refused: whether a constraint refuses it: then what is younger by `CLOCKS_MS` counts for a second.
         """
+        younger_ms, most_s = (CLOCKS_MS, self._wait_s) if refused else (0.0, DELETES * self._wait_s)
         if self._queued is None:
             self._queued = self._oldest_queued()
         at_ms, bucket = item.op.at_ms, item.entry.bucket
         near = _until(at_ms + younger_ms, self._queued, bucket)
-        if not near and younger_ms and not self._looked_deep:  # else the database's word would be final
+        if not near and refused and not self._looked_deep:  # else the database's word would be final
             self._looked_deep = True
             self._queued = self._oldest_queued(self._queued, DEEP)
             near = _until(at_ms + younger_ms, self._queued, bucket)
         if not near:
             return None
-        older = {one: sent_ms for one, sent_ms in near.items() if sent_ms < at_ms}
+        older = [one for one, sent_ms in near.items() if sent_ms < at_ms]
         waited_s = self._waited_s((bucket, item.entry.position), older)
-        if waited_s >= self._wait_s or not (older or waited_s < CLOCKS_S):
+        if waited_s >= most_s or not (older or waited_s < CLOCKS_S):
             return None
         self._queued[bucket] = min(at_ms, self._queued.get(bucket, at_ms))  # this one is queued from now on
         return self._reason(item)
 
-    def _waited_s(self, place: tuple[int, Position], older: Mapping[int, float]) -> float:
+    def _waited_s(self, place: tuple[int, Position], older: Collection[int]) -> float:
         now_s = clock.mono_s()
         if len(self._waits) > MOST_NOTED:
             self._waits = {one: wait for one, wait in self._waits.items() if now_s - wait.seen_s < 2 * self._wait_s}
-        wait = self._waits.get(place)
-        self._waits[place] = Wait(now_s, 0.0, older) if wait is None else wait.looked(now_s, older)
+        wait = self._waits.get(place, Wait(now_s, 0.0, {}))
+        self._waits[place] = wait.looked(now_s, older, self._marks)
         return self._waits[place].waited_s
 
     def has_others(self, item: Item) -> bool:
-        """Return whether ops of other buckets in the transaction may help a refused op that had no such chance yet.
+        """Return whether ops of other buckets in the transaction may help a refused op that was not put off before.
 
         Args:
             item: the op.
         """
-        if len(self._after) < 2:
-            return False
-        known = self._put_off.get((item.entry.bucket, item.entry.position))
-        return known is None or not (clock.mono_s() - known[0] >= CLOCKS_S or self._committed(known[1]))
-
-    def _committed(self, beside: Mapping[int, Position]) -> bool:
-        marks = ledger.marks(self._session)
-        return all(bucket not in marks or marks[bucket].position >= position for bucket, position in beside.items())
+        return len(self._after) > 1 and self._put_off.get(item.entry.bucket) != item.entry.position
 
     def put_off(self, item: Item) -> WaitReason:
         """Return why an op waits that is taken after the rest of its batch: next time it is the first of its bucket.
 
-        Its chance counts once that rest is committed, as the transaction may be given up, or fail; or after a second:
-        the rest may end before an op that waits for this one.
+        It is put off until `committed`. What of the rest still waits then may wait for this op: its turn is now.
 
         Args:
             item: the op.
         """
-        if len(self._put_off) > MOST_NOTED:
-            self._put_off.clear()
-        beside = {one: at for one, at in self._after.items() if one != item.entry.bucket}
-        self._put_off.setdefault((item.entry.bucket, item.entry.position), (clock.mono_s(), beside))
+        self._putting_off[item.entry.bucket] = item.entry.position
         return self._reason(item)
+
+    def committed(self) -> None:
+        """Note that the transaction is committed without the ops that were put off."""
+        self._put_off |= self._putting_off
+        self._putting_off = {}
 
     def _reason(self, item: Item) -> WaitReason:
         detail = f"{item.entry.bucket}:{item.entry.position} for at most [apply] early_wait_s = {self._wait_s:g} s"
@@ -170,6 +180,7 @@ class EarlierOps:
             entries: how many are looked at in each. An older one is behind a younger where a host has spooled it.
         """
         marks = ledger.marks(self._session)
+        self._marks = {bucket: mark.position for bucket, mark in marks.items()}
         behind = {bucket: self._after.get(bucket, mark.position) for bucket, mark in marks.items() if mark.owned}
         wanted = behind if some is None else {bucket: after for bucket, after in behind.items() if bucket in some}
         found = self._log.read(wanted, dict.fromkeys(wanted, entries))

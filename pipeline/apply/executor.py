@@ -14,61 +14,17 @@ from pipeline.apply.earlier_ops import EarlierOps, Early
 from pipeline.apply.footprint import versioned
 from pipeline.apply.grouping import Group, Item, items_of, statements_of
 from pipeline.apply.held_rows import HeldRows
+from pipeline.apply.judge import Judge, check_upsert
 from pipeline.apply.pace import Lessons, Portion, accused, around, chunk, halves
-from pipeline.caches import keep_newest
-from pipeline.errors import PipelineError, Rejected
+from pipeline.errors import PipelineError
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPSERT, Entry, Op, Position
 from pipeline.model.sheet import SheetEntry
 from pipeline.model.wait_reason import WaitReason
-from pipeline.shard.driver_errors import (
-    Fault,
-    code_of,
-    fault_of,
-    is_about_other_rows,
-    is_driver_error,
-    lacks_right,
-    may_be_early,
-    required_column,
-    sentence_of,
-)
+from pipeline.shard.driver_errors import code_of, may_be_early, sentence_of
 from pipeline.shard.records.ledger import Reject
 from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import MOST_STATEMENT_BYTES, CannotRender, copy_statement, insert_of, most, statement
-from pipeline.shard.table_facts import Facts, constraints_of
-
-
-class SchemaBehind(PipelineError):
-    """The database lacks a column, a table, an index or a right that ops of one schema need; these ops wait.
-
-    Attributes:
-        schema: the hash of the schema.
-        table: its table.
-        why: what is lacking.
-        kind: `right` or `schema`, as in `model.wait_reason.KINDS`.
-    """
-
-    retryable = True
-
-    def __init__(self, facts: Facts, why: str, cause: Exception | None = None):
-        super().__init__(f"the shard is behind the schema of {facts.schema.name} ({facts.schema.hash}): {why}")
-        self.schema, self.table, self.why = facts.schema.hash, facts.schema.name, why
-        self.kind = "right" if cause is not None and lacks_right(cause) else "schema"
-
-
-class ConstraintsChanged(PipelineError):
-    """A unique index or a foreign key has come or gone since the batch was grouped; it has to be grouped anew."""
-
-    retryable = True
-
-
-class NeverSeen(PipelineError):
-    """An op met an error that no list names; the transaction is retried before anybody believes it."""
-
-    retryable = True
-
-
-class MissingIndex(PipelineError):
-    """An upsert's key has no unique index in the database, or has none for the moment."""
+from pipeline.shard.table_facts import Facts
 
 
 class Executor:
@@ -81,7 +37,7 @@ class Executor:
         step: called with the name of each step before it is taken.
         lessons: what earlier batches have taught.
         earlier: tells which ops may be early; None: none is.
-        last_try: whether such an error is believed now.
+        last_try: see `Judge`.
         patient: whether the others are executed where one may be early, to find all that may be.
 
     Attributes:
@@ -102,9 +58,8 @@ class Executor:
         patient: bool,
     ):
         self._session, self._known, self._rows, self._step = session, known, rows, step
-        self._lessons, self._earlier, self._last_try = lessons, earlier, last_try
-        self._patient = patient
-        self._checked: set[str] = set()
+        self._lessons, self._earlier, self._patient = lessons, earlier, patient
+        self._judge = Judge(session, lessons, last_try=last_try)
         self._misled = False  # the server has named a row that was not the bad one
         self._limit = min(session.statement_bytes() - 1024, MOST_STATEMENT_BYTES)
         #: What was refused, and is tried again after all else.
@@ -158,7 +113,7 @@ class Executor:
                 sql = insert_of([entry.sheet for entry in sheets], facts)
             self._send(sql)
         except Exception as error:
-            if self._judge(error, facts) is None:
+            if not self._judge.blames_op(error, facts):
                 raise
             self._lessons.learn(facts, failed=True)
             return False
@@ -170,7 +125,10 @@ class Executor:
             return
         for group in groups:
             for item in self._reaching_children(group):
-                if item.entry.bucket not in self._early and (reason := self._earlier.awaited_by(item, 0)) is not None:
+                if (
+                    item.entry.bucket not in self._early
+                    and (reason := self._earlier.awaited_by(item, refused=False)) is not None
+                ):
                     self._early[item.entry.bucket] = item.entry.position, reason
         if self._early:
             raise Early(self._early)
@@ -195,29 +153,23 @@ class Executor:
             self._reject(item, PipelineError(why))
 
     def _run(self, kind: str, items: Sequence[Item], facts: Facts) -> None:
+        """Execute ops as one statement; where it fails, narrow it down."""
         waiting = [Portion(items)]
-        while waiting:
-            part, fails, rest_of = waiting.pop()
-            if not (part := self._free(part, waiting)):
-                continue
-            refused = len(self.rejects) + len(self._early)
-            if rest_of == refused and len(part) > 1:
-                waiting += reversed(halves(part, refused))
-                continue
+        for part, fails, _ in self._portions(waiting):
             try:
                 self._statement(kind, [item.op for item in part], facts)
             except Exception as error:
                 self._misled |= fails is False
                 # asked before the next statement is sent
                 row = self._session.bad_row(error) if len(part) > 1 and not self._misled else None
-                if self._judge(error, facts) is None:
+                if not self._judge.blames_op(error, facts):
                     raise
                 if len(part) == 1:
                     self._refuse(part[0], error)
                 else:
                     self._lessons.learn(facts, failed=True)
                     bad = None if row is None else accused(kind, part, row)
-                    waiting += reversed(halves(part, refused) if bad is None else around(part, bad))
+                    waiting += reversed(halves(part, self._refused) if bad is None else around(part, bad))
                 continue
             self._misled |= fails is True
             if part is items:
@@ -228,22 +180,33 @@ class Executor:
     def _atomic(self, items: Sequence[Item], group: Group, facts: Facts) -> None:
         """Execute atomic groups together; where one fails, narrow it down."""
         waiting = [Portion(items)]
-        while waiting:
-            part, _, rest_of = waiting.pop()
-            if not (part := self._free(part, waiting)):
-                continue
-            refused = len(self.rejects) + len(self._early)
-            if rest_of == refused and len(part) > 1:
-                waiting += reversed(halves(part, refused))
-                continue
+        for part, _, _ in self._portions(waiting):
             failed = self._all_or_none(self._members(part, group))
             if failed and len(part) == 1:
                 self._refuse(part[0], *failed)
             elif failed:
                 self._lessons.learn(facts, failed=True)
-                waiting += reversed(halves(part, refused))
+                waiting += reversed(halves(part, self._refused))
             elif part is items:
                 self._lessons.learn(facts, failed=False)
+
+    def _portions(self, waiting: list[Portion]) -> Iterator[Portion]:
+        """Take portions from the end of *waiting*, and yield of each what is to be executed now, if anything.
+
+        The rest of a failed statement is split without a try while no op of the first half was refused.
+        """
+        while waiting:
+            items, fails, rest_of = waiting.pop()
+            part = self._free(items, waiting)
+            if len(part) > 1 and rest_of == self._refused:
+                waiting += reversed(halves(part, self._refused))
+            elif part:
+                yield Portion(part, fails)
+
+    @property
+    def _refused(self) -> int:
+        """How many ops of the batch are refused, or early."""
+        return len(self.rejects) + len(self._early)
 
     def _members(self, items: Sequence[Item], group: Group) -> Iterable[Sequence[Op]]:
         """Return the members of some of the atomic groups of *group*, statement by statement."""
@@ -273,7 +236,7 @@ class Executor:
             try:
                 self._statement(ops[0].kind, ops, facts)
             except Exception as error:
-                if self._judge(error, facts) is None:
+                if not self._judge.blames_op(error, facts):
                     raise
                 session.execute("ROLLBACK TO SAVEPOINT pipeline_group")
                 return error, ops[0]
@@ -282,7 +245,7 @@ class Executor:
 
     def _statement(self, kind: str, ops: Sequence[Op], facts: Facts) -> None:
         if kind == UPSERT:
-            _check_upsert(ops[0], facts)
+            check_upsert(ops[0], facts)
         with _rendering():
             sql = self._sql(kind, ops, facts)
         self._send(sql)
@@ -300,41 +263,6 @@ class Executor:
         if read is None:
             raise CannotRender("a copy without a source")
         return copy_statement(ops, facts, self._known[read.schema], self._session.dialect)
-
-    def _judge(self, error: Exception, facts: Facts) -> Fault | None:
-        """Return PERMANENT, or None where the op is not at fault."""
-        if isinstance(error, MissingIndex):
-            raise SchemaBehind(facts, str(error)) from error
-        if isinstance(error, CannotRender | Rejected):
-            return Fault.PERMANENT
-        if isinstance(error, PipelineError) or not is_driver_error(error):
-            return None
-        fault = fault_of(error)
-        if fault is Fault.SCHEMA and not facts.has(required_column(error)):
-            raise SchemaBehind(facts, sentence_of(error), error) from error
-        if fault in (Fault.TRANSIENT, Fault.LOCKED, Fault.OVERTIME):
-            return None
-        if fault is Fault.UNKNOWN:
-            self._believe(error, facts)
-        elif is_about_other_rows(error):
-            self._check_constraints(facts)
-        return Fault.PERMANENT
-
-    def _check_constraints(self, facts: Facts) -> None:
-        """See that the batch was grouped by the constraints that the table has now, once per table and batch."""
-        if facts.schema.hash not in self._checked:
-            self._checked.add(facts.schema.hash)
-            if constraints_of(self._session, facts.database_name) != facts.constraints:
-                raise ConstraintsChanged(f"the constraints of {facts.schema.name} have changed")
-
-    def _believe(self, error: Exception, facts: Facts) -> None:
-        known = (facts.schema.hash, code_of(error))
-        if known in self._lessons.believed:
-            return
-        if not self._last_try:
-            raise NeverSeen(sentence_of(error)) from error
-        self._check_constraints(facts)
-        keep_newest(self._lessons.believed, known, True)
 
     def _refuse(self, item: Item, error: Exception, member: Op | None = None) -> None:
         """Reject an op; or let its bucket end before it, if what it needs may still come."""
@@ -362,10 +290,7 @@ class Executor:
             if self._earlier is not None and self._taken(item):
                 first = self._early.get(item.entry.bucket)
                 if first is None or item.entry.position < first[0]:
-                    self._early[item.entry.bucket] = (
-                        item.entry.position,
-                        self._earlier.put_off(item),
-                    )
+                    self._early[item.entry.bucket] = item.entry.position, self._earlier.put_off(item)
 
     def _free(self, items: Sequence[Item], waiting: list[Portion]) -> Sequence[Item]:
         """Return what to execute now: leave out what is behind an early op in its bucket, park what is behind a held
@@ -416,16 +341,3 @@ def _parts(group: Group) -> Iterator[Sequence[Item]]:
         some = chunk(group.items, start, rows)
         start += len(some)
         yield some
-
-
-def _check_upsert(op: Op, facts: Facts) -> None:
-    """Refuse an upsert that the database could match by an index other than the named one."""
-    if op.key == (facts.schema.id_index,):
-        others = facts.unique
-    else:
-        others = tuple(columns for columns in facts.unique if set(columns) != set(op.key))
-        if len(others) == len(facts.unique):
-            names = ", ".join(facts.schema.columns[c].name for c in op.key)
-            raise MissingIndex(f"an upsert needs a UNIQUE index on ({names})")
-    if others or facts.hidden_unique:
-        raise CannotRender(f"an upsert into {facts.schema.name} is ambiguous: it has another unique index")

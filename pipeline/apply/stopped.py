@@ -1,6 +1,6 @@
-"""Know what is stopped on this process's shard, at most a second late.
+"""Know what is stopped on this process's shard, at most a second late; and when a table halts.
 
-Decide when a table that is refused again and again halts: every op would be set aside, one after the other.
+A table that is refused again and again halts: every op would be set aside, one after the other.
 """
 
 from __future__ import annotations

@@ -190,6 +190,11 @@ class ApplyTransaction:
         self._record(batch, executor, locked, take)
         return self._outcome(batch, executor), batch
 
+    def committed(self) -> None:
+        """Note that a transaction is committed."""
+        if self._earlier is not None:
+            self._earlier.committed()
+
     def note_ended(self, take: Take) -> None:
         """Note that an attempt ended in an orderly way.
 
@@ -240,7 +245,7 @@ class ApplyTransaction:
         rows.read(self._session, (one for one in every if locked[one.entry.bucket].state == HOLDING))
         stopped = rows.stop(batch.halted)
         if self._earlier is not None:
-            self._earlier.begin(batch.after)
+            self._earlier.begin(batch.after, again=bool(take.early))
         executor = self._executed(by_time(batch.items), rows, take, batch.sheets, last_try=last_try)
         executor.rejects += [*batch.unreadable, *stopped]
         if executor.rejects:

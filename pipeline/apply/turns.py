@@ -16,8 +16,8 @@ from pipeline import clock
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch
 from pipeline.apply.earlier_ops import Early
-from pipeline.apply.executor import ConstraintsChanged, NeverSeen, SchemaBehind
 from pipeline.apply.held_rows import Halt
+from pipeline.apply.judge import ConstraintsChanged, NeverSeen, SchemaBehind
 from pipeline.apply.transaction import LOCK_REST_S, ApplyTransaction, Outcome, Take
 from pipeline.errors import NotMigrated, PipelineError, ShardUnavailable, Unavailable
 from pipeline.events import Event

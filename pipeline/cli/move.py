@@ -21,14 +21,14 @@ from pipeline.admin.moving.sides import on_nodes
 from pipeline.admin.stops import who
 from pipeline.cli.options import config_option, opened
 from pipeline.client import Client
-from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
+from pipeline.config.bucket_ranges import format_ranges, named_buckets
 from pipeline.errors import PipelineError, Unavailable
-from pipeline.shard.records.moves import DEFAULTS, MAX_LAG_S, MAX_LOAD, MoveNote
+from pipeline.shard.records.moves import MAX_LAG_S, MAX_LOAD, MoveNote
 
 #: The time between two looks at a move that a worker goes on with, or at a server that did not answer, s.
 LOOK_S = 1.0
 _buckets = click.argument("buckets", metavar="BUCKETS")
-_keep = click.option(
+keep_option = click.option(
     "--keep", "keep_s", type=click.IntRange(min=0), default=orders.KEEP_S, show_default=True, help="Seconds."
 )
 _max_lag = click.option(
@@ -72,7 +72,7 @@ def move_group() -> None:
 @click.argument("buckets", metavar="BUCKETS", default="")
 @click.option("--key", metavar="TABLE=VALUE", help="The bucket of this shard key, in place of BUCKETS.")
 @click.option("--to", "target", required=True, metavar="SHARD", help="Where they go.")
-@_keep
+@keep_option
 @_max_lag
 @_max_load
 @click.option("--dry-run", is_flag=True, help="Only say what would move, for how long, and what refuses.")
@@ -105,18 +105,17 @@ def begin_command(
     if (key is None) == (buckets == ""):
         raise PipelineError("say what is to move: either BUCKETS, such as 0-15,40, or --key TABLE=VALUE")
     with opened(config) as client:
-        wanted = _numbers(buckets) if key is None else [_bucket_of(client, key)]
+        wanted = named_buckets(buckets) if key is None else [_bucket_of(client, key)]
         if dry_run:
             _print_sizes(orders.sizes(client, wanted, target), target)
             return
-        limits = MoveNote(max_lag_s=max_lag_s, max_load=max_load)
-        carry_out(client, wanted, target, _counted(client, wanted, target), keep_s, limits)
+        _carry_out(client, wanted, target, keep_s, MoveNote(max_lag_s=max_lag_s, max_load=max_load))
 
 
 @move_group.command("back")
 @config_option
 @_buckets
-@_keep
+@keep_option
 @_max_lag
 @_max_load
 def back_command(config: str | None, buckets: str, keep_s: int, max_lag_s: float, max_load: int) -> None:
@@ -131,11 +130,10 @@ def back_command(config: str | None, buckets: str, keep_s: int, max_lag_s: float
         max_lag_s: as for a move.
         max_load: as for a move.
     """
-    wanted = _numbers(buckets)
+    wanted = named_buckets(buckets)
     with opened(config) as client:
-        came_from = orders.came_from(client, wanted)
         limits = MoveNote(max_lag_s=max_lag_s, max_load=max_load)
-        carry_out(client, wanted, came_from, _counted(client, wanted, came_from), keep_s, limits)
+        _carry_out(client, wanted, orders.came_from(client, wanted), keep_s, limits)
 
 
 @move_group.command("give-up")
@@ -151,7 +149,7 @@ def give_up_command(config: str | None, buckets: str) -> None:
         buckets: ranges of buckets.
     """
     with opened(config) as client:
-        for mover in orders.of_buckets(client, _numbers(buckets)):
+        for mover in orders.of_buckets(client, named_buckets(buckets)):
             mover.give_up(f"given up by {who()}")
             click.echo(f"{mover.leg.source} keeps {format_ranges(mover.buckets)}; {mover.leg.target} is being cleaned")
 
@@ -217,12 +215,12 @@ def show_move_command(config: str | None, buckets: str, as_json: bool) -> None:
         buckets: ranges of buckets.
         as_json: whether to print JSON.
     """
-    wanted = {*_numbers(buckets)}
+    wanted = {*named_buckets(buckets)}
     with opened(config) as client:
-        found = [one for one in orders.known(client) if wanted & {*_numbers(one.buckets)}]
+        found = [one for one in orders.known(client) if wanted & {*named_buckets(one.buckets)}]
         if not found:
             raise PipelineError(f"none of the buckets {format_ranges(wanted)} has moved: see pipeline move list")
-        told = {one.move: on_nodes(client, (one.source, one.target), _numbers(one.buckets)) for one in found}
+        told = {one.move: on_nodes(client, (one.source, one.target), named_buckets(one.buckets)) for one in found}
     if as_json:
         shown = [one._asdict() | {"nodes": [node._asdict() for node in told[one.move]]} for one in found]
         click.echo(json.dumps(shown, indent=2))
@@ -235,17 +233,10 @@ def show_move_command(config: str | None, buckets: str, as_json: bool) -> None:
             click.echo(more)
         for node in told[one.move]:
             click.echo(f"  bucket {node.bucket:<5} {node.node:<10} {node.state:<16} {node.watermark}")
-        if one.state in ("beginning", "copying", "catching up"):
+        if one.state in ("beginning", "copying", "catching up", "comparing"):
             click.echo(f"to end it: pipeline move give-up {one.buckets}")
         elif one.state in ("waiting", "cleaning", "done"):
             click.echo(f"to send them back: pipeline move back {one.buckets}")
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return sorted({*numbers(parse_ranges(text))})
-    except ValueError:
-        raise PipelineError(f"{text!r} is no list of buckets: write numbers and ranges, such as 0-15,40") from None
 
 
 def _bucket_of(client: Client, key: str) -> int:
@@ -266,26 +257,10 @@ def _counted(client: Client, buckets: Collection[int], target: str) -> int | Non
         return None
 
 
-def carry_out(
-    client: Client,
-    buckets: Collection[int],
-    target: str,
-    rows: int | None,
-    keep_s: int,
-    limits: MoveNote = DEFAULTS,
-) -> None:
-    """Order a move, show how far it is until it is over, and say who has the buckets.
-
-    Args:
-        client: the deployment.
-        buckets: which; all on one shard.
-        target: the name of the shard that they move to.
-        rows: how many there are to copy; None: not known.
-        keep_s: how long the source keeps its rows once the target goes on, s.
-        limits: those of the copy.
-    """
-    note = replace(limits, total=rows or 0)
-    watch(orders.order_move(client, buckets, target, who(), keep_s, note), rows)
+def _carry_out(client: Client, buckets: Collection[int], target: str, keep_s: int, limits: MoveNote) -> None:
+    """Order a move, show how far it is until it is over, and say who has the buckets."""
+    rows = _counted(client, buckets, target)
+    watch(orders.order_move(client, buckets, target, who(), keep_s, replace(limits, total=rows or 0)), rows)
     click.echo(f"{target} has {format_ranges(buckets)}")
 
 
@@ -295,33 +270,44 @@ def watch(mover: Mover, rows: int | None, *, begun: bool = False) -> None:
     Args:
         mover: of the move.
         rows: how many there are to copy; None: not known.
-        begun: whether to return as soon as the target goes on; a worker then deletes what the source keeps.
+        begun: see `steps_of`.
     """
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    with (
+        Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress,
+        closing(steps_of(mover, begun=begun)) as steps,
+    ):
         bar = progress.add_task("begins", total=rows)
-        while True:
-            try:
-                with closing(steps_of(mover)) as steps:
-                    for description, done in steps:
-                        progress.update(bar, description=description, completed=done)
-                        if begun and mover.begun:
-                            return
-                return
-            except Unavailable as error:
-                progress.update(bar, description=f"waits: {error}"[:60])
-                clock.sleep_s(LOOK_S)
+        for description, done in steps:
+            progress.update(bar, description=description[:60], completed=done)
 
 
-def steps_of(mover: Mover) -> Generator[tuple[str, int | None], None, None]:
+def steps_of(mover: Mover, *, begun: bool = False) -> Generator[tuple[str, int | None], None, None]:
     """Go on with a move, or look at who does, until it is over; yield words and the rows of that stage so far.
+
+    A server that does not answer is waited for.
 
     Args:
         mover: of the move.
+        begun: whether to end as soon as the target goes on; a worker then deletes what the source keeps.
 
     Raises:
-        MoveEnded, Unavailable: as `Mover.steps`.
+        MoveEnded: as `Mover.steps`.
     """
+    while True:
+        try:
+            with closing(_uninterrupted(mover)) as steps:
+                for step in steps:
+                    yield step
+                    if begun and mover.begun:
+                        return
+            return
+        except Unavailable as error:
+            yield f"waiting {error}", None
+            clock.sleep_s(LOOK_S)
+
+
+def _uninterrupted(mover: Mover) -> Generator[tuple[str, int | None], None, None]:
     while not mover.hold():
         yield "a worker is at it", None
         clock.sleep_s(LOOK_S)

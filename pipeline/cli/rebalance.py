@@ -10,7 +10,7 @@ from pipeline.admin.moving import orders
 from pipeline.admin.moving.mover import Mover
 from pipeline.admin.rebalance import KINDS, SAMPLE_S, Transfer, Weights, joined_moves, planned
 from pipeline.admin.stops import who
-from pipeline.cli.move import watch
+from pipeline.cli.move import keep_option, watch
 from pipeline.cli.options import config_option, opened
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
@@ -23,7 +23,7 @@ TOGETHER = 16
 @config_option
 @click.option("--plan", "only_plan", is_flag=True, help="Print what would move; move nothing.")
 @click.option("--max", "most", type=click.IntRange(min=1), default=TOGETHER, show_default=True, help="At a time.")
-@click.option("--keep", "keep_s", type=click.IntRange(min=0), default=orders.KEEP_S, show_default=True, help="Seconds.")
+@keep_option
 @click.option("--by", "kinds", type=click.Choice(KINDS), multiple=True, help="What is evened out.  [default: all]")
 @click.option(
     "--sample", "sample_s", type=click.FloatRange(min=0), default=SAMPLE_S, show_default=True, help="Seconds."

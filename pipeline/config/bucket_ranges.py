@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from pipeline.config.validators import is_whole, refusal
+from pipeline.errors import BadOp
 
 #: (first, last), both included.
 Ranges = tuple[tuple[int, int], ...]
@@ -99,3 +100,18 @@ def format_ranges(buckets: Iterable[int]) -> str:
 def numbers(ranges: Ranges) -> list[int]:
     """Return each number in *ranges*, in their order."""
     return [bucket for first, last in ranges for bucket in range(first, last + 1)]
+
+
+def named_buckets(text: str) -> list[int]:
+    """Return the numbers of the buckets that an operator names, in order.
+
+    Args:
+        text: numbers and ranges, such as `0-15,40`.
+
+    Raises:
+        BadOp: it is nothing of the kind.
+    """
+    try:
+        return sorted({*numbers(parse_ranges(text))})
+    except ValueError:
+        raise BadOp(f"{text!r} is no list of buckets: write numbers and ranges, such as 0-15,40") from None

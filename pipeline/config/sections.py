@@ -188,6 +188,11 @@ class ShardSettings:
         replicas = [(f"[shards.{self.name}] replicas item {at}", uri) for at, uri in enumerate(self.replicas, 1)]
         return [(f"[shards.{self.name}] primary", self.primary), *replicas]
 
+    @property
+    def addresses(self) -> dict[str, str]:
+        """The address of each node by its name, the primary first: `s0`, `s0-r0`, `s0-r1`."""
+        return {self.name: self.primary} | {f"{self.name}-r{n}": uri for n, uri in enumerate(self.replicas)}
+
     def __repr__(self) -> str:
         return redacted(self)
 

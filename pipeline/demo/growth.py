@@ -21,7 +21,7 @@ from pipeline.config.settings import load
 from pipeline.config.shard_section import replace_file
 from pipeline.demo.meter import LOOK_S, Meter
 from pipeline.devcluster.cluster import Cluster
-from pipeline.errors import PipelineError, Unavailable
+from pipeline.errors import PipelineError
 from pipeline.reads.routing.moving import OLD_MAP_S
 from pipeline.shard.session import NodeSession
 
@@ -186,18 +186,11 @@ class Growth:
 
     def _follow(self, mover: Mover, *, begun: bool = False) -> None:
         """Go on with a move until it is over, or until its target goes on; a worker then deletes what is left."""
-        while True:
-            try:
-                with closing(steps_of(mover)) as steps:
-                    for description, rows in steps:
-                        # a worker that is at it deletes what was left behind
-                        self.stage = description.split()[0] if description[:8] != "a worker" else "cleaning"
-                        self.rows = self.rows if rows is None else rows
-                        if begun and mover.begun:
-                            return
-                return
-            except Unavailable:
-                sleep_s(LOOK_S)
+        with closing(steps_of(mover, begun=begun)) as steps:
+            for description, rows in steps:
+                # a worker that is at it deletes what was left behind
+                self.stage = description.split()[0] if description[:8] != "a worker" else "cleaning"
+                self.rows = self.rows if rows is None else rows
 
     def _tell(self, name: str, words: str, started_s: float) -> None:
         self.done.append(Finished(name, words, mono_s() - started_s))

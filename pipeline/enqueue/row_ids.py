@@ -18,7 +18,7 @@ from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import IdsUsedUp, LogUnavailable, Unavailable
 from pipeline.events import Event
 from pipeline.model.ids import FIRST_SPAN, SPANS, Given, ids_of
-from pipeline.oplog.contract import SharedState
+from pipeline.oplog.shared_state import SharedState
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
 from pipeline.spool.id_reserve import IdReserve

@@ -10,7 +10,7 @@ import msgspec
 from pipeline.errors import BadOp, PipelineError, Unavailable
 from pipeline.events import Event
 from pipeline.model.op import Op, Position, encode, id_of_new
-from pipeline.oplog.contract import SharedState
+from pipeline.oplog.shared_state import SharedState
 from pipeline.shard.statements import MOST_STATEMENT_BYTES
 from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
 

@@ -1,4 +1,7 @@
-"""Wire the write path of one process: from a call's op to the log, or to the spool while Redis is away."""
+"""Wire the write path of one process: from a call's op to the log, or to the spool while Redis is away.
+
+Where traces are kept, ops are sent within the trace of their call: a span for each sending, which the ops name.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,14 @@ from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.receipt_status import Follower
 from pipeline.enqueue.row_ids import RowIds
 from pipeline.enqueue.schemas import SchemaPublisher
+from pipeline.enqueue.shipment import OpPlace, Shipment
 from pipeline.enqueue.spooling.drain import Drainer
 from pipeline.enqueue.spooling.drain_thread import DrainThread
 from pipeline.enqueue.spooling.fallback import Fallback
 from pipeline.enqueue.spooling.redis_away import RedisAway
-from pipeline.enqueue.traced import TracedFallback, TracedPublisher
+from pipeline.model.op import head_of, with_trace
 from pipeline.model.seal import Seal
+from pipeline.oplog.appends import KeyClaimed
 from pipeline.oplog.contract import Log
 from pipeline.oplog.doorbell import Bell, SilentBell
 from pipeline.per_process import PerProcess
@@ -81,3 +86,40 @@ def _drain_thread(
     spool: Spool, publisher: Publisher, log: Log, nodes: Nodes, topology: Topology, away: RedisAway
 ) -> DrainThread:
     return DrainThread(spool, Drainer(spool, publisher, log, nodes, topology), away, log)
+
+
+class _Traced:
+    """Wraps the span around what a subclass sends with. Of a bulk call, the first op of each bucket names the span."""
+
+    def ship(self, shipment: Shipment) -> dict[int, OpPlace]:
+        """Append or spool ops; see `Publisher.ship`."""
+        if not tracing.recording():
+            return super().ship(shipment)  # type: ignore[misc, no-any-return]
+        first = next(iter(shipment.runs.values()))[0]
+        kind, table = head_of(first)
+        about = {"pipeline.kind": kind, "pipeline.table": table, "pipeline.ops": shipment.size}
+        claimed = None
+        with tracing.open_span("pipeline.enqueue", "PRODUCER", about) as span:
+            try:
+                places: dict[int, OpPlace] = super().ship(_naming_the_span(shipment))  # type: ignore[misc]
+                spooled = any(place.position is None for place in places.values())
+                span.set_attribute("pipeline.way", "spool" if spooled else "direct")
+                return places
+            except KeyClaimed as error:  # no failure: the op is sent with the row's id
+                claimed = error
+        raise claimed
+
+
+class TracedPublisher(_Traced, Publisher):
+    """A publisher whose `ship` joins the open trace."""
+
+
+class TracedFallback(_Traced, Fallback):
+    """A fallback whose `ship` joins the open trace."""
+
+
+def _naming_the_span(shipment: Shipment) -> Shipment:
+    parent = tracing.traceparent()
+    if not parent:
+        return shipment
+    return shipment.part({b: (with_trace(ops[0], parent), *ops[1:]) for b, ops in shipment.runs.items()})

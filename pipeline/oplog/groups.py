@@ -359,7 +359,7 @@ class GroupedLog(RedisLog):
         return next((reason for log in self._logs.values() if (reason := log.full()) is not None), None)
 
     def memory(self) -> tuple[float, int]:
-        """See `contract.SharedState.memory`: of the Redis that has the least room."""
+        """See `oplog.shared_state.SharedState.memory`: of the Redis that has the least room."""
         return max(log.memory() for log in self._logs.values())
 
     def largest_bytes(self) -> int:

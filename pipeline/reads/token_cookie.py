@@ -22,7 +22,7 @@ from pipeline.errors import BadToken, Unavailable
 from pipeline.events import Event
 from pipeline.model.op import Position
 from pipeline.model.seal import SIGNATURE_BYTES, Seal
-from pipeline.oplog.contract import SharedState
+from pipeline.oplog.shared_state import SharedState
 from pipeline.reads.session import VERSION, Need, Sequences, Token
 from pipeline.spool.store import Spool
 from pipeline.wait_budget import WaitBudgets

@@ -54,7 +54,7 @@ class Nodes:
         self._names: dict[str, tuple[str, ...]] = {}
         self._writing: dict[str, str] = {}
         for shard, known in settings.shards.items():
-            uris = {shard: known.primary, **{f"{shard}-r{i}": uri for i, uri in enumerate(known.replicas)}}
+            uris = known.addresses
             self._uris |= uris
             self._names[shard] = tuple(uris)
             self._writing |= {node: with_login_of(uri, known.primary) for node, uri in uris.items()}

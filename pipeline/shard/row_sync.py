@@ -207,12 +207,8 @@ def sample(
                 found = stored.each(after, upto)
             for ids in _portions({id: row.bytes for id, row in found.items()}):
                 stored.read(ids)
-        rows, size, looked, after = (
-            rows + len(found),
-            size + sum(one.bytes for one in found.values()),
-            looked + step,
-            upto,
-        )
+        rows, size = rows + len(found), size + sum(one.bytes for one in found.values())
+        looked, after = looked + step, upto
         took_s = mono_s() - started
         if after is None or took_s >= for_s:
             return Sample(looked, rows, size, took_s, after is None, stored.about())

@@ -71,6 +71,10 @@ class NodeSession:
             | (self.dialect.autocommit if autocommit else {}),
         )
         self.adapter: Any = self.db._adapter
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Let pyDAL's adapter keep no statements, close nothing by itself, and prepare each connection."""
         # pyDAL's handler keeps the last 100 statements of each thread: a gigabyte where ops have 10 MB
         self.adapter.execution_handlers = []
         pydals_own = self.adapter.after_connection
@@ -82,7 +86,7 @@ class NodeSession:
             self._statement_bytes, self._limit_s = 0, None
             for name, function in self.dialect.functions.items():
                 self.adapter.connection.create_function(name, 1, function, deterministic=True)
-            for sql in self.dialect.session(read_only):
+            for sql in self.dialect.session(self.read_only):
                 self.adapter.execute(sql)
 
         self.adapter.after_connection = after_connection

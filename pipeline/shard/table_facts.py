@@ -259,9 +259,7 @@ def _triggers(session: NodeSession) -> list[tuple[str, str, str]]:
     """Return table, event and body of each trigger."""
     if session.dialect.name == "sqlite":
         found = session.rows("SELECT tbl_name, sql FROM sqlite_master WHERE type = 'trigger'")
-        heads = [
-            (table, re.match(r"(?is).*?\b(insert|update|delete)\b.*?\bon\s+\S+", sql), sql) for table, sql in found
-        ]
+        heads = [(table, _SQLITE_HEAD.match(sql), sql) for table, sql in found]
         return [(table.lower(), head[1].upper(), sql[head.end() :]) for table, head, sql in heads if head]
     rows = session.rows(
         "SELECT event_object_table, event_manipulation, action_statement FROM information_schema.triggers"

@@ -26,11 +26,14 @@ RULES = {
     "the log": "the logs say what is queued, and not the dirty set",
     "own watermark": "what is applied is what this shard has applied",
     "tried again": "an op is rejected once it was refused after all else: the question what is queued, and its batch",
+    "one chance": "an op is put off for the rest of its batch until a transaction without it is committed",
+    "committed": "a transaction that is given up is no such chance",
     "clocks": "what is younger by no more than clocks differ counts as enqueued before",
     "a second": "what is younger counts for a second, so that two that are both bad do not wait for each other",
     "at most": "an op waits for so long at most",
     "bucket ends": "what follows an early op in its bucket waits with it",
     "deletes wait": "an op that deletes a row to which others may refer is early like one that is refused",
+    "deletes first": "a delete waits for a shorter time than an op that is refused",
     "moves": "how long an op waits at most is counted while nothing moves that was enqueued before it",
 }
 
@@ -42,7 +45,7 @@ class Op(NamedTuple):
     """
 
     bucket: int
-    at: int
+    at: float
     needs: int | None = None
     deletes: int | None = None
 
@@ -55,7 +58,8 @@ class Bounds:
     shards: tuple[frozenset[int], ...] = (frozenset(range(9)),)
     workers: int = 2
     buckets: int = 9  # of one transaction at most
-    whole: bool = False  # each transaction takes all that is due, and nothing may be tried for nothing
+    together: bool = False  # each transaction takes all that is due
+    whole: bool = False  # the same, and nothing may be tried for nothing
     queued: bool = False  # workers begin once all is enqueued
     deaths: int = 0  # of workers
     failovers: int = 0  # of the database, to a replica that lags
@@ -70,6 +74,7 @@ class Take(NamedTuple):
     early: frozenset[int] = frozenset()  # their buckets end before them
     refused: tuple[int, ...] = ()
     step: str = "taken"
+    put_off: frozenset[int] = frozenset()  # of these, what waits for the rest of the batch
 
 
 Rows = tuple[str, ...]  # of each op: queued, applied, rejected
@@ -83,6 +88,7 @@ class State(NamedTuple):
     early: frozenset[tuple[int, int]] = frozenset()  # (shard, op)
     seconds: frozenset[tuple[int, int]] = frozenset()  # early for a second
     overdue: frozenset[tuple[int, int]] = frozenset()  # early for as long as an op waits at most
+    chances: frozenset[tuple[int, int]] = frozenset()  # what was put off, and is not again
     takes: tuple[Take, ...] = ()
     deaths: int = 0
     failovers: int = 0
@@ -171,8 +177,8 @@ class _Shards:
         for shard in range(len(s.rows)):
             locked = {self.ops[n].bucket for take in s.takes if take.shard == shard for n in take.ops}
             free = [b for n, b in sorted(s.dirty) if n == shard and b not in locked and self._open(s, shard, b)]
-            for some in [free] if self.bounds.whole else _subsets(free, self.bounds.buckets):
-                for most in (len(self.ops),) if self.bounds.whole else (1, len(self.ops)):
+            for some in [free] if self._together else _subsets(free, self.bounds.buckets):
+                for most in (len(self.ops),) if self._together else (1, len(self.ops)):
                     taken = tuple(chain.from_iterable(self._open(s, shard, b)[:most] for b in some))
                     if taken:
                         takes = tuple(sorted((*s.takes, Take(shard, taken))))
@@ -210,11 +216,9 @@ class _Shards:
 
     def _commits(self, s: State, take: Take) -> Iterator[Move]:
         shard, ops = take.shard, self._on_time(take)
-        if self._on("tried again"):
-            there = {n for n, row in enumerate(s.rows[shard]) if row == "applied"} | (set(ops) - set(take.refused))
-            if taken := {n for n in take.refused if self._takes(n, there)}:
-                yield self._cut(s, take, taken)
-                return
+        if taken := self._put_off(s, take, ops):
+            yield self._cut(s, take, taken, put_off=True)
+            return
         rows = list(s.rows[shard])
         for n in ops:
             rows[n] = "rejected" if n in take.refused else "applied"
@@ -222,16 +226,30 @@ class _Shards:
             rows=(*s.rows[:shard], tuple(rows), *s.rows[shard + 1 :]),
             takes=_without(s.takes, take),
             early=s.early - {(shard, n) for n in ops},
+            chances=s.chances | {(shard, n) for n in take.put_off},
         )
         clean = {(shard, self.ops[n].bucket) for n in take.ops if not self._open(after, shard, self.ops[n].bucket)}
         after = after._replace(dirty=s.dirty - clean)
         yield Move(f"{ops} committed on shard {shard}, of which {take.refused} rejected", after)
 
-    def _cut(self, s: State, take: Take, early: set[int]) -> Move:
+    def _put_off(self, s: State, take: Take, ops: Iterable[int]) -> set[int]:
+        """Return which of the refused ops the rest of the batch helps."""
+        shard, used = take.shard, s.chances if self._on("one chance") else frozenset()
+        applied = {n for n, row in enumerate(s.rows[shard]) if row == "applied"}
+        there = applied | (set(ops) - set(take.refused))
+        again = take.refused if self._on("tried again") else ()
+        return {n for n in again if self._takes(n, applied) or ((shard, n) not in used and self._takes(n, there))}
+
+    def _cut(self, s: State, take: Take, early: set[int], *, put_off: bool = False) -> Move:
         """Run the transaction again without early ops, and what follows them."""
-        after = _put(s, take, early=take.early | early, refused=(), step="taken")
+        put = take.put_off | early if put_off else take.put_off
+        after = _put(s, take, early=take.early | early, refused=(), step="taken", put_off=put)
         noted = s.early | {(take.shard, n) for n in early}
-        return Move(f"{sorted(early)} of {take.ops} may be early", after._replace(early=noted))
+        if put_off and not self._on("committed"):
+            after = after._replace(chances=s.chances | {(take.shard, n) for n in early})
+        return Move(
+            f"{sorted(early)} of {take.ops} {'are put off' if put_off else 'may be early'}", after._replace(early=noted)
+        )
 
     def _on_time(self, take: Take) -> tuple[int, ...]:
         ends = {self.ops[n].bucket: n for n in sorted(take.early, reverse=True)}
@@ -284,8 +302,14 @@ class _Shards:
             if (shard, n) not in s.seconds:
                 if self._on("a second"):
                     yield Move(f"op {n} waits for a second", s._replace(seconds=s.seconds | {(shard, n)}))
-            elif (shard, n) not in s.overdue and self._on("at most") and all(e in s.seconds for e in s.early):
+            elif (shard, n) not in s.overdue and self._on("at most") and self._is_over(s, n):
                 yield Move(f"op {n} waits for as long as it may", s._replace(overdue=s.overdue | {(shard, n)}))
+
+    def _is_over(self, s: State, n: int) -> bool:
+        """Whether no early op waits for a shorter time than this one."""
+        deletes = [one for one in s.early - s.overdue if self.ops[one[1]].deletes is not None]
+        shorter = deletes if self._on("deletes first") and self.ops[n].deletes is None else []
+        return s.early <= s.seconds and not shorter
 
     def _quiet(self, s: State, shard: int) -> bool:
         """Whether each bucket of a shard begins with an op that was refused, would be again, and waits."""
@@ -310,7 +334,7 @@ class _Shards:
         if s.replicas != s.rows:
             yield Move("the replica follows", s._replace(replicas=s.rows))
         if s.failovers:
-            promoted = s._replace(rows=s.replicas, takes=(), failovers=s.failovers - 1)
+            promoted = s._replace(rows=s.replicas, takes=(), chances=frozenset(), failovers=s.failovers - 1)
             yield Move("the replica is promoted", promoted, work=False)
         behind = {(n, b) for n, own in enumerate(self.bounds.shards) for b in own if self._open(s, n, b)}
         if not behind <= s.dirty:
@@ -325,6 +349,10 @@ class _Shards:
                     break
                 found.append(n)
         return found
+
+    @property
+    def _together(self) -> bool:
+        return self.bounds.together or self.bounds.whole
 
     def _on(self, rule: str) -> bool:
         return rule not in self.off

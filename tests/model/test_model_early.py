@@ -24,11 +24,45 @@ BOTH_DELETED = (Op(0, 1), Op(1, 3, needs=0), Op(1, 5, deletes=1), Op(0, 7, delet
 TWO_DELETED = (Op(0, 1), Op(1, 3), Op(0, 5, needs=1), Op(1, 7, deletes=1), Op(0, 9, deletes=0))
 DELETES_BEHIND_A_STOP = (Op(0, 1, STOPPED), Op(1, 2), Op(1, 3, deletes=1))
 DELETED_AT_ONCE = (Op(0, 1), Op(1, 1), Op(0, 3, deletes=0), Op(1, 3, deletes=1))
+#: What a host has spooled stands behind younger ops: a parent behind the delete of another, which waits for its child.
+SPOOLED_BEHIND_A_DELETE = (Op(1, 1), Op(1, 9, deletes=0), Op(1, 3), Op(0, 5, needs=2))
 #: The parent's host has a clock that is behind.
 DELETED_SKEWED = (Op(0, 1), Op(1, 4, needs=0), Op(0, 3, deletes=0))
+#: A value that is taken: an op that wants it, and the delete that frees it afterwards, which waits for older ops.
+FREED_AFTERWARDS = (Op(1, 1), Op(0, 2, needs=2), Op(1, 4, deletes=0))
+#: The same, and another op between them: a delete that waits, too.
+TWO_FREED_AFTERWARDS = (
+    Op(1, 1),
+    Op(2, 1),
+    Op(0, 2, needs=3),
+    Op(1, 4, deletes=0),
+    Op(2, 3, needs=5),
+    Op(0, 5, deletes=1),
+)
+#: Three hosts, each with a clock behind that of the one before.
+SKEWED_GRANDCHILD = (Op(0, 2), Op(1, 1.5, needs=0), Op(2, 1, needs=1))
 #: Bucket 2 is the reference bucket: both shards apply it.
 REFERENCE = Bounds((Op(2, 1), Op(0, 3, needs=0), Op(1, 3, needs=0)), (frozenset({0, 2}), frozenset({1, 2})))
 
+TOGETHER = (
+    FAMILY,
+    FOLLOWED,
+    CROSSED,
+    SKEWED,
+    SKEWED_CHAIN,
+    SKEWED_GRANDCHILD,
+    BOTH_BAD,
+    BAD,
+    PARENT_AFTERWARDS,
+    BEHIND_A_STOP,
+    PARENT_DELETED,
+    BOTH_DELETED,
+    TWO_DELETED,
+    DELETES_BEHIND_A_STOP,
+    DELETED_AT_ONCE,
+    FREED_AFTERWARDS,
+    TWO_FREED_AFTERWARDS,
+)
 CLEAN = (
     Bounds(FAMILY),
     Bounds(FAMILY, deaths=2),
@@ -52,6 +86,10 @@ CLEAN = (
     Bounds(TWO_DELETED, queued=True),
     Bounds(DELETES_BEHIND_A_STOP),
     Bounds(DELETED_AT_ONCE, deaths=1),
+    Bounds(FREED_AFTERWARDS, deaths=1),
+    Bounds(SPOOLED_BEHIND_A_DELETE, deaths=1),
+    Bounds(SPOOLED_BEHIND_A_DELETE, queued=True, workers=3),
+    *(Bounds(ops, workers=1, together=True) for ops in TOGETHER),
     REFERENCE,
 )
 THOROUGHLY_CLEAN = (
@@ -68,11 +106,14 @@ NEEDED = {
     "the log": Bounds(FAMILY, failovers=1),
     "own watermark": REFERENCE,
     "tried again": Bounds(FAMILY),
+    "one chance": Bounds(FREED_AFTERWARDS, workers=1, together=True),
+    "committed": Bounds(SKEWED, workers=1, together=True, deaths=1),
     "clocks": Bounds(SKEWED),
     "a second": Bounds(BOTH_BAD, buckets=1),
     "at most": Bounds(BEHIND_A_STOP),
     "bucket ends": Bounds(FOLLOWED),
     "deletes wait": Bounds(PARENT_DELETED),
+    "deletes first": Bounds(SPOOLED_BEHIND_A_DELETE),
     "moves": Bounds(FAMILY),
 }
 

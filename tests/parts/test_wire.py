@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Iterator
 
 import pytest
@@ -110,6 +111,7 @@ def test_an_interrupted_call_leaves_no_reply_for_the_next_one(
             return getattr(real, name)
 
         def recv(self, size: int) -> bytes:
+            select.select([real], [], [], 10)  # the reply has come
             raise KeyboardInterrupt
 
     wire._socket = Interrupted()

@@ -12,6 +12,7 @@ import pipeline
 from pipeline import clock
 from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
+from pipeline.errors import LogUnavailable
 from pipeline.testing import Sandbox, sandbox
 
 
@@ -85,17 +86,45 @@ def test_a_child_is_not_rejected_that_comes_before_its_parent_in_a_transaction_t
     began_ns = clock.wall_ns()
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
 
-    def enqueued(after_s: int, table: Any, **values: Any) -> Any:
-        monkeypatch.setattr(clock, "wall_ns", lambda: began_ns + after_s * 10**9)
+    def enqueued(after_ms: int, table: Any, **values: Any) -> Any:
+        monkeypatch.setattr(clock, "wall_ns", lambda: began_ns + after_ms * 10**6)
         return pipeline.enqueue_insert(table, **values)
 
-    enqueued(9, db.event, who=first)  # directly, while what follows was in the spool of another host
-    parent = enqueued(1, db.parent, who=first)
-    child = enqueued(2, db.child, who=second, up=parent.id)
+    enqueued(900, db.event, who=first)  # directly, while what follows was in the spool of another host
+    parent = enqueued(100, db.parent, who=first)
+    child = enqueued(400, db.child, who=second, up=parent.id)
     monkeypatch.undo()
     while box.log.dirty("s0"):
         worker.apply()
 
+    assert [parent.status(), child.status()] == ["applied", "applied"]
+
+
+def test_a_child_before_its_parent_is_not_rejected_because_the_log_goes_away_before_the_parent_is_committed(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    began_ns, now_s, steps = clock.wall_ns(), clock.mono_s, list[str]()
+
+    def enqueued(after_ms: int, table: Any, **values: Any) -> Any:
+        monkeypatch.setattr(clock, "wall_ns", lambda: began_ns + after_ms * 10**6)
+        return pipeline.enqueue_insert(table, **values)
+
+    def step(name: str) -> None:
+        steps.append(name)
+        if name == "mark" and steps.count("mark") == 1:
+            raise LogUnavailable("it went away")
+
+    parent = enqueued(100, db.parent, who=first)
+    child = enqueued(0, db.child, who=second, up=parent.id)  # on a host whose clock is behind
+    monkeypatch.undo()
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), step)
+    for looks in range(20):
+        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + 60 * looks)
+        box.log.postpone("s0", [parent.bucket, child.bucket], 0)
+        worker.apply()
+
+    assert steps.count("mark") > 1
     assert [parent.status(), child.status()] == ["applied", "applied"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import click
@@ -12,9 +13,11 @@ from support.sandbox.deployments import Site, file_of, run, site
 
 from pipeline.admin.moving import buckets_rows, orders, sides
 from pipeline.admin.moving import mover as movers
+from pipeline.admin.moving.mover import Mover, MoveStep
 from pipeline.cli import move as face
 from pipeline.cli.move import move_group
 from pipeline.client import Client
+from pipeline.errors import ShardUnavailable
 from pipeline.shard import row_sync
 from pipeline.shard.records.moves import MoveNote
 
@@ -127,3 +130,33 @@ def test_every_command_of_a_move_is_a_command_and_no_list_of_buckets() -> None:
     named = {name for name, command in move_group.commands.items() if isinstance(command, click.Command)}
 
     assert named == {"begin", "back", "give-up", "list", "show"}
+
+
+def test_a_command_waits_for_a_server_that_does_not_answer_and_goes_on(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket, _ = owned(client)
+    mover, steps, away = orders.order_move(client, [bucket], "s1", "me", keep_s=0), Mover.steps, [True]
+
+    def unsteady(self: Mover) -> Iterator[MoveStep]:
+        if away and away.pop():
+            raise ShardUnavailable("s1", "away")
+        yield from steps(self)
+
+    monkeypatch.setattr(Mover, "steps", unsteady)
+    monkeypatch.setattr(face, "LOOK_S", 0.0)
+
+    said = [words for words, _ in face.steps_of(mover)]
+
+    assert said[0] == "waiting node 's1': away"
+    assert said[-1] == "over"
+
+
+def test_a_command_that_waits_for_the_target_ends_once_that_goes_on(client: Client) -> None:
+    bucket, _ = owned(client)
+    mover = orders.order_move(client, [bucket], "s1", "me", keep_s=3600)
+
+    [*_] = face.steps_of(mover, begun=True)
+
+    assert mover.begun
+    assert mover.stage() == "publish"

@@ -188,11 +188,3 @@ def test_how_far_a_move_is_is_never_noted_over_what_another_mover_notes(
         moves.note_progress(session, [3], mover.leg.move, "waiting", "for nothing", 7)
 
     assert moves.legs(session, [3])[3].note == MoveNote(attempt=2)
-
-
-def test_the_time_left_of_a_copy_is_known_once_rows_and_their_number_are() -> None:
-    note = MoveNote(total=1000, rows=250, copied_from_ms=10_000, told_ms=15_000)
-
-    assert note.left_s == 15
-    assert MoveNote(rows=250, copied_from_ms=10_000, told_ms=15_000).left_s is None
-    assert MoveNote(total=1000, told_ms=15_000).left_s is None

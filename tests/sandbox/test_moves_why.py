@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.sandbox.deployments import Site, drain, insert, model, run, site
-from test_moves_shown import CUSTOMERS, Look, customer_on, depths, known_at_once, look, observer
+from test_moves_shown import CUSTOMERS, Look, customer_on, depths, known_at_once, look, observer, until
 
 from pipeline.admin import stops
 from pipeline.admin.moving import orders
@@ -31,10 +31,7 @@ def client(site: Site) -> Client:
 
 def at_cut_over(client: Client, bucket: int) -> Iterator[MoveStep]:
     """Move a bucket until its source has stopped; return what is left of the steps."""
-    steps = orders.order_move(client, [bucket], "s1", "me", keep_s=0).steps()
-    while next(steps).stage != "stopping":
-        pass
-    return steps
+    return until(orders.order_move(client, [bucket], "s1", "me", keep_s=0), "stopping")
 
 
 def because(bucket: int) -> str:
@@ -90,9 +87,7 @@ def test_the_record_has_the_reason_at_the_shard_that_has_stopped(client: Client,
 
 def test_while_a_bucket_arrives_its_ops_wait_for_nothing_of_the_move(client: Client) -> None:
     bucket, customer = customer_on(client, "s0")
-    steps = orders.order_move(client, [bucket], "s1", "me", keep_s=0).steps()
-    while next(steps).stage != "comparing":
-        pass
+    until(orders.order_move(client, [bucket], "s1", "me", keep_s=0), "comparing")
     receipt = insert(client, customer)
 
     assert [reason.kind for reason in why(client, str(receipt)).reasons] == ["queued"]
@@ -116,9 +111,7 @@ def test_an_op_of_a_bucket_that_has_moved_is_asked_for_where_it_is(client: Clien
 
 def test_once_the_target_has_begun_nothing_waits_for_the_move(client: Client) -> None:
     bucket, customer = customer_on(client, "s0")
-    steps = orders.order_move(client, [bucket], "s1", "me", keep_s=3600).steps()
-    while next(steps).stage != "waiting":
-        pass
+    until(orders.order_move(client, [bucket], "s1", "me", keep_s=3600), "waiting")
     queued = insert(client, customer)
 
     assert why(client, "s0").reasons == ()

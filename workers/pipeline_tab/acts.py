@@ -12,7 +12,7 @@ from pipeline.admin.moving import orders
 from pipeline.admin.release import release
 from pipeline.apply.replay import Became
 from pipeline.client import Client
-from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
+from pipeline.config.bucket_ranges import format_ranges, named_buckets
 from pipeline.errors import BadOp
 from pipeline.per_process import PerProcess
 from pipeline.shard.actions import Action, last_actions
@@ -168,12 +168,8 @@ def give_up(buckets: str, by: str) -> str:
     Raises:
         PipelineError: none of them moves, or their new shard has begun.
     """
-    try:
-        wanted = numbers(parse_ranges(buckets))
-    except ValueError:
-        raise BadOp(f"{buckets!r} is no list of buckets: write numbers and ranges, such as 0-15,40") from None
     ended = []
-    for mover in orders.of_buckets(client(), wanted):
+    for mover in orders.of_buckets(client(), named_buckets(buckets)):
         mover.give_up(f"given up by {by}")
         ended.append(f"{mover.leg.source} keeps {format_ranges(mover.buckets)}")
     return f"{'; '.join(ended)}; workers clean up"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 from pipeline.admin.check.probe import APPLIED_S, failed_probes
 from pipeline.admin.check.uwsgi import servers_without_threads
@@ -103,36 +104,21 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
     """
     topology, redis = Topology(settings), settings.redis
     seen = ask_all({"log": lambda: _log(settings, topology)})["log"]
-    schemas, refusal, untrimmed, unfit, epochs = ((), "", "", {}, {}) if isinstance(seen, PipelineError) else seen[1:]
-    schemas = tuple(schema for schema in schemas if not topology.ignores(schema.name))
-    names = [name for name, _ in own_tables("mysql")]
-    names += [schema.name_there for schema in schemas]
-    published = {schema.name for schema in schemas}
-    names += [name for name in topology.configured if name not in published]
+    told = _Told(seen) if isinstance(seen, PipelineError) else seen
+    schemas = tuple(schema for schema in told.schemas if not topology.ignores(schema.name))
+    names = _tables(topology, schemas)
+    answer_s = ASK_S + TABLE_S * len(names)
     questions: dict[str, Callable[[], object]] = {
         "broker ": lambda: health_of(redis.broker_url),
         "workers ": lambda: _listened(settings, topology),
         "deployment ": lambda: _misfits(settings, topology),
     }
     questions |= {f"redis {name}": partial(_group, settings, name) for name in topology.groups}
-    primary_of = {}
-    answer_s = ASK_S + TABLE_S * len(names)
+    of_primary = partial(survey, tables=names, primary=True, statement_s=answer_s, schemas=schemas, topology=topology)
+    of_replica = partial(survey, tables=names, primary=False, statement_s=answer_s)
     for shard in settings.shards.values():
-        questions[shard.name] = partial(
-            survey,
-            shard.name,
-            shard.primary,
-            names,
-            primary=True,
-            statement_s=answer_s,
-            schemas=schemas,
-            topology=topology,
-        )
-        for i, uri in enumerate(shard.replicas):
-            primary_of[f"{shard.name}-r{i}"] = shard.name
-            questions[f"{shard.name}-r{i}"] = partial(
-                survey, f"{shard.name}-r{i}", uri, names, primary=False, statement_s=answer_s
-            )
+        for node, uri in shard.addresses.items():
+            questions[node] = partial(of_primary if node == shard.name else of_replica, node, uri)
     answers = ask_all(questions, answer_s)
     broker, listened, misfits = (answers.pop(name) for name in ("broker ", "workers ", "deployment "))
     groups = {name: _health(answers.pop(f"redis {name}")) for name in topology.groups}
@@ -141,22 +127,29 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
     return Evidence(
         settings=settings,
         topology=topology,
-        log=seen if isinstance(seen, PipelineError) else seen[0],
+        log=told.health,
         broker=_health(broker),
         schemas=schemas,
-        refusal=refusal,
-        untrimmed=untrimmed,
+        refusal=told.refusal,
+        untrimmed=told.untrimmed,
         listened=heard,
         nodes={name: found for name, found in answers.items() if isinstance(found, Survey | PipelineError)},
-        primary_of=primary_of,
-        unfit=unfit,
-        epochs=epochs,
+        primary_of={node: name for name, one in settings.shards.items() for node in one.addresses if node != name},
+        unfit=told.unfit,
+        epochs=told.epochs,
         uwsgi=servers_without_threads(),
         faults=_op_faults(settings, max_age_s),
         groups=groups,
         misfits=misfits if isinstance(misfits, tuple) else (),
         untaken={} if misfits or not schemas else _untaken(settings, schemas, served),
     )
+
+
+def _tables(topology: Topology, schemas: tuple[TableSchema, ...]) -> list[str]:
+    """Return the names, in the databases, of all tables to look at: our own, published, and configured ones."""
+    published = {schema.name: schema.name_there for schema in schemas}
+    configured = (name for name in topology.configured if name not in published)
+    return [*(name for name, _ in own_tables("mysql")), *published.values(), *configured]
 
 
 def _untaken(settings: Settings, schemas: tuple[TableSchema, ...], shards: list[str]) -> dict[str, str]:
@@ -184,21 +177,30 @@ def _op_faults(settings: Settings, max_age_s: float) -> tuple[OpFault, ...]:
         observer.close()
 
 
-def _log(
-    settings: Settings, topology: Topology
-) -> tuple[Health, tuple[TableSchema, ...], str, str, dict[str, str], dict[str, int]]:
+class _Told(NamedTuple):
+    """What the log told, as in `Evidence`."""
+
+    health: Health | PipelineError
+    schemas: tuple[TableSchema, ...] = ()
+    refusal: str = ""
+    untrimmed: str = ""
+    unfit: Mapping[str, str] = {}
+    epochs: Mapping[str, int] = {}
+
+
+def _log(settings: Settings, topology: Topology) -> _Told:
     health = health_of(settings.redis.url)
     log = log_of(settings, read_s=ANSWER_S)
     try:
         refusal = _refusal(settings, log)
         if refusal:
-            return health, (), refusal, "", {}, {}
+            return _Told(health, refusal=refusal)
         follow_noted(log, topology)
         schemas = tuple(TableSchema.from_json(text) for _, text in sorted(log.newest_schemas().items()))
         unfit = {node: why for text in log.unfit().values() for node, why in unfit_of(text).items()}
         told = {shard: log.epoch(shard) for shard in settings.shards}
         epochs = {shard: epoch for shard, (epoch, current, _) in told.items() if current}
-        return health, schemas, "", _trim_refusal(log), unfit, epochs
+        return _Told(health, schemas, "", _trim_refusal(log), unfit, epochs)
     finally:
         log.close()
 

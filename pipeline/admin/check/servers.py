@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from pipeline.admin.check.cures import database_cure
 from pipeline.admin.check.evidence import Evidence
-from pipeline.admin.check.finding import ERROR, WARNING, Finding
+from pipeline.admin.check.finding import ERROR, WARNING, Finding, database_cure
 from pipeline.errors import PipelineError
 from pipeline.shard import repairs
 from pipeline.shard.survey import Survey
@@ -180,11 +179,18 @@ def _replica(node: Survey, evidence: Evidence) -> Iterator[Finding]:
             (node.node,),
         )
     primary = evidence.nodes[evidence.primary_of[node.node]]
-    if isinstance(primary, Survey) and node.traits and primary.traits:
+    if isinstance(primary, Survey):
+        yield from _beside(node, primary)
+
+
+def _beside(node: Survey, primary: Survey) -> Iterator[Finding]:
+    """Yield where a replica does not fit its primary."""
+    replication = node.replication
+    if node.traits and primary.traits:
         for one in differences(node.traits, primary.traits):
             again = f", then rebuild the replica from its primary, and run pipeline rebuilt {node.node}" * one.lasting
             yield Finding(ERROR, one.place, one.what, one.cure + again, (node.node,))
-    if replication and replication.source_id and isinstance(primary, Survey):
+    if replication and replication.source_id:
         expected = primary.variables.get("server_id", replication.source_id)
         if replication.source_id not in ("0", expected):
             yield Finding(

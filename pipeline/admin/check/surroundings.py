@@ -10,12 +10,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from pipeline.admin.check.cures import redis_cure
 from pipeline.admin.check.evidence import Evidence
-from pipeline.admin.check.finding import ERROR, WARNING, Finding
+from pipeline.admin.check.finding import ERROR, WARNING, Finding, redis_cure
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.oplog.doorbell import queue_of
 from pipeline.oplog.redis.server_info import Health
@@ -235,47 +235,57 @@ def _unreachable(node: str, key: str, error: PipelineError) -> Finding:
 
 
 def _log(log: Health, node: str = "redis") -> Iterator[Finding]:
-    def found(severity: str, place: str, what: str, fix: str) -> Finding:
-        return Finding(severity, place, what, fix, (node,))
+    for found in (*_kind(log), *_kept(log), *_room(log)):
+        yield replace(found, nodes=(node,))
 
+
+def _kind(log: Health) -> Iterator[Finding]:
+    """Yield what a Redis is that holds no logs, or loses them."""
     if log.release < LEAST_VERSIONS:
-        yield found(ERROR, "version", f"is {log.version}, which cannot number the logs", "install Redis 7 or Valkey")
+        yield Finding(ERROR, "version", f"is {log.version}, which cannot number the logs", "install Redis 7 or Valkey")
     if log.cluster:
-        yield found(
-            ERROR, "cluster-enabled", "is yes; Celery cannot use a Redis Cluster", "use Sentinel, or one server"
-        )
+        cure = "use Sentinel, or one server"
+        yield Finding(ERROR, "cluster-enabled", "is yes; Celery cannot use a Redis Cluster", cure)
     if log.role != "master":
-        yield found(ERROR, "role", f"is {log.role}: it takes no writes", "name the master, or use sentinel://")
+        yield Finding(ERROR, "role", f"is {log.role}: it takes no writes", "name the master, or use sentinel://")
     if log.policy != "noeviction":
-        yield found(
+        yield Finding(
             ERROR,
             "maxmemory-policy",
             f"is {log.policy}: under pressure Redis would delete queued ops",
             "CONFIG SET maxmemory-policy noeviction, and in redis.conf",
         )
+
+
+def _kept(log: Health) -> Iterator[Finding]:
+    """Yield what a restart or a crash would lose."""
     if not log.append_only:
-        yield found(
+        yield Finding(
             WARNING,
             "appendonly",
             "is no: a restart of Redis loses what is queued",
             "CONFIG SET appendonly yes, and in redis.conf",
         )
     elif log.fsync == "no":
-        yield found(
+        yield Finding(
             WARNING,
             "appendfsync",
             "is no: a crash of the machine loses up to half a minute",
             "CONFIG SET appendfsync everysec",
         )
+
+
+def _room(log: Health) -> Iterator[Finding]:
+    """Yield where there is too little room, or no limit."""
     if log.bulk_bytes is not None and log.bulk_bytes < MOST_STATEMENT_BYTES:
-        yield found(
+        yield Finding(
             WARNING,
             "proto-max-bulk-len",
             f"is {log.bulk_bytes:,}: calls with larger ops are refused",
             "CONFIG SET proto-max-bulk-len 512mb, and in redis.conf",
         )
     if not log.max_bytes:
-        yield found(
+        yield Finding(
             WARNING,
             "maxmemory",
             "is not set: a long queue ends with the system killing Redis, not with PipelineFull",

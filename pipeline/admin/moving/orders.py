@@ -8,19 +8,20 @@ from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.admin.migrate import published
-from pipeline.admin.moving.buckets_rows import Size, apart, moved_tables, rows_in, size_of
+from pipeline.admin.moving.buckets_rows import MovedTable, Size, apart, moved_tables, rows_in, size_of
 from pipeline.admin.moving.mover import Mover
-from pipeline.admin.observe.moves import STATES
+from pipeline.admin.observe.moves import OneMove, each_move, how_far, leg_of_target, pace_of
 from pipeline.chance import chance
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
 from pipeline.enqueue import bucket_map
+from pipeline.enqueue.bucket_map import Told
 from pipeline.errors import PipelineError, Unavailable, did_you_mean
 from pipeline.events import Event
 from pipeline.model.values import key_form, lenient
 from pipeline.shard.bucket_sql import bucket_sql
 from pipeline.shard.records import ledger, ledger_queries, moves
-from pipeline.shard.records.ledger import APPLYING, MOVED, Mark
+from pipeline.shard.records.ledger import APPLYING, COPYING, MOVED, Mark
 from pipeline.shard.records.moves import DEFAULTS, Leg, MoveNote
 
 #: How long rows of the source are kept once the target goes on, s: readers may have the map of before.
@@ -49,9 +50,7 @@ def order_move(
     Raises:
         PipelineError: they cannot be moved, with what to change; nothing was changed.
     """
-    source = source_of(client, buckets, target)
-    _refuse_unfinished(client, buckets, source, target)
-    moved_tables(client, buckets, source, target)
+    source, _ = _movable(client, buckets, target)
     session, wanted = client.nodes.primary(source), tuple(sorted(buckets))
     number = chance.getrandbits(62)
     with session.translated(), session.transaction():
@@ -62,6 +61,13 @@ def order_move(
         for bucket in wanted:
             moves.write_leg(session, leg._replace(bucket=bucket))
     return Mover(client, leg, wanted)
+
+
+def _movable(client: Client, buckets: Collection[int], target: str) -> tuple[str, list[MovedTable]]:
+    """Return the shard that owns some buckets, and the tables with rows to move; raise where these cannot move."""
+    source = source_of(client, buckets, target)
+    _refuse_unfinished(client, buckets, source, target)
+    return source, moved_tables(client, buckets, source, target)
 
 
 def _refuse_busy(source: str, wanted: Iterable[int], marks: Mapping[int, Mark], found: Mapping[int, Leg]) -> None:
@@ -121,7 +127,7 @@ def source_of(client: Client, buckets: Collection[int], target: str) -> str:
 
 
 def rows_to_move(client: Client, buckets: Collection[int], target: str) -> dict[str, int]:
-    """Return how many rows of each table would move.
+    """Return how many rows of each table would move: each is counted, where `sizes` reads the beginning of a table.
 
     Args:
         client: the deployment.
@@ -131,8 +137,8 @@ def rows_to_move(client: Client, buckets: Collection[int], target: str) -> dict[
     Raises:
         PipelineError: they cannot be moved, with what to change.
     """
-    source = source_of(client, buckets, target)
-    return rows_in(client.nodes.primary(source), moved_tables(client, buckets, source, target))
+    source, tables = _movable(client, buckets, target)
+    return rows_in(client.nodes.primary(source), tables)
 
 
 class KeyPlace(NamedTuple):
@@ -195,11 +201,9 @@ def sizes(client: Client, buckets: Collection[int], target: str) -> list[Size]:
     Raises:
         PipelineError: they cannot be moved, with what to change.
     """
-    source = source_of(client, buckets, target)
+    source, tables = _movable(client, buckets, target)
     session = client.nodes.primary(source)
     _refuse_busy(source, buckets, ledger_queries.marks_of(session, buckets), moves.legs(session, buckets))
-    _refuse_unfinished(client, buckets, source, target)
-    tables = moved_tables(client, buckets, source, target)
     with apart(client, source) as reader, reader.snapshot():
         return [size_of(reader, table) for table in tables]
 
@@ -210,23 +214,20 @@ def under_way(client: Client) -> Iterator[Mover]:
     Args:
         client: the deployment.
     """
-    for told in _told(client).values():
-        if legs := [leg for shard, leg in told if leg.under_way(shard)]:
+    for each in each_move(_told(client)):
+        if legs := [leg for shard, leg in each if leg.under_way(shard)]:
             yield Mover(client, legs[0], tuple(sorted({leg.bucket for leg in legs})))
 
 
-def _told(client: Client) -> dict[int, list[tuple[str, Leg]]]:
-    """Return of each move what the shards say of it: the shard, and its row of a bucket."""
-    found: dict[int, list[tuple[str, Leg]]] = {}
+def _told(client: Client) -> Told:
+    """Return the last move of each bucket that has moved, by shard that answers."""
+    told: dict[str, Mapping[int, Leg]] = {}
     for shard in client.topology.shards:
         try:
-            legs = moves.legs(client.nodes.primary(shard))
+            told[shard] = moves.legs(client.nodes.primary(shard))
         except Unavailable as error:  # a shard that is away hides no move of others
             logger.warning(Event("moves_unknown", shard=shard, error=error))
-            continue
-        for leg in legs.values():
-            found.setdefault(leg.move, []).append((shard, leg))
-    return found
+    return told
 
 
 def of_buckets(client: Client, buckets: Iterable[int]) -> list[Mover]:
@@ -281,22 +282,28 @@ def known(client: Client) -> list[KnownMove]:
     Args:
         client: the deployment.
     """
-    return sorted((_shown(client, told) for told in _told(client).values()), key=lambda one: -one.began_ms)
+    told = _told(client)
+    return sorted((_shown(told, each) for each in each_move(told)), key=lambda one: -one.began_ms)
 
 
-def _shown(client: Client, told: list[tuple[str, Leg]]) -> KnownMove:
-    # what the target says of rows and of trouble counts
-    leg = next((leg for shard, leg in told if shard == leg.target), told[0][1])
-    buckets = tuple(sorted({leg.bucket for _, leg in told}))
-    try:
-        state = "given up" if leg.note.trouble else STATES[Mover(client, leg, buckets).stage()]
-    except Unavailable:
-        state = "not known"
-    about, note = (leg.move, format_ranges(buckets), leg.source, leg.target), leg.note
-    left_s = note.left_s if state == "copying" else None
-    waits = "" if state in ("done", "given up") else note.waits
-    limits = f"--keep {leg.keep_s} --max-lag {note.max_lag_s:g} --max-load {note.max_load}"
-    return KnownMove(*about, state, note.rows, leg.who, leg.began_ms, note.trouble, note.total, left_s, waits, limits)
+def _shown(told: Told, each: OneMove) -> KnownMove:
+    leg = leg_of_target(each)
+    note, state = leg.note, "given up" if leg.note.trouble else how_far(told, each)
+    return KnownMove(
+        leg.move,
+        format_ranges({one.bucket for _, one in each}),
+        leg.source,
+        leg.target,
+        state,
+        note.rows,
+        leg.who,
+        leg.began_ms,
+        note.trouble,
+        note.total,
+        pace_of(note).left_s if state == note.step == COPYING else None,
+        "" if state in ("done", "given up") else note.waits,
+        f"--keep {leg.keep_s} --max-lag {note.max_lag_s:g} --max-load {note.max_load}",
+    )
 
 
 def came_from(client: Client, buckets: Collection[int]) -> str:

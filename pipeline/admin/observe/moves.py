@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeline.config.bucket_ranges import format_ranges
+from pipeline.enqueue.bucket_map import Told
 from pipeline.shard.records.ledger import COPYING
 from pipeline.shard.records.moves import COMPARING, Leg, MoveNote, stage_of
 
+#: What the shards say of one move: each shard, and its row of a bucket.
+OneMove = list[tuple[str, Leg]]
 #: What people are told of each stage; see `stage_of`.
 STATES = {
     "begin": "beginning",
@@ -111,25 +113,58 @@ def pace_of(note: MoveNote) -> Speed:
     return Speed(rate, round((note.total - rows) * took_ms / rows / 1000) if note.total > rows else None)
 
 
-def moves_of(told: Mapping[str, Mapping[int, Leg]], now_ms: int) -> tuple[MoveRecord, ...]:
+def each_move(told: Told) -> list[OneMove]:
+    """Return what the shards say, by move.
+
+    Args:
+        told: the last move of each bucket that has moved, by shard that has answered.
+    """
+    found: dict[int, OneMove] = {}
+    for shard, legs in told.items():
+        for leg in legs.values():
+            found.setdefault(leg.move, []).append((shard, leg))
+    return list(found.values())
+
+
+def leg_of_target(each: OneMove) -> Leg:
+    """Return a row of a move on its target: what the target notes counts; the source's where the target has none.
+
+    Args:
+        each: what the shards say of the move.
+    """
+    return next((leg for shard, leg in each if shard == leg.target), each[0][1])
+
+
+def how_far(told: Told, each: OneMove) -> str:
+    """Return the state of a move, for people.
+
+    Args:
+        told: by shard that has answered, all that it says.
+        each: what the shards say of the move.
+    """
+    leg = leg_of_target(each)
+    if leg.source not in told or leg.target not in told:
+        return NOT_KNOWN
+    here, there = ({one.bucket: one for name, one in each if name == shard} for shard in (leg.source, leg.target))
+    stage = stage_of(here, there)
+    return COMPARING if stage == "catch" and leg.note.step == COMPARING else STATES[stage]
+
+
+def moves_of(told: Told, now_ms: int) -> tuple[MoveRecord, ...]:
     """Return the moves that are under way, those that stand still first.
 
     Args:
         told: by shard that has answered, the last move of each bucket that has moved.
         now_ms: ms since 1970, by the clock of the hosts.
     """
-    each: dict[int, list[tuple[str, Leg]]] = {}
-    for shard, legs in told.items():
-        for leg in legs.values():
-            each.setdefault(leg.move, []).append((shard, leg))
-    going = [one for one in each.values() if any(leg.under_way(shard) for shard, leg in one)]
-    found = [_record(told, one, now_ms) for one in going]
+    going = [each for each in each_move(told) if any(leg.under_way(shard) for shard, leg in each)]
+    found = [_record(told, each, now_ms) for each in going]
     return tuple(sorted(found, key=lambda one: (not one.still, one.began_ms, one.buckets)))[:MOST_MOVES]
 
 
-def _record(told: Mapping[str, Mapping[int, Leg]], each: list[tuple[str, Leg]], now_ms: int) -> MoveRecord:
-    leg = next((leg for shard, leg in each if shard == leg.target), each[0][1])
-    state, note = _state(told, each, leg), leg.note
+def _record(told: Told, each: OneMove, now_ms: int) -> MoveRecord:
+    leg = leg_of_target(each)
+    state, note = how_far(told, each), leg.note
     counts = state in COUNTED and note.step == state
     buckets = format_ranges({leg.bucket for _, leg in each})
     silent_ms = now_ms - max(note.told_ms, leg.began_ms)
@@ -150,14 +185,6 @@ def _record(told: Mapping[str, Mapping[int, Leg]], each: list[tuple[str, Leg]], 
         still=still,
         mend=_mend(state, silent_ms, buckets) if still else "",
     )
-
-
-def _state(told: Mapping[str, Mapping[int, Leg]], each: list[tuple[str, Leg]], leg: Leg) -> str:
-    if leg.source not in told or leg.target not in told:
-        return NOT_KNOWN
-    here, there = ({one.bucket: one for name, one in each if name == shard} for shard in (leg.source, leg.target))
-    stage = stage_of(here, there)
-    return COMPARING if stage == "catch" and leg.note.step == COMPARING else STATES[stage]
 
 
 def _still(note: MoveNote, silent_ms: int, now_ms: int) -> str:

@@ -46,7 +46,7 @@ from pipeline.enqueue.bucket_map import follow_noted
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.model.fingerprint import Fingerprint
 from pipeline.model.op import START, Position
-from pipeline.model.wait_reason import reasons_of
+from pipeline.model.wait_reason import WaitReason, reasons_of
 from pipeline.oplog.groups import log_of
 from pipeline.oplog.redis.server_info import ANSWER_S
 from pipeline.shard.records import moves
@@ -73,10 +73,7 @@ class Observer:
         self._strange: tuple[str, ...] = ()
         self._reads = Window()
         self._queues_of = Queues(self._log)
-        self._uris: dict[str, dict[str, str]] = {}
-        for shard in settings.shards.values():
-            replicas = {f"{shard.name}-r{i}": uri for i, uri in enumerate(shard.replicas)}
-            self._uris[shard.name] = {shard.name: shard.primary, **replicas}
+        self._uris = {name: shard.addresses for name, shard in settings.shards.items()}
 
     def newest(self) -> Record:
         """Return the record that workers publish; where that is not fresh, look by oneself."""
@@ -175,14 +172,11 @@ class Observer:
     ) -> ShardRecord:
         at = nodes[primary]
         rate, enqueue_rate = self._rates(shard, at, queue.depth)
-        stops = counted.stops if isinstance(counted, OnPrimary) else ()
         counts = counted.counts if isinstance(counted, OnPrimary) else {}
         whys = [_why(primary, one) for one in (at, counted) if isinstance(one, PipelineError)]
         names = [primary, *(node for node in self._uris[shard] if node != primary)]
         found = with_reads([self._node(node, nodes[node], at) for node in names], self._reads)
-        moving = moves.moving_reasons({bucket: leg for bucket, leg in stopped.items() if bucket in queue.behind})
-        behind = {bucket: mark for bucket, mark in queue.behind.items() if bucket not in stopped}
-        waits = () if whys else reasons_of(shard, behind, [*stops, *moving], queue.noted.notes, queue.noted.alive)
+        waits = _waits(shard, counted.stops, queue, stopped) if isinstance(counted, OnPrimary) and not whys else ()
         window = self._queues_of.window(shard)
         return ShardRecord(
             shard,
@@ -217,11 +211,8 @@ class Observer:
         self, primaries: Iterable[Reached | PipelineError], owned: Mapping[str, set[int]]
     ) -> dict[str, dict[int, Position]]:
         """Return by shard the least watermark of each of its buckets: a shard that had a bucket before has one, too."""
-        reached, reference = (
-            (one.marks for one in primaries if isinstance(one, Reached)),
-            self._topology.reference_bucket,
-        )
-        top = highest(reached) | {reference: START}
+        top = highest(one.marks for one in primaries if isinstance(one, Reached))
+        top[self._topology.reference_bucket] = START
         return {shard: {bucket: top.get(bucket, START) for bucket in mine} for shard, mine in owned.items()}
 
     def _queues(
@@ -294,6 +285,13 @@ class Observer:
 
 def _counts_of(answer: object) -> OnPrimary | PipelineError:
     return answer if isinstance(answer, OnPrimary | PipelineError) else Unavailable(f"{answer!r} is no answer")
+
+
+def _waits(shard: str, stops: Iterable[WaitReason], queue: Queue, stopped: Mapping[int, Leg]) -> tuple[WaitReason, ...]:
+    """Return why ops of a shard wait; for a bucket that is stopped for its move, that is the reason."""
+    moving = moves.moving_reasons({bucket: leg for bucket, leg in stopped.items() if bucket in queue.behind})
+    behind = {bucket: mark for bucket, mark in queue.behind.items() if bucket not in stopped}
+    return reasons_of(shard, behind, [*stops, *moving], queue.noted.notes, queue.noted.alive)
 
 
 def _why(node: str, error: PipelineError) -> str:

@@ -10,7 +10,7 @@ import msgspec
 
 from pipeline.admin.observe.record import BY_WORKERS, Record, RedisRecord, ShardRecord
 from pipeline.oplog.appends import EVERYWHERE
-from pipeline.oplog.contract import SharedState
+from pipeline.oplog.shared_state import SharedState
 
 #: A record that is older is not what is now: no worker publishes, ms.
 FRESH_MS = 5_000

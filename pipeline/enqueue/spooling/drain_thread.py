@@ -14,7 +14,7 @@ from pipeline.enqueue.spooling.host_news import HostNews
 from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import PipelineError, WaitTimeout
 from pipeline.events import Event
-from pipeline.oplog.contract import SharedState
+from pipeline.oplog.shared_state import SharedState
 from pipeline.spool.store import Spool
 
 #: Pause between two passes while something waits, s; after failures it grows.

@@ -11,7 +11,7 @@ from pipeline import clock
 from pipeline.errors import PipelineError
 from pipeline.events import Event
 from pipeline.model.op import enqueued_ms
-from pipeline.oplog.contract import SharedState
+from pipeline.oplog.shared_state import SharedState
 from pipeline.spool.null_spool import NullSpool
 from pipeline.spool.store import Spool
 

@@ -14,7 +14,7 @@ from pipeline.oplog.waits import ALIVE, Note, Noted
 
 
 class MemorySharedState(MemoryServer):
-    """See `contract.SharedState`."""
+    """See `oplog.shared_state.SharedState`."""
 
     def take_lease(self, name: str, for_ms: int) -> bool:
         with self._lock:

@@ -39,7 +39,7 @@ _OF_BUCKET = {"log": "stream"}
 
 
 class RedisSharedState(RedisServer):
-    """See `contract.SharedState`."""
+    """See `oplog.shared_state.SharedState`."""
 
     def take_lease(self, name: str, for_ms: int) -> bool:
         return bool(self._run("hold_lease", [self.keys.lease(name)], ["1", for_ms, 1]))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from pipeline import clock
 from pipeline.errors import PipelineError
 from pipeline.events import Event
-from pipeline.oplog.contract import SharedState
+from pipeline.oplog.shared_state import SharedState
 from pipeline.reads.health.probe import NodeProbe
 from pipeline.reads.health.report import Report, unfit_of
 from pipeline.reads.health.shard_health import ShardHealth

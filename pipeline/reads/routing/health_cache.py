@@ -15,7 +15,7 @@ from pipeline.config.placement import Placement
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError, WrongDeployment
 from pipeline.events import Event
-from pipeline.oplog.contract import SharedState
+from pipeline.oplog.shared_state import SharedState
 from pipeline.per_process import PerProcess
 from pipeline.reads.health.prober import PROBE_EVERY_S
 from pipeline.reads.health.report import NO_REPORT, Report

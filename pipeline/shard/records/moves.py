@@ -35,8 +35,6 @@ ON_THE_WAY = (COPYING, CATCHING)
 #: no more threads than pt-online-schema-change lets it (`--max-load Threads_running=25`). A handful of workers run few;
 #: a primary that runs more has statements that wait for each other.
 MAX_LAG_S, MAX_LOAD = 5.0, 25
-
-
 #: Steps of a mover that are told apart here; see `MoveStep`. The step of copying has the name of the state.
 WAITING, COMPARING = "waiting", "comparing"
 
@@ -81,14 +79,6 @@ class MoveNote(msgspec.Struct, frozen=True):
     step: str = ""
     step_rows: int = 0
     step_from_ms: int = 0
-
-    @property
-    def left_s(self) -> int | None:
-        """How long the copy takes from now, s, at the rate that it has had; None where that is not known."""
-        took_ms = self.told_ms - self.copied_from_ms
-        if not self.rows or took_ms <= 0 or self.total <= self.rows:
-            return None
-        return round((self.total - self.rows) * took_ms / self.rows / 1000)
 
 
 #: The note of a move for which nobody says more.

@@ -55,30 +55,6 @@ def test_the_demo_finds_every_row_as_the_file_says_and_leaves_nothing_behind(eng
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("engine", ["embedded", pytest.param("mariadb", marks=pytest.mark.mariadb)])
-def test_a_third_shard_that_is_added_in_the_middle_of_the_load_gets_its_share(engine: str, folder: Path) -> None:
-    skip_without_servers(engine)
-
-    asked = command(engine, folder, "--grow", "--json")
-    run = subprocess.run(asked, capture_output=True, text=True, timeout=400, check=False)
-
-    assert run.returncode == 0, run.stderr
-    result = json.loads(run.stdout)
-    assert result["ok"] is True
-    assert len(result["checked"]) == 9
-    flights = {one["shard"]: one["rows"] for one in result["checked"] if one["table"] == "flight"}
-    grown = result["growth"]
-    assert flights["s2"] > 0
-    assert grown["buckets_moved"] >= 2
-    assert grown["ops_meanwhile"] >= ROWS // 2
-    assert [list(one["flights"]) for one in grown["samples"]][:: len(grown["samples"]) - 1] == [
-        ["s0", "s1"],
-        ["s0", "s1", "s2"],
-    ]
-    assert processes_in(folder) == []
-    assert not folder.exists()
-
-
 def test_a_kept_cluster_stays_up_until_it_is_taken_down(folder: Path) -> None:
     skip_without_servers("embedded")
 

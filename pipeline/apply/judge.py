@@ -1,0 +1,133 @@
+"""Judge an error: is the op wrong, is the shard behind its schema, or is the transaction to be tried again?"""
+
+from __future__ import annotations
+
+from pipeline.apply.pace import Lessons
+from pipeline.caches import keep_newest
+from pipeline.errors import PipelineError, Rejected
+from pipeline.model.op import Op
+from pipeline.shard.driver_errors import (
+    Fault,
+    code_of,
+    fault_of,
+    is_about_other_rows,
+    is_driver_error,
+    lacks_right,
+    required_column,
+    sentence_of,
+)
+from pipeline.shard.session import NodeSession
+from pipeline.shard.statements import CannotRender
+from pipeline.shard.table_facts import Facts, constraints_of
+
+
+class SchemaBehind(PipelineError):
+    """The database lacks a column, a table, an index or a right that ops of one schema need; these ops wait.
+
+    Attributes:
+        schema: the hash of the schema.
+        table: its table.
+        why: what is lacking.
+        kind: `right` or `schema`, as in `model.wait_reason.KINDS`.
+    """
+
+    retryable = True
+
+    def __init__(self, facts: Facts, why: str, cause: Exception | None = None):
+        super().__init__(f"the shard is behind the schema of {facts.schema.name} ({facts.schema.hash}): {why}")
+        self.schema, self.table, self.why = facts.schema.hash, facts.schema.name, why
+        self.kind = "right" if cause is not None and lacks_right(cause) else "schema"
+
+
+class ConstraintsChanged(PipelineError):
+    """A unique index or a foreign key has come or gone since the batch was grouped; it has to be grouped anew."""
+
+    retryable = True
+
+
+class NeverSeen(PipelineError):
+    """An op met an error that no list names; the transaction is retried before anybody believes it."""
+
+    retryable = True
+
+
+class MissingIndex(PipelineError):
+    """An upsert's key has no unique index in the database, or has none for the moment."""
+
+
+class Judge:
+    """Judges the errors of one batch.
+
+    Args:
+        session: of the shard's primary, inside the transaction.
+        lessons: what earlier batches have taught.
+        last_try: whether an error that no list names is believed now.
+    """
+
+    def __init__(self, session: NodeSession, lessons: Lessons, *, last_try: bool):
+        self._session, self._lessons, self._last_try = session, lessons, last_try
+        self._checked: set[str] = set()
+
+    def blames_op(self, error: Exception, facts: Facts) -> bool:
+        """Return whether an op is refused for good by an error; else the transaction is tried again.
+
+        Args:
+            error: what executing a statement raised.
+            facts: of its table.
+
+        Raises:
+            SchemaBehind, ConstraintsChanged, NeverSeen: what the transaction has to do before it is tried again.
+        """
+        if isinstance(error, MissingIndex):
+            raise SchemaBehind(facts, str(error)) from error
+        if isinstance(error, CannotRender | Rejected):
+            return True
+        if isinstance(error, PipelineError) or not is_driver_error(error):
+            return False
+        fault = fault_of(error)
+        if fault is Fault.SCHEMA and not facts.has(required_column(error)):
+            raise SchemaBehind(facts, sentence_of(error), error) from error
+        if fault in (Fault.TRANSIENT, Fault.LOCKED, Fault.OVERTIME):
+            return False
+        if fault is Fault.UNKNOWN:
+            self._believe(error, facts)
+        elif is_about_other_rows(error):
+            self._check_constraints(facts)
+        return True
+
+    def _check_constraints(self, facts: Facts) -> None:
+        """See that the batch was grouped by the constraints that the table has now, once per table and batch."""
+        if facts.schema.hash not in self._checked:
+            self._checked.add(facts.schema.hash)
+            if constraints_of(self._session, facts.database_name) != facts.constraints:
+                raise ConstraintsChanged(f"the constraints of {facts.schema.name} have changed")
+
+    def _believe(self, error: Exception, facts: Facts) -> None:
+        known = (facts.schema.hash, code_of(error))
+        if known in self._lessons.believed:
+            return
+        if not self._last_try:
+            raise NeverSeen(sentence_of(error)) from error
+        self._check_constraints(facts)
+        keep_newest(self._lessons.believed, known, True)
+
+
+def check_upsert(op: Op, facts: Facts) -> None:
+    """Refuse an upsert that the database could match by an index other than the named one.
+
+    Args:
+        op: the first upsert of a statement.
+        facts: of its table.
+
+    Raises:
+        MissingIndex, CannotRender: for `Judge.blames_op`.
+    """
+    if op.key == (facts.schema.id_index,):
+        others = facts.unique
+    else:
+        others = tuple(columns for columns in facts.unique if set(columns) != set(op.key))
+        if len(others) == len(facts.unique):
+            names = ", ".join(facts.schema.columns[c].name for c in op.key)
+            raise MissingIndex(f"an upsert needs a UNIQUE index on ({names})")
+    if others or facts.hidden_unique:
+        raise CannotRender(f"an upsert into {facts.schema.name} is ambiguous: it has another unique index")
