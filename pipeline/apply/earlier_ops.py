@@ -22,6 +22,8 @@ from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
 from pipeline.shard.session import NodeSession
 
+#: The bucket and the position of an op.
+Place = tuple[int, Position]
 #: By how much the clocks of two hosts may differ, ms: an op that is younger by no more counts as enqueued before, for
 #: so long, s. Two that are both refused for good must not wait for each other.
 CLOCKS_MS, CLOCKS_S = 250.0, 1.0
@@ -41,13 +43,15 @@ class Early(PipelineError):
 
     Attributes:
         ops: of each bucket, the position of its first early op, and why that waits.
+        settled: ops that are refused for good, since nothing is queued that may help them but in this transaction, and
+            they were refused after that, too. Without the early ops more would be queued, and they would wait for it.
     """
 
     retryable = True
 
-    def __init__(self, ops: Mapping[int, tuple[Position, WaitReason]]):
+    def __init__(self, ops: Mapping[int, tuple[Position, WaitReason]], settled: Collection[Place] = ()):
         super().__init__(f"{len(ops)} buckets wait for what was enqueued before")
-        self.ops = ops
+        self.ops, self.settled = ops, settled
 
 
 class Wait(NamedTuple):
@@ -89,24 +93,27 @@ class EarlierOps:
 
     def __init__(self, shard: str, session: NodeSession, log: Work, wait_s: float):
         self._shard, self._session, self._log, self._wait_s = shard, session, log, wait_s
-        self._waits: dict[tuple[int, Position], Wait] = {}
+        self._waits: dict[Place, Wait] = {}
         #: Of each bucket for which an op has waited as long as it may, its watermark.
         self._stuck: dict[int, Position] = {}
         #: Of each bucket, its op that was put off; and those that the open transaction puts off.
         self._put_off: dict[int, Position] = {}
         self._putting_off: dict[int, Position] = {}
         self._after: Mapping[int, Position] = {}
+        self._settled: Collection[Place] = ()
         self._marks: Mapping[int, Position] = {}
         self._queued: dict[int, float] | None = None
         self._looked_deep = False
 
-    def begin(self, after: Mapping[int, Position], *, again: bool = False) -> None:
+    def begin(self, after: Mapping[int, Position], settled: Collection[Place] = (), *, again: bool = False) -> None:
         """Begin a transaction.
 
         Args:
             after: the watermarks that it leaves: what is behind one is queued, what is before it is executed in order.
+            settled: the ops that the last one has found to be refused for good.
             again: whether it is the last one without its early ops.
         """
+        self._settled = settled
         if not again:
             self._putting_off = {}
         self._after, self._queued, self._looked_deep = after, None, False
@@ -132,7 +139,7 @@ class EarlierOps:
         older = [one for one, sent_ms in near.items() if sent_ms < at_ms]
         if not refused and all(self._stuck.get(one) == self._marks[one] for one in older):
             return None  # the deletes of a bucket would wait for as long, one after another
-        waited_s = self._waited_s((bucket, item.entry.position), older)
+        waited_s = self._waited_s(place_of(item), older)
         if waited_s >= most_s:
             self._stuck |= {one: self._marks[one] for one in older}
             return None
@@ -141,13 +148,21 @@ class EarlierOps:
         self._queued[bucket] = min(at_ms, self._queued.get(bucket, at_ms))  # this one is queued from now on
         return self._reason(item)
 
-    def _waited_s(self, place: tuple[int, Position], older: Collection[int]) -> float:
+    def _waited_s(self, place: Place, older: Collection[int]) -> float:
         now_s = clock.mono_s()
         if len(self._waits) > MOST_NOTED:
             self._waits = {one: wait for one, wait in self._waits.items() if now_s - wait.seen_s < 2 * self._wait_s}
         wait = self._waits.get(place, Wait(now_s, 0.0, {}))
         self._waits[place] = wait.looked(now_s, older, self._marks)
         return self._waits[place].waited_s
+
+    def is_settled(self, item: Item) -> bool:
+        """Return whether an op that is refused is refused for good.
+
+        Args:
+            item: the op.
+        """
+        return place_of(item) in self._settled
 
     def has_others(self, item: Item) -> bool:
         """Return whether ops of other buckets in the transaction may help a refused op that was not put off before.
@@ -193,6 +208,15 @@ class EarlierOps:
         found = self._log.read(wanted, dict.fromkeys(wanted, entries))
         oldest = {bucket: min(map(_sent_ms, queued)) for bucket, queued in found.items() if queued}
         return {bucket: min(sent_ms, (some or {}).get(bucket, inf)) for bucket, sent_ms in oldest.items()}
+
+
+def place_of(item: Item) -> Place:
+    """Return where an op is.
+
+    Args:
+        item: the op.
+    """
+    return item.entry.bucket, item.entry.position
 
 
 def _until(end_ms: float, queued: Mapping[int, float], but: int) -> dict[int, float]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import inf
 
-from pipeline.apply.earlier_ops import EarlierOps, Early
+from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early, Place, place_of
 from pipeline.apply.footprint import versioned
 from pipeline.apply.grouping import Group, Item, items_of, statements_of
 from pipeline.apply.held_rows import HeldRows
@@ -62,8 +63,10 @@ class Executor:
         self._judge = Judge(session, lessons, last_try=last_try)
         self._misled = False  # the server has named a row that was not the bad one
         self._limit = min(session.statement_bytes() - 1024, MOST_STATEMENT_BYTES)
-        #: What was refused, and is tried again after all else.
-        self._doubtful: list[Item] = []
+        #: What was refused, and is tried again after all else, if others of the batch may help it.
+        self._doubtful: list[tuple[Item, bool]] = []
+        #: When the first early op was enqueued, ms.
+        self._early_ms = inf
         self._early: dict[int, tuple[Position, WaitReason]] = {}
         self.rejects: list[Reject] = []
         self.ids: list[tuple[Entry, int]] = []
@@ -88,8 +91,9 @@ class Executor:
                     self._atomic(some, group, facts)
                 else:
                     self._run(group.kind, some, facts)
-        if not self._early:
-            self._try_again()
+        if self._early:
+            raise Early(self._early, self._settled())
+        self._try_again()
         if self._early:
             raise Early(self._early)
 
@@ -266,9 +270,10 @@ class Executor:
 
     def _refuse(self, item: Item, error: Exception, member: Op | None = None) -> None:
         """Reject an op; or let its bucket end before it, if what it needs may still come."""
-        if self._earlier is not None and may_be_early(error):
+        if self._earlier is not None and may_be_early(error) and not self._earlier.is_settled(item):
             if (reason := self._earlier.awaited_by(item)) is not None:
                 self._early[item.entry.bucket] = item.entry.position, reason
+                self._early_ms = min(self._early_ms, item.op.at_ms)
                 if not self._patient:
                     raise Early(self._early)
                 return
@@ -277,8 +282,7 @@ class Executor:
                 if item.op.kind == INSERT and item.op.id is None:
                     self._learn_ids([item])
                 return
-            if self._earlier.has_others(item):
-                self._doubtful.append(item)
+            self._doubtful.append((item, self._earlier.has_others(item)))
         self._reject(item, error, member)
 
     def _taken(self, item: Item) -> bool:
@@ -286,11 +290,16 @@ class Executor:
 
     def _try_again(self) -> None:
         """Try once after all else what was refused: clocks differ within a batch, too."""
-        for item in self._doubtful:
-            if self._earlier is not None and self._taken(item):
+        for item, has_others in self._doubtful:
+            if self._earlier is not None and has_others and self._taken(item):
                 first = self._early.get(item.entry.bucket)
                 if first is None or item.entry.position < first[0]:
                     self._early[item.entry.bucket] = item.entry.position, self._earlier.put_off(item)
+
+    def _settled(self) -> list[Place]:
+        """Return the refused ops that nothing may help that is behind an early one, and that the others do not help."""
+        old = [(item, others) for item, others in self._doubtful if item.op.at_ms + CLOCKS_MS < self._early_ms]
+        return [place_of(item) for item, has_others in old if not (has_others and self._taken(item))]
 
     def _free(self, items: Sequence[Item], waiting: list[Portion]) -> Sequence[Item]:
         """Return what to execute now: leave out what is behind an early op in its bucket, park what is behind a held

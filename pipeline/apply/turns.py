@@ -208,6 +208,7 @@ class ShardTurns(ABC):
                 if not take.patient:
                     raise Crossed from error
                 take.early |= error.ops
+                take.settled.update(error.settled)
                 take.again = True
                 continue
             except ConstraintsChanged as error:

@@ -11,6 +11,7 @@ from pydal import DAL, Field
 import pipeline
 from pipeline import clock
 from pipeline.admin import stops
+from pipeline.apply import transaction
 from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import LogUnavailable
@@ -169,6 +170,29 @@ def test_what_is_paused_holds_up_the_deletes_of_a_bucket_once_and_not_each_by_it
 
     assert paused.status() == "queued"
     assert waited_s < 2 * ApplySettings().early_wait_s
+
+
+def test_refused_ops_wait_for_what_is_behind_a_batch_only_at_its_end(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each that waited would else be something that the one before it waits for, back to the first of all."""
+    monkeypatch.setattr(transaction, "FIRST_ROWS", 20)
+    places, began_ns, now_s = two_buckets(box), clock.wall_ns(), clock.mono_s()
+    taken = [pipeline.enqueue_insert(db.event, who=who, note=f"{who}") for who in places]
+    box.drain()
+    doubled = []
+    for n in range(60):
+        monkeypatch.setattr(clock, "wall_ns", lambda n=n: began_ns + n * 10**8)
+        doubled.append(pipeline.enqueue_insert(db.event, who=places[n % 2], note=f"{places[n % 2]}"))
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=20, breaker=False))
+
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for a second
+    for _ in range(20):
+        box.log.postpone("s0", [one.bucket for one in taken], 0)
+        worker.apply()
+    monkeypatch.undo()
+
+    assert {one.status() for one in doubled} == {"rejected"}
 
 
 def two_buckets(box: Sandbox) -> tuple[int, int]:
