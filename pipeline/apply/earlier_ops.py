@@ -139,7 +139,7 @@ class EarlierOps:
         older = [one for one, sent_ms in near.items() if sent_ms < at_ms]
         if not refused and all(self._stuck.get(one) == self._marks[one] for one in older):
             return None  # the deletes of a bucket would wait for as long, one after another
-        waited_s = self._waited_s(place_of(item), older)
+        waited_s = self._waited_s(item_place(item), older)
         if waited_s >= most_s:
             self._stuck |= {one: self._marks[one] for one in older}
             return None
@@ -162,7 +162,7 @@ class EarlierOps:
         Args:
             item: the op.
         """
-        return place_of(item) in self._settled
+        return item_place(item) in self._settled
 
     def has_others(self, item: Item) -> bool:
         """Return whether ops of other buckets in the transaction may help a refused op that was not put off before.
@@ -210,7 +210,7 @@ class EarlierOps:
         return {bucket: min(sent_ms, (some or {}).get(bucket, inf)) for bucket, sent_ms in oldest.items()}
 
 
-def place_of(item: Item) -> Place:
+def item_place(item: Item) -> Place:
     """Return where an op is.
 
     Args:

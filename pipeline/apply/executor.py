@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
 
-from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early, Place, place_of
+from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early, Place, item_place
 from pipeline.apply.footprint import versioned
 from pipeline.apply.grouping import Group, Item, items_of, statements_of
 from pipeline.apply.held_rows import HeldRows
@@ -299,7 +299,7 @@ class Executor:
     def _settled(self) -> list[Place]:
         """Return the refused ops that nothing may help that is behind an early one, and that the others do not help."""
         old = [(item, others) for item, others in self._doubtful if item.op.at_ms + CLOCKS_MS < self._early_ms]
-        return [place_of(item) for item, has_others in old if not (has_others and self._taken(item))]
+        return [item_place(item) for item, has_others in old if not (has_others and self._taken(item))]
 
     def _free(self, items: Sequence[Item], waiting: list[Portion]) -> Sequence[Item]:
         """Return what to execute now: leave out what is behind an early op in its bucket, park what is behind a held
