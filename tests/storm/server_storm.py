@@ -37,7 +37,7 @@ PAUSE_S = 0.02
 TABLES = TABLES_TOML + families.TOML
 SPOOL = '[spool]\npath = "{}"\n'
 #: What a receipt says at last.
-FINAL = (*DONE, "lost", "rejected", "dropped")
+FINAL = (*DONE, "lost", "dropped", *families.SET_ASIDE)
 
 
 class Storm:
