@@ -131,7 +131,9 @@ def test_the_watcher_answers_at_once_while_its_servers_hang(box: Sandbox, monkey
 
     monkeypatch.setattr("pipeline.cli.top.watcher.Observer.newest", hangs)
     watcher = Watcher(box.client, 60)
-    assert any(asked for _ in polls(10))
-
-    assert watcher.found().record is None
-    asked.append("end")
+    try:
+        assert any(asked for _ in polls(10))
+        assert watcher.found().record is None
+    finally:
+        watcher.close()
+        asked.append("end")

@@ -5,6 +5,8 @@ The screen waits for no server: it shows what the threads of `watcher` have foun
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import click
 from rich.console import Console
 from rich.live import Live
@@ -52,8 +54,8 @@ def top_command(config: str | None, every_s: float, max_age_s: float) -> None:
 
 
 def _live(config: str | None, console: Console, every_s: float, max_age_s: float) -> None:
-    with opened(config) as pipeline, Keyboard() as keyboard:
-        watcher, hands, board = Watcher(pipeline, every_s), Hands(pipeline), Board()
+    with opened(config) as pipeline, Keyboard() as keyboard, closing(Watcher(pipeline, every_s)) as watcher:
+        hands, board = Hands(pipeline), Board()
         with Live(TopScreen(board, max_age_s), console=console, screen=True, auto_refresh=False) as live:
             while not board.ended:
                 watcher.shard = board.opened

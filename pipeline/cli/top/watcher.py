@@ -36,6 +36,7 @@ class Watcher:
         self.shard: str | None = None
         self._record: tuple[Record, float] | None = None
         self._aside: tuple[str, tuple[AsideCount, ...] | str] = ("", ())
+        self._over = False
         for work in (self._look, self._count):
             threading.Thread(target=work, name="pipeline-top", daemon=True).start()
 
@@ -47,15 +48,19 @@ class Watcher:
         record, at_s = self._record
         return Sight(record, clock.mono_s() - at_s, aside if of == self.shard else ())
 
+    def close(self) -> None:
+        """Look no more, from the next look on."""
+        self._over = True
+
     def _look(self) -> None:
         observer = Observer(self._pipeline.settings)
-        while True:
+        while not self._over:
             with suppress(PipelineError):
                 self._record = (observer.newest(), clock.mono_s())
             clock.sleep_s(self._every_s)
 
     def _count(self) -> None:
-        while True:
+        while not self._over:
             shard, looked = self.shard, clock.Deadline(ASIDE_S)
             if shard is not None:
                 try:
@@ -63,7 +68,7 @@ class Watcher:
                 except PipelineError as error:
                     self._aside = (shard, str(error))
             for _ in clock.polls(looked.left_s, first_s=0.1, most_s=0.1):
-                if self.shard != shard:
+                if self.shard != shard or self._over:
                     break
 
 
