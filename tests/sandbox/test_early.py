@@ -10,7 +10,8 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline import clock
-from pipeline.admin import stops
+from pipeline.admin import dead, stops
+from pipeline.admin.release import release
 from pipeline.apply import transaction
 from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
@@ -193,6 +194,25 @@ def test_refused_ops_wait_for_what_is_behind_a_batch_only_at_its_end(
     monkeypatch.undo()
 
     assert {one.status() for one in doubled} == {"rejected"}
+
+
+def test_children_of_a_paused_table_are_refused_until_it_goes_on_and_are_replayed_then(db: Any, box: Sandbox) -> None:
+    first, second = two_buckets(box)
+    paused = stops.target_of(box.client, "parent")
+    stops.pause(box.client, paused, "")
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    box.drain()
+    assert [parent.status(), child.status()] == ["parked", "rejected"]
+
+    stops.resume(box.client, paused)
+    for _ in release(box.client, "s0", "ada"):
+        pass
+    assert child.position is not None
+    for _ in dead.replay(box.client, {"s0": {child.bucket: [child.position]}}):
+        pass
+
+    assert [row["up"] for row in box.rows("child")] == [parent.id]
 
 
 def two_buckets(box: Sandbox) -> tuple[int, int]:
