@@ -12,6 +12,7 @@ import pytest
 from pydal import DAL, Field
 
 import pipeline
+from pipeline import clock
 from pipeline.config.placement import NOWHERE, Placement
 from pipeline.errors import PartialResult, ShardUnavailable
 from pipeline.model.op import Position
@@ -82,6 +83,18 @@ class World:
             if state:
                 into = "INSERT INTO pipeline_watermarks (bucket, epoch, seq, state, committed_ms)"
                 session.execute(f"{into} VALUES ({self.bucket}, {self.mark[0]}, {self.mark[1]}, '{state}', 0)")
+
+    @property
+    def later(self) -> Token:
+        """What shows that the customer's log has gone on by one op."""
+        epoch, seq = self.mark
+        return Token({self.bucket: Need(Position(epoch, seq + 1))})
+
+    def go_on(self, shard: str) -> None:
+        """Let a shard have applied one more op of the bucket."""
+        session = self.box.client.nodes.primary(shard)
+        with session.transaction():
+            session.execute(f"UPDATE pipeline_watermarks SET seq = seq + 1 WHERE bucket = {self.bucket}")
 
     def rows(self, shard: str, rows: dict[int, int]) -> None:
         """Let these be the customer's rows on a shard, by their numbers, each with a line."""
@@ -457,16 +470,32 @@ def test_what_the_source_will_never_have_is_not_waited_for_there(world: World, s
     """The map of the reader is of before the target began."""
     world.stand(("moved", "active"))
     world.map("s0")
-    epoch, seq = world.mark
-    session = world.box.client.nodes.primary("s1")
-    with session.transaction():
-        session.execute(f"UPDATE pipeline_watermarks SET seq = {seq + 1} WHERE bucket = {world.bucket}")
-    later = Token({world.bucket: Need(Position(epoch, seq + 1))})
+    world.go_on("s1")
 
-    row = pipeline.get(world.db.sale, world.ids[0], after=later, wait_s=1)
+    row = pipeline.get(world.db.sale, world.ids[0], after=world.later, wait_s=1)
 
     assert row.qty == 11
     assert {node for node, _ in sent} == {"s1"}
+
+
+def test_what_goes_to_the_target_meanwhile_is_waited_for_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the reader may wait, it looks again whether the source goes on."""
+    world.stand(("active", "catching"))
+    world.map("s0")
+    began_s, slept = clock.mono_s(), list[float]()
+
+    def sleep_s(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            world.stand(("moved", "active"))
+            world.go_on("s1")
+
+    monkeypatch.setattr(clock, "mono_s", lambda: began_s + sum(slept))
+    monkeypatch.setattr(clock, "sleep_s", sleep_s)
+    row = pipeline.get(world.db.sale, world.ids[0], after=world.later, wait_s=30)
+
+    assert row.qty == 11
+    assert sum(slept) < 5
 
 
 @pytest.mark.parametrize("deaf", [False, True], ids=["by the map", "without a map"])

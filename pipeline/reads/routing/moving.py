@@ -11,6 +11,7 @@ While nothing moves and the map is news, none of this is called.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +25,8 @@ from pipeline.shard.records.ledger import MOVED, Mark
 #: A map that Redis confirmed longer ago than that is no news, s: each bucket may have moved since. No row is copied
 #: before a move has been in the map for longer.
 OLD_MAP_S = 10.0
+#: The time between two looks at who has a bucket, while a read waits for what it must see, s.
+SLICE_S = 1.0
 
 
 class Elsewhere(ShardUnavailable):
@@ -145,11 +148,7 @@ class MovingRead:
         read = self._read
         if not self._old:
             self._look_ahead()
-        try:
-            read.__enter__()
-        except StaleRead:
-            self._look_ahead()  # what it waited for goes to the other shard
-            raise
+        self._enter()
         try:
             self._before()
         except BaseException as failure:
@@ -174,6 +173,24 @@ class MovingRead:
         self._read.__exit__(kind, failure, traceback)
 
     # parts --------------------------------------------------------------------------------------------------
+
+    def _enter(self) -> None:
+        """Enter the read; where it waits, look now and then whether what it waits for goes to the other shard."""
+        read, whole = self._read, self._read.bounds
+        # an old answer that will do is not to come before the time is over
+        slice_s = whole.wait_s if whole.on_stale == "stale" else SLICE_S
+        began_s, deadline = clock.mono_s(), clock.Deadline(whole.wait_s)
+        while True:
+            read.bounds = replace(whole, wait_s=max(0.0, min(slice_s, deadline.left_s)))
+            try:
+                read.__enter__()
+            except StaleRead as late:
+                self._look_ahead()
+                if deadline.passed:
+                    waited_s = clock.mono_s() - began_s if late.waited_s else 0.0
+                    raise StaleRead(late.shard, late.stage, late.reason, waited_s) from None
+            else:
+                return
 
     def _look_ahead(self) -> None:
         """Notice that the source has stopped before what the read needs: the source will never have it."""

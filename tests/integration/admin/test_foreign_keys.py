@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,8 @@ def test_an_account_that_may_only_read_sees_what_a_foreign_key_does(case: Case) 
     case.sql(f"DROP USER {name}@'127.0.0.1'")
 
     assert [key.on_delete for key in seen.parents] == ["SET NULL"]
-    assert seen == constraints_of(case.client.nodes.primary("s0"), "held")
+    # without the right TRIGGER each table counts as one with triggers
+    assert replace(seen, triggers=()) == constraints_of(case.client.nodes.primary("s0"), "held")
 
 
 def model(db: Any) -> None:

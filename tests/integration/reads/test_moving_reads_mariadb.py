@@ -93,7 +93,7 @@ def _key_after(world: World) -> str:
 def _all_after(world: World) -> str:
     owner, receipt = world.count_up()
     rows = world.client.select(
-        world.db.tally.owner.belongs(world.owners), after=receipt, wait_s=WAIT_S, timeout_s=WAIT_S
+        world.db.tally.owner.belongs(world.owners), after=receipt, wait_s=WAIT_S, timeout_s=2 * WAIT_S
     )
     found = {row.owner: row.n for row in rows}
     whole = len(rows) == len(found) == len(world.owners)
