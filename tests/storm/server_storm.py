@@ -77,7 +77,8 @@ class Storm:
             caller.last()
         self._follow(callers)
         rows = rows_of(self.rig.primaries, owners)
-        outcome.broken += verdict(callers, rows, may_lose=bool(FORGETTING & outcome.faults.keys()))
+        may_lose = bool(FORGETTING & outcome.faults.keys())
+        outcome.broken += verdict(callers, rows, may_lose=may_lose, spooled_in_order=False)
         if "worker killed" not in outcome.faults:
             outcome.broken += [f"worker ended: {n}" for n, pid in mains.items() if not _lives(pid)]
         outcome.count(callers)
