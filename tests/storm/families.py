@@ -35,12 +35,8 @@ class Family(NamedTuple):
 
         Then its parent's delete may be in one transaction with it, and be first. The child's row is gone either way.
         """
-        return self.is_spooled and self.deeds[-1].kind == LEFT
-
-    @property
-    def is_spooled(self) -> bool:
-        """Whether an op of it went through a host's spool."""
-        return any(receipt.position is None for deed in self.deeds for receipt in deed.receipts)
+        spooled = any(receipt.position is None for deed in self.deeds for receipt in deed.receipts)
+        return spooled and self.deeds[-1].kind == LEFT
 
 
 def define(db: Any) -> Any:
@@ -70,9 +66,7 @@ def bodies(made: Any, owners: str) -> Iterator[tuple[str, Counter[str]]]:
     yield "no parent", Counter(body for (body,) in nodes.fetch(made, orphans))
 
 
-def broken_by(
-    families: Iterable[Family], rows: Mapping[str, Counter[str]], *, in_order: bool, spooled_in_order: bool = True
-) -> Iterator[str]:
+def broken_by(families: Iterable[Family], rows: Mapping[str, Counter[str]], *, in_order: bool) -> Iterator[str]:
     """Yield every broken promise.
 
     Args:
@@ -80,14 +74,12 @@ def broken_by(
         rows: what `bodies` yields, of all primaries.
         in_order: whether nothing has shaken the order in which ops arrive: what Redis has forgotten is sent again, and
             may come after what refers to it; a host whose clock is set says wrongly when it enqueued.
-        spooled_in_order: whether this holds of what was spooled, too; docs/reliability.md names why not.
     """
     yield from (f"orphaned: {token}" for token in rows["no parent"])
     for family in families:
         refused = [deed for deed in family.deeds if deed.told in SET_ASIDE]
         arrived = all(deed.said == "acknowledged" and deed.told != "lost" for deed in family.deeds)
-        excused = family.may_be_refused or (family.is_spooled and not spooled_in_order)
-        if refused and arrived and in_order and not excused:
+        if refused and arrived and in_order and not family.may_be_refused:
             yield f"refused early: {family.deeds}"
         yield from _rows_differ(family.deeds, rows, settled=arrived and not refused)
 

@@ -57,9 +57,7 @@ def rows_of(primaries: dict[str, str], owners: Iterable[int]) -> Rows:
     return rows
 
 
-def verdict(
-    callers: Sequence[Caller], rows: Rows, *, may_lose: bool, in_order: bool = True, spooled_in_order: bool = True
-) -> list[str]:
+def verdict(callers: Sequence[Caller], rows: Rows, *, may_lose: bool, in_order: bool = True) -> list[str]:
     """Return every broken promise, a sentence each.
 
     Args:
@@ -67,7 +65,6 @@ def verdict(
         rows: what the databases hold.
         may_lose: whether Redis has forgotten anything, so that an op of level `redis` may be told lost.
         in_order: whether no host's clock was set.
-        spooled_in_order: see `families.broken_by`.
     """
     said: list[str] = []
     for caller in callers:
@@ -80,9 +77,7 @@ def verdict(
         said += _order(caller, rows)
         said += _in_turn(caller, rows)
         said += _reads(caller)
-        said += families.broken_by(
-            caller.families, rows.bodies, in_order=in_order and not may_lose, spooled_in_order=spooled_in_order
-        )
+        said += families.broken_by(caller.families, rows.bodies, in_order=in_order and not may_lose)
     return [*said, *_counts(rows)]
 
 
