@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from pipeline.apply.grouping import Item, items_of
 from pipeline.apply.misfits import Shape, is_like, misfit, shape_in
@@ -221,7 +222,7 @@ class Batch:
         """Put the ops of the sheets among the others, one by one."""
         if self.sheets:
             every = [*self.items, *items_of(self.sheets)]
-            self.items, self.sheets = sorted(every, key=_place), []
+            self.items, self.sheets = sorted(every, key=attrgetter("place")), []
 
     def skip_used(self, session: NodeSession) -> None:
         """Drop the ops whose idempotency key another op has used up.
@@ -255,7 +256,7 @@ class Batch:
         places = {(one.entry.bucket, one.entry.position) for one in aside}
         if not places:
             return self.items
-        return [item for item in self.items if _place(item) not in places]
+        return [item for item in self.items if item.place not in places]
 
     def _lose(self, lost: LostRange) -> None:
         self.losses.append(lost)
@@ -404,10 +405,6 @@ def _junk(entry: Entry, why: str = "not an op: the entry has not the fields that
 
 def _key_of(item: Item) -> tuple[int, str] | None:
     return None if item.op.idempotency_key is None else (item.entry.bucket, item.op.scoped_key)
-
-
-def _place(item: Item) -> tuple[int, Position]:
-    return item.entry.bucket, item.entry.position
 
 
 def _gap(entry: Read, before: Position) -> LostRange | None:

@@ -43,15 +43,13 @@ class Early(PipelineError):
 
     Attributes:
         ops: of each bucket, the position of its first early op, and why that waits.
-        settled: ops that are refused for good, since nothing is queued that may help them but in this transaction, and
-            they were refused after that, too. Without the early ops more would be queued, and they would wait for it.
     """
 
     retryable = True
 
-    def __init__(self, ops: Mapping[int, tuple[Position, WaitReason]], settled: Collection[Place] = ()):
+    def __init__(self, ops: Mapping[int, tuple[Position, WaitReason]]):
         super().__init__(f"{len(ops)} buckets wait for what was enqueued before")
-        self.ops, self.settled = ops, settled
+        self.ops = ops
 
 
 class Wait(NamedTuple):
@@ -99,23 +97,22 @@ class EarlierOps:
         #: Of each bucket, its op that was put off; and those that the open transaction puts off.
         self._put_off: dict[int, Position] = {}
         self._putting_off: dict[int, Position] = {}
+        #: The refused ops of the open transaction that are refused for good, see `settle`.
+        self._settled: set[Place] = set()
         self._after: Mapping[int, Position] = {}
-        self._settled: Collection[Place] = ()
         self._marks: Mapping[int, Position] = {}
         self._queued: dict[int, float] | None = None
         self._looked_deep = False
 
-    def begin(self, after: Mapping[int, Position], settled: Collection[Place] = (), *, again: bool = False) -> None:
+    def begin(self, after: Mapping[int, Position], *, again: bool = False) -> None:
         """Begin a transaction.
 
         Args:
             after: the watermarks that it leaves: what is behind one is queued, what is before it is executed in order.
-            settled: the ops that the last one has found to be refused for good.
             again: whether it is the last one without its early ops.
         """
-        self._settled = settled
         if not again:
-            self._putting_off = {}
+            self._putting_off, self._settled = {}, set()
         self._after, self._queued, self._looked_deep = after, None, False
 
     def awaited_by(self, item: Item, *, refused: bool = True) -> WaitReason | None:
@@ -139,7 +136,7 @@ class EarlierOps:
         older = [one for one, sent_ms in near.items() if sent_ms < at_ms]
         if not refused and all(self._stuck.get(one) == self._marks[one] for one in older):
             return None  # the deletes of a bucket would wait for as long, one after another
-        waited_s = self._waited_s(item_place(item), older)
+        waited_s = self._waited_s(item.place, older)
         if waited_s >= most_s:
             self._stuck |= {one: self._marks[one] for one in older}
             return None
@@ -156,13 +153,24 @@ class EarlierOps:
         self._waits[place] = wait.looked(now_s, older, self._marks)
         return self._waits[place].waited_s
 
+    def settle(self, item: Item) -> None:
+        """Note that an op is refused for good, for as long as its transaction is run again without its early ops.
+
+        Nothing is queued that may help it but in this transaction, and it was refused after that, too. Without the
+        early ops more would be queued, and it would wait for that.
+
+        Args:
+            item: the op.
+        """
+        self._settled.add(item.place)
+
     def is_settled(self, item: Item) -> bool:
         """Return whether an op that is refused is refused for good.
 
         Args:
             item: the op.
         """
-        return item_place(item) in self._settled
+        return item.place in self._settled
 
     def has_others(self, item: Item) -> bool:
         """Return whether ops of other buckets in the transaction may help a refused op that was not put off before.
@@ -208,15 +216,6 @@ class EarlierOps:
         found = self._log.read(wanted, dict.fromkeys(wanted, entries))
         oldest = {bucket: min(map(_sent_ms, queued)) for bucket, queued in found.items() if queued}
         return {bucket: min(sent_ms, (some or {}).get(bucket, inf)) for bucket, sent_ms in oldest.items()}
-
-
-def item_place(item: Item) -> Place:
-    """Return where an op is.
-
-    Args:
-        item: the op.
-    """
-    return item.entry.bucket, item.entry.position
 
 
 def _until(end_ms: float, queued: Mapping[int, float], but: int) -> dict[int, float]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
 
-from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early, Place, item_place
+from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early
 from pipeline.apply.footprint import versioned
 from pipeline.apply.grouping import Group, Item, items_of, statements_of
 from pipeline.apply.held_rows import HeldRows
@@ -64,7 +64,7 @@ class Executor:
         self._misled = False  # the server has named a row that was not the bad one
         self._limit = min(session.statement_bytes() - 1024, MOST_STATEMENT_BYTES)
         #: What was refused, and is tried again after all else, if others of the batch may help it.
-        self._doubtful: list[tuple[Item, bool]] = []
+        self._doubtful: list[Item] = []
         #: When the first early op was enqueued, ms.
         self._early_ms = inf
         self._early: dict[int, tuple[Position, WaitReason]] = {}
@@ -92,7 +92,8 @@ class Executor:
                 else:
                     self._run(group.kind, some, facts)
         if self._early:
-            raise Early(self._early, self._settled())
+            self._settle()
+            raise Early(self._early)
         self._try_again()
         if self._early:
             raise Early(self._early)
@@ -219,12 +220,10 @@ class Executor:
         if not group.members:
             pairs = [pair for item in items if (pair := versioned(item.op, self._known)) is not None]
             return [pair.copy for pair in pairs], [pair.update for pair in pairs]
-        places = {(item.entry.bucket, item.entry.position) for item in items}
+        places = {item.place for item in items}
         whole = len(items) == len(group.items)
         return [
-            [item.op for item in part if whole or (item.entry.bucket, item.entry.position) in places]
-            for one in group.members
-            for part in _parts(one)
+            [item.op for item in part if whole or item.place in places] for one in group.members for part in _parts(one)
         ]
 
     def _all_or_none(self, statements: Iterable[Sequence[Op]]) -> tuple[Exception, Op] | None:
@@ -282,7 +281,7 @@ class Executor:
                 if item.op.kind == INSERT and item.op.id is None:
                     self._learn_ids([item])
                 return
-            self._doubtful.append((item, self._earlier.has_others(item)))
+            self._doubtful.append(item)
         self._reject(item, error, member)
 
     def _taken(self, item: Item) -> bool:
@@ -290,16 +289,20 @@ class Executor:
 
     def _try_again(self) -> None:
         """Try once after all else what was refused: clocks differ within a batch, too."""
-        for item, has_others in self._doubtful:
-            if self._earlier is not None and has_others and self._taken(item):
+        for item in self._doubtful:
+            if self._earlier is not None and self._is_helped(item):
                 first = self._early.get(item.entry.bucket)
                 if first is None or item.entry.position < first[0]:
                     self._early[item.entry.bucket] = item.entry.position, self._earlier.put_off(item)
 
-    def _settled(self) -> list[Place]:
-        """Return the refused ops that nothing may help that is behind an early one, and that the others do not help."""
-        old = [(item, others) for item, others in self._doubtful if item.op.at_ms + CLOCKS_MS < self._early_ms]
-        return [item_place(item) for item, has_others in old if not (has_others and self._taken(item))]
+    def _settle(self) -> None:
+        """Note which refused ops nothing may help that is behind an early one, and the rest of the batch does not."""
+        for item in self._doubtful:
+            if self._earlier is not None and item.op.at_ms + CLOCKS_MS < self._early_ms and not self._is_helped(item):
+                self._earlier.settle(item)
+
+    def _is_helped(self, item: Item) -> bool:
+        return self._earlier is not None and self._earlier.has_others(item) and self._taken(item)
 
     def _free(self, items: Sequence[Item], waiting: list[Portion]) -> Sequence[Item]:
         """Return what to execute now: leave out what is behind an early op in its bucket, park what is behind a held

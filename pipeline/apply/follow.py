@@ -130,7 +130,7 @@ class FollowTransaction(ApplyTransaction):
 
     def _execute(self, batch: Batch, locked: Mapping[int, Mark], take: Take, *, last_try: bool) -> Executor:
         aside = {(bucket, at) for bucket, kept in self.theirs.items() for at, _ in kept["pipeline_rejects"].rows}
-        batch.items = [item for item in batch.items if (item.entry.bucket, item.entry.position) not in aside]
+        batch.items = [item for item in batch.items if item.place not in aside]
         for op in (member for item in batch.items for member in item.op.members):
             rules = self._tables.get(op.table)
             if op.kind == INSERT and rules is not None and rules.ids == "database":

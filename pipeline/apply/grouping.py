@@ -35,7 +35,7 @@ from pipeline.apply.footprint import (
     versioned_print,
     versioned_shape,
 )
-from pipeline.model.op import COPY, GROUP, Entry, Op
+from pipeline.model.op import COPY, GROUP, Entry, Op, Position
 from pipeline.model.sheet import SheetEntry
 from pipeline.shard.statements import most
 from pipeline.shard.table_facts import Facts
@@ -49,6 +49,11 @@ class Item(NamedTuple):
 
     entry: Entry
     op: Op
+
+    @property
+    def place(self) -> tuple[int, Position]:
+        """The op's bucket, and its position there."""
+        return self.entry.bucket, self.entry.position
 
 
 def items_of(sheets: Iterable[SheetEntry]) -> list[Item]:

@@ -45,7 +45,7 @@ class TracedApplier(Applier):
         aside = {(one.entry.bucket, one.entry.position): one.state for one in batch.aside}
         for item in (*batch.items, *(item for item, _ in batch.halted)):
             if isinstance(item.op, TracedOp) and len(self._met) < MOST_LINKS:
-                state = aside.get((item.entry.bucket, item.entry.position), "applied")
+                state = aside.get(item.place, "applied")
                 self._met.setdefault(item.op.traceparent, _Met(item, state, at_ns))
 
     def _export(self, outcome: Outcome, began_ns: int) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch, FactBook
-from pipeline.apply.earlier_ops import EarlierOps, Early, Place, by_time, oldest
+from pipeline.apply.earlier_ops import EarlierOps, Early, by_time, oldest
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import Item, grouped, grouped_sheets, may_stay
 from pipeline.apply.held_rows import HeldRows, halted, record
@@ -87,7 +87,6 @@ class Take:
         noted: the attempts of the current try.
         ends: of each bucket that halts, the position behind which nothing is executed.
         early: of each bucket, the position of its first op that may be early, and why that waits.
-        settled: ops that are refused for good.
         whole: whether it takes the oldest ops of all due buckets, or nothing where another worker holds some.
         again: whether an earlier try of this process failed in an orderly way, so that its notes mean nothing.
     """
@@ -98,7 +97,6 @@ class Take:
     noted: dict[int, Attempt] = field(default_factory=dict)
     ends: dict[int, Position] = field(default_factory=dict)
     early: dict[int, tuple[Position, WaitReason]] = field(default_factory=dict)
-    settled: set[Place] = field(default_factory=set)
     whole: bool = False
     again: bool = False
 
@@ -247,7 +245,7 @@ class ApplyTransaction:
         rows.read(self._session, (one for one in every if locked[one.entry.bucket].state == HOLDING))
         stopped = rows.stop(batch.halted)
         if self._earlier is not None:
-            self._earlier.begin(batch.after, take.settled, again=bool(take.early))
+            self._earlier.begin(batch.after, again=bool(take.early))
         executor = self._executed(by_time(batch.items), rows, take, batch.sheets, last_try=last_try)
         executor.rejects += [*batch.unreadable, *stopped]
         if executor.rejects:

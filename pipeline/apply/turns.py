@@ -208,7 +208,6 @@ class ShardTurns(ABC):
                 if not take.patient:
                     raise Crossed from error
                 take.early |= error.ops
-                take.settled.update(error.settled)
                 take.again = True
                 continue
             except ConstraintsChanged as error:

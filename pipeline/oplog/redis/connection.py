@@ -20,7 +20,7 @@ from pipeline.config.address import TLS, Address, parse
 from pipeline.config.settings import RedisSettings
 from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model.op import FORGED, START, TOO_LARGE, Entry, Position
-from pipeline.model.sheet import Read, Sheet, SheetEntry, singly
+from pipeline.model.sheet import Read, Sheet, SheetEntry
 from pipeline.oplog.redis.keys import Keys
 from pipeline.oplog.redis.packs import unpacked
 from pipeline.oplog.redis.signature import has_signature, keys_of, place, verified
@@ -310,19 +310,6 @@ def position_of(id: Any) -> Position:
         id: the reply.
     """
     return Position.parse(text_of(id))
-
-
-def entries_of(
-    bucket: int,
-    reply: Any,
-    keys: Sequence[bytes] = (),
-    *,
-    unsigned: bool = False,
-    after: Position = START,
-    most: int = TOO_LARGE,
-) -> list[Entry]:
-    """Return the entries that XRANGE found, one for each op; see `read_of`."""
-    return singly(read_of(bucket, reply, keys, unsigned=unsigned, after=after, most=most))
 
 
 def read_of(

@@ -21,7 +21,6 @@ from pipeline.oplog.redis.appends import RedisAppends
 from pipeline.oplog.redis.connection import (
     RedisServer,
     by_bucket,
-    entries_of,
     hash_of,
     numbers_of,
     position_of,
@@ -107,7 +106,7 @@ class RedisEntries(RedisServer):
             lasts = self._ends("XREVRANGE", {b: (end, "-") for b, end in ends.items()})
             lasts = {b: last for b, last in lasts.items() if last > after[b]}
             older = {b: (f"{last.epoch}-0", "+") for b, last in lasts.items() if last.epoch > after[b].epoch}
-            firsts = {b: entries_of(b, reply) for b, reply in self._found("XRANGE", older).items()}
+            firsts = {b: singly(read_of(b, reply)) for b, reply in self._found("XRANGE", older).items()}
             for bucket, last in lasts.items():
                 first = firsts[bucket][0].position.seq - 1 if bucket in firsts else after[bucket].seq
                 counted[bucket] += last.seq - first

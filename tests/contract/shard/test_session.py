@@ -320,16 +320,19 @@ def test_a_trigger_reaches_what_it_names_and_what_that_reaches(session: NodeSess
     assert constraints_of(session, "other").triggers == constraints_of(session, "sum").triggers == ()
 
 
+#: A trigger that calls a function, which writes another table.
+TRIGGER_THAT_CALLS = (
+    "CREATE TABLE t (id INT PRIMARY KEY, a INT)",
+    "CREATE TABLE u (id INT PRIMARY KEY)",
+    "CREATE FUNCTION more(a INT) RETURNS INT DETERMINISTIC MODIFIES SQL DATA"
+    " BEGIN INSERT INTO u VALUES (a); RETURN a + 1; END",
+    "CREATE TRIGGER b BEFORE INSERT ON t FOR EACH ROW SET NEW.a = more(NEW.id)",
+)
+
+
 @mariadb
 def test_of_a_trigger_that_calls_a_routine_nothing_is_known(session: NodeSession):
-    run(
-        session,
-        "CREATE TABLE t (id INT PRIMARY KEY, a INT)",
-        "CREATE TABLE u (id INT PRIMARY KEY)",
-        "CREATE FUNCTION more(a INT) RETURNS INT DETERMINISTIC MODIFIES SQL DATA"
-        " BEGIN INSERT INTO u VALUES (a); RETURN a + 1; END",
-        "CREATE TRIGGER b BEFORE INSERT ON t FOR EACH ROW SET NEW.a = more(NEW.id)",
-    )
+    run(session, *TRIGGER_THAT_CALLS)
 
     assert constraints_of(session, "t").fired("INSERT") == {"t", "u"}
 
@@ -338,14 +341,7 @@ def test_of_a_trigger_that_calls_a_routine_nothing_is_known(session: NodeSession
 def test_a_user_without_the_right_to_run_a_routine_knows_nothing_of_a_trigger_that_calls_it(
     session: NodeSession, uri: str
 ):
-    run(
-        session,
-        "CREATE TABLE t (id INT PRIMARY KEY, a INT)",
-        "CREATE TABLE u (id INT PRIMARY KEY)",
-        "CREATE FUNCTION more(a INT) RETURNS INT DETERMINISTIC MODIFIES SQL DATA"
-        " BEGIN INSERT INTO u VALUES (a); RETURN a + 1; END",
-        "CREATE TRIGGER b BEFORE INSERT ON t FOR EACH ROW SET NEW.a = more(NEW.id)",
-    )
+    run(session, *TRIGGER_THAT_CALLS)
 
     with as_user(session, uri, "SELECT, INSERT, TRIGGER") as worker:
         assert worker.query("SELECT routine_name FROM information_schema.routines WHERE routine_name = 'more'") == []
