@@ -79,7 +79,7 @@ class Storm:
         rows = rows_of(self.rig.primaries, owners)
         may_lose, spooled = bool(FORGETTING & outcome.faults.keys()), any(map(_is_spooled, all_deeds(callers)))
         # the order of what was spooled is "Not promised" in docs/reliability.md, and others wait for it
-        outcome.broken += verdict(callers, rows, may_lose=may_lose, in_order=not spooled)
+        outcome.broken += verdict(callers, rows, may_lose=may_lose, in_order=True)
         if "worker killed" not in outcome.faults:
             outcome.broken += [f"worker ended: {n}" for n, pid in mains.items() if not _lives(pid)]
         outcome.count(callers)
