@@ -1,4 +1,4 @@
-"""`pipeline shard add`, `restore`, `restore --redis` and `adopt-rows`, by the command line: exit code, output, effect."""
+"""`pipeline shard add`, `restore` and `adopt-rows` by the command line: exit code, output, what is done."""
 
 from __future__ import annotations
 

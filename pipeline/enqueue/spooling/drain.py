@@ -168,6 +168,7 @@ class Drainer:
             try:
                 with self._budgets.within(probe):
                     epoch = self._publisher.epoch_of(scope)
+                self._spool.agree()  # the configuration was compared with the epoch
                 self._remind(scope, epoch)
                 self._spool.renew(buckets, epoch)
                 while not deadline.passed and (head := self._spool.head(buckets)):
