@@ -100,20 +100,24 @@ class EarlierOps:
         #: The refused ops of the open transaction that are refused for good, see `settle`.
         self._settled: set[Place] = set()
         self._after: Mapping[int, Position] = {}
+        self._last: Mapping[tuple[int, int], int] = {}
         self._marks: Mapping[int, Position] = {}
         self._queued: dict[int, float] | None = None
         self._looked_deep = False
 
-    def begin(self, after: Mapping[int, Position], *, again: bool = False) -> None:
+    def begin(
+        self, after: Mapping[int, Position], last: Mapping[tuple[int, int], int], *, again: bool = False
+    ) -> None:
         """Begin a transaction.
 
         Args:
             after: the watermarks that it leaves: what is behind one is queued, what is before it is executed in order.
+            last: the sequences of producers that it leaves, by (bucket, producer).
             again: whether it is the last one without its early ops.
         """
         if not again:
             self._putting_off, self._settled = {}, set()
-        self._after, self._queued, self._looked_deep = after, None, False
+        self._after, self._last, self._queued, self._looked_deep = after, last, None, False
 
     def awaited_by(self, item: Item, *, refused: bool = True) -> WaitReason | None:
         """Return why an op that a constraint refuses, or that deletes, waits; None where it has its turn.
@@ -213,9 +217,25 @@ class EarlierOps:
         self._marks = {bucket: mark.position for bucket, mark in marks.items()}
         behind = {bucket: self._after.get(bucket, mark.position) for bucket, mark in marks.items() if mark.owned}
         wanted = behind if some is None else {bucket: after for bucket, after in behind.items() if bucket in some}
-        found = self._log.read(wanted, dict.fromkeys(wanted, entries))
-        oldest = {bucket: min(map(_sent_ms, queued)) for bucket, queued in found.items() if queued}
+        oldest = dict[int, float]()
+        while wanted:
+            found = self._log.read(wanted, dict.fromkeys(wanted, entries))
+            unseen = self._unseen(found)
+            hidden = [bucket for bucket, queued in found.items() if not unseen[bucket] and len(queued) == entries]
+            if entries >= DEEP:
+                unseen |= {bucket: found[bucket] for bucket in hidden}
+            oldest |= {bucket: min(map(_sent_ms, queued)) for bucket, queued in unseen.items() if queued}
+            wanted, entries = {bucket: wanted[bucket] for bucket in hidden if entries < DEEP}, DEEP
         return {bucket: min(sent_ms, (some or {}).get(bucket, inf)) for bucket, sent_ms in oldest.items()}
+
+    def _unseen(self, found: Mapping[int, Sequence[Entry]]) -> dict[int, Sequence[Entry]]:
+        """Return the entries that are to be applied yet: after an epoch has ended, others are sent again behind them."""
+        pairs = {(entry.bucket, entry.producer) for queued in found.values() for entry in queued}
+        last = {**ledger.seen(self._session, pairs), **self._last} if pairs else {}
+        return {
+            bucket: [entry for entry in queued if entry.producer_seq > last[bucket, entry.producer]]
+            for bucket, queued in found.items()
+        }
 
 
 def _until(end_ms: float, queued: Mapping[int, float], but: int) -> dict[int, float]:

@@ -15,7 +15,9 @@ from pipeline.admin.release import release
 from pipeline.apply import transaction
 from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
+from pipeline.enqueue.producer import Run
 from pipeline.errors import LogUnavailable
+from pipeline.model.op import START
 from pipeline.testing import Sandbox, sandbox
 
 
@@ -194,6 +196,43 @@ def test_refused_ops_wait_for_what_is_behind_a_batch_only_at_its_end(
     monkeypatch.undo()
 
     assert {one.status() for one in doubled} == {"rejected"}
+
+
+@pytest.mark.parametrize("times", [2, 50])
+def test_no_op_waits_for_what_is_sent_again_and_was_applied_before(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    monkeypatch.setattr(transaction, "FIRST_ROWS", 4)
+    first, second = two_buckets(box)
+    began_ns, now_s = clock.wall_ns(), clock.mono_s()
+
+    def at(after_ms: int) -> None:
+        monkeypatch.setattr(clock, "wall_ns", lambda: began_ns + after_ms * 10**6)
+
+    def deleted(row: Any, who: int) -> None:
+        pipeline.enqueue_delete((db.parent.id == row.id) & (db.parent.who == who))
+
+    at(100)
+    seen = [pipeline.enqueue_insert(db.event, who=second) for _ in range(times)]
+    bucket = seen[0].bucket
+    kept = box.log.read({bucket: START}, {bucket: 1_000})[bucket]
+    rows = [pipeline.enqueue_insert(db.parent, who=who) for who in (first, second)]
+    box.drain()
+    at(200)
+    deleted(rows[0], first)
+    at(300)
+    deleted(rows[1], second)
+    pipeline.enqueue_insert(db.event, who=second)  # a batch ends behind it
+    box.log.fail_over(box.log.replica())
+    box.client.publisher.resend(kept[0].producer, {bucket: Run(1, [entry.payload for entry in kept])})
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=4))
+    for _ in range(30):
+        box.log.postpone("s0", [0, 1, 2, 3], 0)
+        worker.apply()
+    monkeypatch.undo()
+
+    assert (box.rows("parent"), len(box.rows("event"))) == ([], times + 1)
 
 
 def test_children_of_a_paused_table_are_refused_until_it_goes_on_and_are_replayed_then(db: Any, box: Sandbox) -> None:
