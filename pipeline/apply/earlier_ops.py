@@ -236,11 +236,11 @@ class EarlierOps:
             if entries >= DEEP:
                 unseen |= {bucket: found[bucket] for bucket in hidden}
             oldest |= {bucket: min(map(_sent_ms, queued)) for bucket, queued in unseen.items() if queued}
-        """Return the entries that are to be applied yet: after an epoch has ended, others are sent once more behind."""
+            wanted, entries = {bucket: wanted[bucket] for bucket in hidden if entries < DEEP}, DEEP
         return {bucket: min(sent_ms, (some or {}).get(bucket, inf)) for bucket, sent_ms in oldest.items()}
 
     def _unseen(self, found: Mapping[int, Sequence[Entry]]) -> dict[int, Sequence[Entry]]:
-        """Return the entries that are to be applied yet: after an epoch has ended, others are sent again behind them."""
+        """Return the entries that are to be applied yet: behind them may be what is sent again as an epoch has ended."""
         pairs = {(entry.bucket, entry.producer) for queued in found.values() for entry in queued}
         last = {**ledger.seen(self._session, pairs), **self._last} if pairs else {}
         return {
