@@ -105,9 +105,7 @@ class EarlierOps:
         self._queued: dict[int, float] | None = None
         self._looked_deep = False
 
-    def begin(
-        self, after: Mapping[int, Position], last: Mapping[tuple[int, int], int], *, again: bool = False
-    ) -> None:
+    def begin(self, after: Mapping[int, Position], last: Mapping[tuple[int, int], int], *, again: bool = False) -> None:
         """Begin a transaction.
 
         Args:
@@ -240,7 +238,7 @@ class EarlierOps:
         return {bucket: min(sent_ms, (some or {}).get(bucket, inf)) for bucket, sent_ms in oldest.items()}
 
     def _unseen(self, found: Mapping[int, Sequence[Entry]]) -> dict[int, Sequence[Entry]]:
-        """Return the entries that are to be applied yet: behind them may be what is sent again as an epoch has ended."""
+        """Return the entries that are to be applied yet; others were sent again when an epoch had ended."""
         pairs = {(entry.bucket, entry.producer) for queued in found.values() for entry in queued}
         last = {**ledger.seen(self._session, pairs), **self._last} if pairs else {}
         return {
