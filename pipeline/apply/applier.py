@@ -210,7 +210,7 @@ class Applier(ShardTurns):
 
     def _finish(self, batch: Batch, outcome: Outcome) -> None:
         """Publish watermarks and clean the dirty set. Rows are committed, so a failure here is for the sweeper."""
-        self._transaction.committed()
+        self._transaction.committed(batch.after)
         self._step("finish")
         outcome.counts = counts_of(batch, outcome)
         done = batch.before | batch.after

@@ -101,13 +101,11 @@ class EarlierOps:
         self._settled: set[Place] = set()
         self._after: Mapping[int, Position] = {}
         self._last: Mapping[tuple[int, int], int] = {}
-        self._marks: Mapping[int, Position] = {}
+        self._marks: dict[int, Position] = {}
         self._queued: dict[int, float] | None = None
         self._looked_deep = False
 
-    def begin(
-        self, after: Mapping[int, Position], last: Mapping[tuple[int, int], int], *, again: bool = False
-    ) -> None:
+    def begin(self, after: Mapping[int, Position], last: Mapping[tuple[int, int], int], *, again: bool = False) -> None:
         """Begin a transaction.
 
         Args:
@@ -146,6 +144,8 @@ class EarlierOps:
             return None
         if not older and waited_s >= CLOCKS_S:
             return None
+        if not waited_s:  # else a bucket would rest that a worker drained on a primary that died since
+            self._log.mark_dirty(self._shard, near)
         self._queued[bucket] = min(at_ms, self._queued.get(bucket, at_ms))  # this one is queued from now on
         return self._reason(item)
 
@@ -195,10 +195,15 @@ class EarlierOps:
         self._putting_off[item.entry.bucket] = item.entry.position
         return self._reason(item)
 
-    def committed(self) -> None:
-        """Note that the transaction is committed without the ops that were put off."""
+    def committed(self, after: Mapping[int, Position]) -> None:
+        """Note that the transaction is committed without the ops that were put off.
+
+        Args:
+            after: the watermarks that it has left.
+        """
         self._put_off |= self._putting_off
         self._putting_off = {}
+        self._marks.update(after)
 
     def _reason(self, item: Item) -> WaitReason:
         detail = f"{item.entry.bucket}:{item.entry.position} for at most [apply] early_wait_s = {self._wait_s:g} s"
@@ -214,7 +219,11 @@ class EarlierOps:
             entries: how many are looked at in each. An older one is behind a younger where a host has spooled it.
         """
         marks = ledger.marks(self._session)
-        self._marks = {bucket: mark.position for bucket, mark in marks.items()}
+        now = {bucket: mark.position for bucket, mark in marks.items()}
+        if any(now.get(bucket, before) < before for bucket, before in self._marks.items()):
+            # a primary without the last commits was promoted: what was waited for is undone
+            self._waits, self._stuck, self._put_off = {}, {}, {}
+        self._marks = now
         behind = {bucket: self._after.get(bucket, mark.position) for bucket, mark in marks.items() if mark.owned}
         wanted = behind if some is None else {bucket: after for bucket, after in behind.items() if bucket in some}
         oldest = dict[int, float]()
@@ -229,7 +238,7 @@ class EarlierOps:
         return {bucket: min(sent_ms, (some or {}).get(bucket, inf)) for bucket, sent_ms in oldest.items()}
 
     def _unseen(self, found: Mapping[int, Sequence[Entry]]) -> dict[int, Sequence[Entry]]:
-        """Return the entries that are to be applied yet: after an epoch has ended, others are sent again behind them."""
+        """Return the entries that are to be applied yet; others were sent again when an epoch had ended."""
         pairs = {(entry.bucket, entry.producer) for queued in found.values() for entry in queued}
         last = {**ledger.seen(self._session, pairs), **self._last} if pairs else {}
         return {

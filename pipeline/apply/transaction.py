@@ -190,10 +190,14 @@ class ApplyTransaction:
         self._record(batch, executor, locked, take)
         return self._outcome(batch, executor), batch
 
-    def committed(self) -> None:
-        """Note that a transaction is committed."""
+    def committed(self, after: Mapping[int, Position]) -> None:
+        """Note that a transaction is committed.
+
+        Args:
+            after: the watermarks that it has left.
+        """
         if self._earlier is not None:
-            self._earlier.committed()
+            self._earlier.committed(after)
 
     def note_ended(self, take: Take) -> None:
         """Note that an attempt ended in an orderly way.

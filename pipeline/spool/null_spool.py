@@ -34,6 +34,9 @@ class NullSpool:
         """Return False."""
         return False
 
+    def agree(self) -> None:
+        """Do nothing: no op is taken in."""
+
     def keep_definitions(self, definitions: Iterable[tuple[str, str, str]], *, wait: bool) -> None:
         """Raise `SpoolUnavailable`."""
         raise SpoolUnavailable("(none)", "it is not enabled")

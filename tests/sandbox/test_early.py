@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -131,6 +133,52 @@ def test_a_child_before_its_parent_is_not_rejected_because_the_log_goes_away_bef
 
     assert steps.count("mark") > 1
     assert [parent.status(), child.status()] == ["applied", "applied"]
+
+
+def test_a_child_that_was_put_off_is_so_again_where_the_commit_of_its_parent_is_undone_by_a_fail_over(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    began_ns = clock.wall_ns()
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+
+    def enqueued(after_ms: int, table: Any, **values: Any) -> Any:
+        monkeypatch.setattr(clock, "wall_ns", lambda: began_ns + after_ms * 10**6)
+        return pipeline.enqueue_insert(table, **values)
+
+    enqueued(900, db.event, who=first)  # directly, while what follows was in the spool of another host
+    parent = enqueued(100, db.parent, who=first)
+    child = enqueued(400, db.child, who=second, up=parent.id)
+    monkeypatch.undo()
+    path = box.client.settings.shards["s0"].primary.removeprefix("sqlite://")
+    with closing(sqlite3.connect(":memory:")) as older:
+        with closing(sqlite3.connect(path)) as primary:
+            primary.backup(older)
+        while parent.status() != "applied":
+            worker.apply()
+        assert child.status() == "queued"
+        with closing(sqlite3.connect(path)) as primary:
+            older.backup(primary)
+    while box.log.dirty("s0") or child.status() == "queued":
+        box.log.mark_dirty("s0", [parent.bucket, child.bucket])
+        worker.apply()
+
+    assert [parent.status(), child.status()] == ["applied", "applied"]
+
+
+def test_what_a_delete_waits_for_is_applied_though_its_bucket_was_not_marked_dirty(db: Any, box: Sandbox) -> None:
+    first, second = two_buckets(box)
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    box.drain()
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    deleted = pipeline.enqueue_delete((db.parent.id == parent.id) & (db.parent.who == first))
+    box.log.mark_clean("s0", [child.bucket])  # a worker drained it on a primary that died since
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+
+    while box.log.dirty("s0"):
+        worker.apply()
+
+    assert [child.status(), deleted.status()] == ["applied", "applied"]
 
 
 def test_an_op_is_rejected_that_only_a_younger_delete_would_help_which_waits_for_it(
