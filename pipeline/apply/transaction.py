@@ -249,7 +249,7 @@ class ApplyTransaction:
         rows.read(self._session, (one for one in every if locked[one.entry.bucket].state == HOLDING))
         stopped = rows.stop(batch.halted)
         if self._earlier is not None:
-            self._earlier.begin(batch.after, batch.last, again=bool(take.early))
+            self._earlier.begin(batch, again=bool(take.early))
         executor = self._executed(by_time(batch.items), rows, take, batch.sheets, last_try=last_try)
         executor.rejects += [*batch.unreadable, *stopped]
         if executor.rejects:

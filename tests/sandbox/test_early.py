@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -252,10 +252,7 @@ def test_no_op_waits_for_what_is_sent_again_and_was_applied_before(
 ) -> None:
     monkeypatch.setattr(transaction, "FIRST_ROWS", 4)
     first, second = two_buckets(box)
-    began_ns, now_s = clock.wall_ns(), clock.mono_s()
-
-    def at(after_ms: int) -> None:
-        monkeypatch.setattr(clock, "wall_ns", lambda: began_ns + after_ms * 10**6)
+    at, now_s = after(monkeypatch), clock.mono_s()
 
     def deleted(row: Any, who: int) -> None:
         pipeline.enqueue_delete((db.parent.id == row.id) & (db.parent.who == who))
@@ -283,6 +280,77 @@ def test_no_op_waits_for_what_is_sent_again_and_was_applied_before(
     assert (box.rows("parent"), len(box.rows("event"))) == ([], times + 1)
 
 
+def test_a_delete_comes_after_an_older_child_that_stands_behind_a_younger_op_in_its_bucket(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    parent = pipeline.enqueue_insert(db.parent, who=second)
+    box.drain()
+    at = after(monkeypatch)
+    at(500)
+    pipeline.enqueue_insert(db.event, who=first)  # from another host, while what follows was on its way
+    at(400)
+    child = pipeline.enqueue_insert(db.child, who=first, up=parent.id)
+    at(450)
+    pipeline.enqueue_delete((db.parent.id == parent.id) & (db.parent.who == second))
+    monkeypatch.undo()
+    box.drain()
+
+    assert child.status() == "applied"
+    assert [box.rows(name) for name in ("parent", "child")] == [[], []]
+
+
+def test_a_delete_does_not_pass_what_the_delete_before_it_has_held_up(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    one, two = (pipeline.enqueue_insert(db.parent, who=second) for _ in range(2))
+    box.drain()
+    at, now_s = after(monkeypatch), clock.mono_s
+    at(200)
+    pipeline.enqueue_delete((db.parent.id == one.id) & (db.parent.who == second))
+    at(100)
+    parent = pipeline.enqueue_insert(db.parent, who=second)  # was in the spool of another host
+    at(150)
+    children = [pipeline.enqueue_insert(db.child, who=first, up=parent.id)]
+    at(300)
+    children.append(pipeline.enqueue_insert(db.child, who=first, up=two.id))
+    at(400)
+    pipeline.enqueue_delete((db.parent.id == two.id) & (db.parent.who == second))
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    for looks in range(20):
+        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
+        box.log.postpone("s0", [parent.bucket, children[0].bucket], 0)
+        worker.apply()
+    monkeypatch.undo()
+
+    assert [child.status() for child in children] == ["applied", "applied"]
+    assert [row["id"] for row in box.rows("parent")] == [parent.id]
+
+
+def test_an_op_is_put_off_until_the_older_op_that_helps_it_is_committed(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    other = pipeline.enqueue_insert(db.parent, who=second)
+    box.drain()
+    at, now_s = after(monkeypatch), clock.mono_s
+    at(400)  # without the child this waits for it, and the parent behind it, too
+    pipeline.enqueue_delete((db.parent.id == other.id) & (db.parent.who == second))
+    at(200)
+    parent = pipeline.enqueue_insert(db.parent, who=second)  # was in the spool of another host
+    at(300)
+    child = pipeline.enqueue_insert(db.child, who=first, up=parent.id)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    for looks in range(20):
+        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
+        box.log.postpone("s0", [parent.bucket, child.bucket], 0)
+        worker.apply()
+    monkeypatch.undo()
+
+    assert [parent.status(), child.status()] == ["applied", "applied"]
+
+
 def test_children_of_a_paused_table_are_refused_until_it_goes_on_and_are_replayed_then(db: Any, box: Sandbox) -> None:
     first, second = two_buckets(box)
     paused = stops.target_of(box.client, "parent")
@@ -306,3 +374,9 @@ def two_buckets(box: Sandbox) -> tuple[int, int]:
     """Return two shard keys of different buckets."""
     bucket_of = box.client.topology.bucket_of
     return 0, next(who for who in range(1, 100) if bucket_of("event", who) != bucket_of("event", 0))
+
+
+def after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return what sets the clock by which ops are enqueued to so many ms after now."""
+    began_ns = clock.wall_ns()
+    return lambda ms: monkeypatch.setattr(clock, "wall_ns", lambda: began_ns + ms * 10**6)
