@@ -136,8 +136,8 @@ class EarlierOps:
             self._queued = self._oldest_queued()
         at_ms, bucket = item.op.at_ms, item.entry.bucket
         near = _until(at_ms + younger_ms, self._queued, bucket)
-        if not near and not self._looked_deep:  # else the database's word would be final, and the row gone
-            self._looked_deep = True
+        if not self._looked_deep and not any(sent_ms < at_ms for sent_ms in near.values()):
+            self._looked_deep = True  # else the database's word would be final, and the row gone
             self._queued = self._oldest_queued(self._queued, DEEP)
             near = _until(at_ms + younger_ms, self._queued, bucket)
         if not near:

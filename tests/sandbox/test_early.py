@@ -280,6 +280,31 @@ def test_no_op_waits_for_what_is_sent_again_and_was_applied_before(
     assert (box.rows("parent"), len(box.rows("event"))) == ([], times + 1)
 
 
+def test_an_older_op_is_waited_for_though_one_that_is_hardly_younger_stands_before_it(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    at, now_s = after(monkeypatch), clock.mono_s
+    at(350)
+    pipeline.enqueue_insert(db.event, who=first)  # from another host, while what follows was in a spool
+    at(200)
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    at(300)
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    for looks in range(5):
+        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
+        box.log.postpone("s0", [parent.bucket], 3_600_000)
+        box.log.postpone("s0", [child.bucket], 0)
+        worker.apply()
+    assert child.status() == "queued"
+    monkeypatch.undo()
+    box.log.postpone("s0", [parent.bucket, child.bucket], 0)
+    box.drain()
+
+    assert [parent.status(), child.status()] == ["applied", "applied"]
+
+
 def test_a_delete_comes_after_an_older_child_that_stands_behind_a_younger_op_in_its_bucket(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
