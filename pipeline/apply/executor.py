@@ -15,7 +15,7 @@ from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early
 from pipeline.apply.footprint import versioned
 from pipeline.apply.grouping import Group, Item, items_of, statements_of
 from pipeline.apply.held_rows import HeldRows
-from pipeline.apply.judge import Awaited, Judge, check_upsert
+from pipeline.apply.judge import Judge, NeededOps, check_upsert
 from pipeline.apply.pace import Lessons, Portion, accused, around, chunk, halves
 from pipeline.errors import PipelineError
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPSERT, Entry, Op, Position
@@ -59,7 +59,7 @@ class Executor:
         *,
         last_try: bool,
         patient: bool,
-        awaited: Awaited | None,
+        awaited: NeededOps | None,
     ):
         self._session, self._known, self._rows, self._step = session, known, rows, step
         self._lessons, self._earlier, self._patient = lessons, earlier, patient

@@ -60,7 +60,7 @@ class MissingIndex(PipelineError):
     """An upsert's key has no unique index in the database, or has none for the moment."""
 
 
-class Awaited:
+class NeededOps:
     """Tells whether an op that a foreign key refuses may need ops of another table, which wait for longer than a batch.
 
     Args:

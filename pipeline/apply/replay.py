@@ -16,7 +16,7 @@ from pipeline.apply.batch import Batch
 from pipeline.apply.earlier_ops import by_time
 from pipeline.apply.grouping import Item
 from pipeline.apply.held_rows import HeldRows
-from pipeline.apply.judge import Awaited
+from pipeline.apply.judge import NeededOps
 from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
 from pipeline.apply.turns import ShardTurns
 from pipeline.config.settings import ApplySettings, TableSettings
@@ -298,7 +298,7 @@ class ReplayTransaction(ApplyTransaction):
         rows = HeldRows(self.facts.known, self._tables, None)
         rows.read(self._session, batch.items, without={op.place for op in ops[: len(batch.taken)]})
         left += [rows.wait(item, keys[item.entry.bucket, item.entry.position], why) for item, why in late]
-        awaited = Awaited(self._session, self.facts, batch.stopped, {}, aside=self.patient)
+        awaited = NeededOps(self._session, self.facts, batch.stopped, {}, aside=self.patient)
         executor = self._executed(by_time(batch.items), rows, take, last_try=last_try, awaited=awaited)
         if executor.ids:
             ledger.keep_ids(self._session, executor.ids)

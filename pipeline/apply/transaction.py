@@ -16,7 +16,7 @@ from pipeline.apply.earlier_ops import EarlierOps, Early, by_time, oldest
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import Item, grouped, grouped_sheets, may_stay
 from pipeline.apply.held_rows import HeldRows, halted, record
-from pipeline.apply.judge import Awaited
+from pipeline.apply.judge import NeededOps
 from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
@@ -249,7 +249,7 @@ class ApplyTransaction:
             self._earlier.begin(batch.after, again=bool(take.early))
         queued = {reason.scope: reason for reason in batch.blocked.values()}
         queued |= batch.stopped if batch.room <= 0 else {}
-        awaited = Awaited(self._session, self.facts, batch.stopped, queued)
+        awaited = NeededOps(self._session, self.facts, batch.stopped, queued)
         items = by_time(batch.items)
         executor = self._executed(items, rows, take, batch.sheets, awaited=awaited, last_try=last_try)
         executor.rejects += [*batch.unreadable, *stopped]
@@ -271,7 +271,7 @@ class ApplyTransaction:
         sheets: Sequence[SheetEntry] = (),
         *,
         last_try: bool,
-        awaited: Awaited | None = None,
+        awaited: NeededOps | None = None,
     ) -> Executor:
         self.step("execute")
         known, earlier, patient = self.facts.known, self._earlier, take.patient
