@@ -100,6 +100,7 @@ GOALS: tuple[Goal, ...] = (
     Goal("processor time of an upsert, one at a time", plain("cpu, upserts in all"), 130, "µs"),
     Goal("processor time of an atomic group of three", plain("cpu, atomic groups in all"), 200, "µs"),
     Goal("rate with foreign keys / without", plain("with / without foreign keys"), 0.6, "×", True),
+    Goal("the same, queued in bulk", plain("bulk, with / without foreign keys"), 0.6, "×", True),
     Goal("worker memory, 100 % / 20 % of the ops", plain("worker memory growth"), FLAT_GROWTH, "×"),
     Goal("Redis per queued op beyond its payload", plain("Redis beyond payload"), 150, "bytes"),
 )

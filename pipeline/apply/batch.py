@@ -15,7 +15,7 @@ from pipeline.apply.misfits import Shape, is_like, misfit, shape_in
 from pipeline.caches import MOST_DEFINITIONS
 from pipeline.errors import BadOp, NewerOp, NotAnOp
 from pipeline.events import Event
-from pipeline.model.op import FORGED, INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
+from pipeline.model.op import DELETE, FORGED, INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
 from pipeline.model.schema import TableSchema, is_hash, is_hash_of
 from pipeline.model.sheet import Read, Sheet, SheetEntry, count_ops
 from pipeline.model.wait_reason import WaitReason
@@ -299,8 +299,17 @@ class Batch:
         return WaitReason(kind, self.facts.shard, self.facts.shard, detail)
 
     def stop(self, op: Op) -> WaitReason | None:
-        """Return why the table of *op* is stopped, or None."""
-        return next((self.stopped[one.table] for one in op.named if one.table in self.stopped), None)
+        """Return why the table of *op* is stopped, or one in which it may delete rows; None: neither is."""
+        if (own := next((self.stopped[one.table] for one in op.named if one.table in self.stopped), None)) is not None:
+            return own
+        return next(
+            (why for table, why in self.stopped.items() if any(self._reaches(one, table) for one in op.named)), None
+        )
+
+    def _reaches(self, op: Op, table: str) -> bool:
+        """Return whether an op deletes a row to which rows of a table may refer."""
+        facts = self.facts.known.get(op.schema) if op.kind == DELETE else None
+        return facts is not None and self.facts.database_name(table) in facts.constraints.children
 
     def _puzzle(self, op: Op) -> WaitReason | None:
         """Return why an op must wait, or None."""
@@ -325,6 +334,8 @@ class FactBook:
         self.shard, self._session, self._log = shard, session, log
         #: By the schema's hash.
         self.known: dict[str, Facts] = {}
+        #: The names in the database of tables that this worker may not have met, by their names.
+        self._names: dict[str, str] = {}
         #: The shapes of ops that fitted, each with its table, by the schema's hash; bounded by `_MOST_SHAPES`.
         self.fitting: dict[str, dict[Shape, str]] = {}
 
@@ -386,7 +397,13 @@ class FactBook:
         Args:
             table: its name in the model.
         """
-        return next((one.database_name for one in self.known.values() if one.schema.name == table), table)
+        if (found := next((one.database_name for one in self.known.values() if one.schema.name == table), "")) != "":
+            return found
+        if table not in self._names:
+            self._names = {
+                name: TableSchema.from_json(text).name_there for name, text in self._log.newest_schemas().items()
+            }
+        return self._names.setdefault(table, table)
 
     def bound(self) -> None:
         """Forget all where it is too much: whoever writes to Redis may publish definitions without end."""
@@ -396,6 +413,7 @@ class FactBook:
     def forget(self) -> None:
         """Forget all constraints: the schema of the database may have changed."""
         self.known.clear()
+        self._names.clear()
         self.fitting.clear()
 
 

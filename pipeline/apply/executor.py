@@ -15,14 +15,15 @@ from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early
 from pipeline.apply.footprint import versioned
 from pipeline.apply.grouping import Group, Item, items_of, statements_of
 from pipeline.apply.held_rows import HeldRows
-from pipeline.apply.judge import Judge, check_upsert
+from pipeline.apply.judge import Judge, NeededOps, check_upsert
 from pipeline.apply.pace import Lessons, Portion, accused, around, chunk, halves
 from pipeline.errors import PipelineError
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPSERT, Entry, Op, Position
 from pipeline.model.sheet import SheetEntry
 from pipeline.model.wait_reason import WaitReason
-from pipeline.shard.driver_errors import code_of, may_be_early, sentence_of
+from pipeline.shard.driver_errors import code_of, is_about_related_rows, may_be_early, sentence_of
 from pipeline.shard.records.ledger import Reject
+from pipeline.shard.records.set_aside import why_needy
 from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import MOST_STATEMENT_BYTES, CannotRender, copy_statement, insert_of, most, statement
 from pipeline.shard.table_facts import Facts
@@ -40,6 +41,7 @@ class Executor:
         earlier: tells which ops may be early; None: none is.
         last_try: see `Judge`.
         patient: whether the others are executed where one may be early, to find all that may be.
+        awaited: tells which ops need what waits for longer; None: none does.
 
     Attributes:
         rejects: the ops that were rejected or parked.
@@ -57,9 +59,11 @@ class Executor:
         *,
         last_try: bool,
         patient: bool,
+        awaited: NeededOps | None,
     ):
         self._session, self._known, self._rows, self._step = session, known, rows, step
         self._lessons, self._earlier, self._patient = lessons, earlier, patient
+        self._awaited = awaited
         self._judge = Judge(session, lessons, last_try=last_try)
         self._misled = False  # the server has named a row that was not the bad one
         self._limit = min(session.statement_bytes() - 1024, MOST_STATEMENT_BYTES)
@@ -268,21 +272,32 @@ class Executor:
         return copy_statement(ops, facts, self._known[read.schema], self._session.dialect)
 
     def _refuse(self, item: Item, error: Exception, member: Op | None = None) -> None:
-        """Reject an op; or let its bucket end before it, if what it needs may still come."""
-        if self._earlier is not None and may_be_early(error) and not self._earlier.is_settled(item):
-            if (reason := self._earlier.awaited_by(item)) is not None:
-                self._early[item.entry.bucket] = item.entry.position, reason
-                self._early_ms = min(self._early_ms, item.op.at_ms)
-                if not self._patient:
-                    raise Early(self._early)
-                return
-            # another worker may have committed what the op needs between its refusal and the question what is queued
-            if self._taken(item):
-                if item.op.kind == INSERT and item.op.id is None:
-                    self._learn_ids([item])
-                return
+        """Reject an op, or set it aside if what it needs is, too; or let its bucket end before it, if that may come."""
+        early = self._earlier is not None and may_be_early(error) and not self._earlier.is_settled(item)
+        if early and self._earlier is not None and (reason := self._earlier.awaited_by(item)) is not None:
+            self._end_before(item, reason)
+            return
+        related = self._awaited is not None and is_about_related_rows(error)
+        needs = self._awaited.of(member or item.op) if self._awaited is not None and related else ""
+        # another worker may have committed what the op needs between its refusal and the question what waits
+        if (early or related) and self._taken(item):
+            if item.op.kind == INSERT and item.op.id is None:
+                self._learn_ids([item])
+            return
+        if early:
             self._doubtful.append(item)
-        self._reject(item, error, member)
+        if not needs or self._awaited is None:
+            self._reject(item, error, member)
+        elif (reason := self._awaited.in_log(needs)) is not None:
+            self._end_before(item, reason)
+        else:
+            self.rejects.append(self._rows.wait_all(item, why_needy(needs)))
+
+    def _end_before(self, item: Item, reason: WaitReason) -> None:
+        self._early[item.entry.bucket] = item.entry.position, reason
+        self._early_ms = min(self._early_ms, item.op.at_ms)
+        if not self._patient:
+            raise Early(self._early)
 
     def _taken(self, item: Item) -> bool:
         return self._all_or_none([one] for one in item.op.ops or (item.op,)) is None

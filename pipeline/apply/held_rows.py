@@ -119,9 +119,18 @@ class HeldRows:
             if (behind := self._behind(item)) is not None:
                 aside.append(self.park(item, *behind))
                 continue
-            keys = self._keys(item) | table_keys(item.op)
-            aside.append(self.wait(item, keys, f"its table {reason.scope} was stopped", WAITING))
+            why = set_aside.why_stopped(reason.scope, {one.table for one in item.op.named})
+            aside.append(self.wait_all(item, why))
         return aside
+
+    def wait_all(self, item: Item, why: str) -> Reject:
+        """Set aside an op that waits for a table. It holds its tables, so that later ops of these wait behind it.
+
+        Args:
+            item: the op.
+            why: what it waits for.
+        """
+        return self.wait(item, self._keys(item) | table_keys(item.op), why, WAITING)
 
     def wait(self, item: Item, keys: frozenset[str], why: str, state: str = set_aside.PARKED) -> Reject:
         """Leave an op set aside for a reason of its own.

@@ -16,6 +16,7 @@ from pipeline.apply.earlier_ops import EarlierOps, Early, by_time, oldest
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import Item, grouped, grouped_sheets, may_stay
 from pipeline.apply.held_rows import HeldRows, halted, record
+from pipeline.apply.judge import NeededOps
 from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
@@ -250,7 +251,11 @@ class ApplyTransaction:
         stopped = rows.stop(batch.halted)
         if self._earlier is not None:
             self._earlier.begin(batch, again=bool(take.early))
-        executor = self._executed(by_time(batch.items), rows, take, batch.sheets, last_try=last_try)
+        queued = {reason.scope: reason for reason in batch.blocked.values()}
+        queued |= batch.stopped if batch.room <= 0 else {}
+        awaited = NeededOps(self._session, self.facts, batch.stopped, queued)
+        items = by_time(batch.items)
+        executor = self._executed(items, rows, take, batch.sheets, awaited=awaited, last_try=last_try)
         executor.rejects += [*batch.unreadable, *stopped]
         if executor.rejects:
             batch.take_apart()  # which of them, is asked of each op
@@ -263,12 +268,27 @@ class ApplyTransaction:
         return not unusual and not holding and may_stay(batch.sheets, batch.items, self.facts.known)
 
     def _executed(
-        self, items: Sequence[Item], rows: HeldRows, take: Take, sheets: Sequence[SheetEntry] = (), *, last_try: bool
+        self,
+        items: Sequence[Item],
+        rows: HeldRows,
+        take: Take,
+        sheets: Sequence[SheetEntry] = (),
+        *,
+        last_try: bool,
+        awaited: NeededOps | None = None,
     ) -> Executor:
         self.step("execute")
-        known, earlier = self.facts.known, self._earlier
+        known, earlier, patient = self.facts.known, self._earlier, take.patient
         executor = Executor(
-            self._session, known, rows, self.step, self._lessons, earlier, last_try=last_try, patient=take.patient
+            self._session,
+            known,
+            rows,
+            self.step,
+            self._lessons,
+            earlier,
+            last_try=last_try,
+            patient=patient,
+            awaited=awaited,
         )
         if take.alone is not None and (verdict := self._verdict(take.alone)):
             executor.condemn(items, verdict)

@@ -83,6 +83,11 @@ class Reading:
         plain, words = set(_NAME.findall(text)), set(_WORD.findall(text))
         return frozenset(name for name, one in near.items() if one.written in (words if one.qualified else plain))
 
+    @property
+    def db(self) -> Any:
+        """The DAL."""
+        return self._adapter.db
+
     @cached_property
     def frozen(self) -> bool:
         """Whether the transaction may show an older state than what is committed now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,20 +23,31 @@ from pipeline.errors import LogUnavailable
 from pipeline.model.op import START
 from pipeline.testing import Sandbox, sandbox
 
+TABLES = ("event", "parent", "child", "grandchild", "leaf", "node")
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers read the stops before each batch."""
+    monkeypatch.setattr("pipeline.apply.stopped.READ_EVERY_S", 0.0)
+
 
 @pytest.fixture
 def db() -> Iterator[Any]:
     db = DAL("sqlite:memory")
     db.define_table("event", Field("who", "integer"), Field("note", unique=True))
-    db.define_table("parent", Field("who", "integer"), Field("note", unique=True))
-    db.define_table("child", Field("who", "integer"), Field("up", "reference parent"))
+    db.define_table("parent", Field("who", "integer"), Field("note", unique=True), Field("more"))
+    db.define_table("child", Field("who", "integer"), Field("up", "reference parent"), Field("note"))
+    db.define_table("grandchild", Field("who", "integer"), Field("up", "reference child"))
+    db.define_table("leaf", Field("who", "integer"), Field("up", "reference parent", ondelete="SET NULL"))
+    db.define_table("node", Field("who", "integer"), Field("up", "reference node"))
     yield db
     db.close()
 
 
 @pytest.fixture
 def box(db: Any) -> Iterator[Sandbox]:
-    tables = {name: {"shard_key": "who"} for name in ("event", "parent", "child")}
+    tables = {name: {"shard_key": "who"} for name in TABLES}
     with sandbox(tables, shards=1, buckets=4) as box:
         pipeline.define_tables(db)
         yield box
@@ -376,23 +388,141 @@ def test_an_op_is_put_off_until_the_older_op_that_helps_it_is_committed(
     assert [parent.status(), child.status()] == ["applied", "applied"]
 
 
-def test_children_of_a_paused_table_are_refused_until_it_goes_on_and_are_replayed_then(db: Any, box: Sandbox) -> None:
+def test_what_needs_rows_of_a_paused_table_waits_with_it_and_goes_on_with_it(db: Any, box: Sandbox) -> None:
     first, second = two_buckets(box)
     paused = stops.target_of(box.client, "parent")
     stops.pause(box.client, paused, "")
     parent = pipeline.enqueue_insert(db.parent, who=first)
     child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    grandchild = pipeline.enqueue_insert(db.grandchild, who=first, up=child.id)
+    changed = pipeline.enqueue_update((db.child.id == child.id) & (db.child.who == second), note="changed")
+    event = pipeline.enqueue_insert(db.event, who=second, note="another table")
     box.drain()
-    assert [parent.status(), child.status()] == ["parked", "rejected"]
+    assert states(parent, child, grandchild, changed) == ["parked"] * 4
+    assert event.status() == "applied"
+    assert list(release(box.client, "s0", "ada")) == []  # nothing is tried that is known to wait
+
+    stops.resume(box.client, paused)
+    late = pipeline.enqueue_insert(db.child, who=first, up=parent.id)  # its parent is not released yet
+    box.drain()
+    assert late.status() == "parked"
+    assert sum(release(box.client, "s0", "ada")) == 5
+
+    assert states(parent, child, grandchild, changed, late) == ["replayed"] * 5
+    assert [(row["up"], row["note"]) for row in box.rows("child")] == [(parent.id, "changed"), (parent.id, None)]
+    assert list(dead.dead_ops(box.client, dead.Where())) == []
+
+
+def test_a_child_is_refused_at_last_whose_parent_does_not_come_with_what_was_paused(db: Any, box: Sandbox) -> None:
+    first, second = two_buckets(box)
+    paused = stops.target_of(box.client, "parent")
+    stops.pause(box.client, paused, "")
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    orphan = pipeline.enqueue_insert(db.child, who=second, up=parent.id + 2**20)
+    node = pipeline.enqueue_insert(db.node, who=second, up=parent.id)  # refused, and of no table that waits
+    box.drain()
+    assert states(parent, orphan, node) == ["parked", "parked", "rejected"]
+    stops.pause(box.client, stops.target_of(box.client, "node"), "")
+    lone = pipeline.enqueue_insert(db.node, who=second, up=parent.id)
+    box.drain()
+
+    for table in ("parent", "node"):
+        stops.resume(box.client, stops.target_of(box.client, table))
+    for _ in release(box.client, "s0", "ada"):
+        pass
+
+    assert states(parent, orphan, lone) == ["replayed", "rejected", "rejected"]
+
+
+def test_a_parent_is_deleted_after_what_was_paused_of_its_children(db: Any, box: Sandbox) -> None:
+    first, second = two_buckets(box)
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    box.drain()
+    paused = stops.target_of(box.client, "leaf")
+    stops.pause(box.client, paused, "")
+    leaf = pipeline.enqueue_insert(db.leaf, who=second, up=parent.id)
+    deleted = pipeline.enqueue_delete((db.parent.id == parent.id) & (db.parent.who == first))
+    box.drain()
+    assert states(leaf, deleted) == ["parked", "parked"]
+    assert list(release(box.client, "s0", "ada")) == []
 
     stops.resume(box.client, paused)
     for _ in release(box.client, "s0", "ada"):
         pass
-    assert child.position is not None
-    for _ in dead.replay(box.client, {"s0": {child.bucket: [child.position]}}):
-        pass
 
-    assert [row["up"] for row in box.rows("child")] == [parent.id]
+    assert states(leaf, deleted) == ["replayed", "replayed"]
+    assert [row["up"] for row in box.rows("leaf")] == [None]  # as without the pause: ON DELETE SET NULL
+
+
+def test_what_is_released_goes_on_whatever_transaction_its_parents_are_in(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = two_buckets(box)
+    paused = [stops.target_of(box.client, name) for name in ("parent", "child", "node")]
+    for one in paused:
+        stops.pause(box.client, one, "")
+    family, nodes, up = [], list[Any](), None
+    for n in range(40):
+        parent = pipeline.enqueue_insert(db.parent, who=places[n % 2])
+        family += [parent, pipeline.enqueue_insert(db.child, who=places[1 - n % 2], up=parent.id)]
+    for n in range(10):
+        nodes.append(pipeline.enqueue_insert(db.node, who=places[n % 2], up=up))
+        up = nodes[-1].id
+    box.drain()
+    for one in paused:
+        stops.resume(box.client, one)
+    small = replace(box.client.settings.apply, max_rows=7, buckets=1)
+    monkeypatch.setattr(box.client, "settings", replace(box.client.settings, apply=small))
+
+    assert sum(release(box.client, "s0", "ada")) == 90
+
+    assert set(states(*family, *nodes)) == {"replayed"}
+
+
+def test_a_child_stays_in_its_log_where_its_parent_does(db: Any, box: Sandbox) -> None:
+    first, second = two_buckets(box)
+    paused = stops.target_of(box.client, "parent")
+    stops.pause(box.client, paused, "")
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(set_aside=0, early_wait_s=0))
+    for _ in range(5):
+        box.log.postpone("s0", [parent.bucket, child.bucket], 0)
+        outcome = worker.apply()
+    assert states(parent, child) == ["queued", "queued"]
+    assert "parent is paused" in outcome.waiting
+
+    stops.resume(box.client, paused)
+    box.drain()
+
+    assert states(parent, child) == ["applied", "applied"]
+
+
+def test_a_child_waits_for_as_long_as_the_shard_is_behind_its_parents_definition(db: Any, box: Sandbox) -> None:
+    first, second = two_buckets(box)
+    session = box.client.nodes.primary("s0")
+    with session.transaction():
+        session.execute("ALTER TABLE parent DROP COLUMN more")
+    parent = pipeline.enqueue_insert(db.parent, who=first, more="x")
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    worker = Applier("s0", session, box.log, ApplySettings(early_wait_s=0))
+    for _ in range(5):
+        box.log.postpone("s0", [parent.bucket, child.bucket], 0)
+        worker.apply()
+    assert states(parent, child) == ["queued", "queued"]
+
+    with session.transaction():
+        session.execute("ALTER TABLE parent ADD COLUMN more")
+    for _ in clock.polls(5):
+        if states(parent, child) != ["queued", "queued"]:
+            break
+        box.drain()
+
+    assert states(parent, child) == ["applied", "applied"]
+
+
+def states(*receipts: Any) -> list[str]:
+    return [receipt.status() for receipt in receipts]
 
 
 def two_buckets(box: Sandbox) -> tuple[int, int]:

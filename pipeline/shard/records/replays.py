@@ -110,18 +110,39 @@ def ops_where(session: NodeSession, which: str) -> list[Aside]:
     ]  # fmt: skip
 
 
-def waiting(session: NodeSession, most: int) -> list[tuple[int, Position, str]]:
-    """Return bucket, position and table of ops that wait behind no other, in the order in which they were set aside.
+class Waiting(NamedTuple):
+    """An op that waits behind no other: its place, its table, and the table whose ops it may need, if it is that."""
+
+    place: Place
+    table: str
+    needs: str
+
+
+def waiting(session: NodeSession, most: int) -> list[Waiting]:
+    """Return the ops that wait behind no other, in the order in which they were set aside.
 
     Args:
         session: inside a transaction.
         most: the most ops.
     """
     found = session.rows(
-        f"SELECT bucket, epoch, seq, table_name FROM pipeline_rejects WHERE state = '{WAITING}'"
+        f"SELECT bucket, epoch, seq, table_name, reason FROM pipeline_rejects WHERE state = '{WAITING}'"
         f" ORDER BY rejected_ms, bucket, epoch, seq LIMIT {most}"
     )
-    return [(bucket, Position(epoch, seq), table) for bucket, epoch, seq, table in found]
+    return [
+        Waiting((bucket, Position(epoch, seq)), table, set_aside.needs_of(reason))
+        for bucket, epoch, seq, table, reason in found
+    ]
+
+
+def tables_waiting(session: NodeSession) -> set[str]:
+    """Return the tables of the ops that wait behind no other.
+
+    Args:
+        session: inside a transaction.
+    """
+    found = session.rows(f"SELECT DISTINCT table_name FROM pipeline_rejects WHERE state = '{WAITING}'")
+    return {table for (table,) in found}
 
 
 def at(places: Iterable[Place]) -> str:

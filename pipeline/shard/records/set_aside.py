@@ -10,7 +10,7 @@ import json
 import re
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from msgspec import structs
@@ -23,6 +23,8 @@ from pipeline.shard.session import NodeSession
 #: States of an op that is set aside: refused, waits for what its reason names, waits behind an op of the same row.
 REJECTED, WAITING, PARKED = "rejected", "waiting", "parked"
 ASIDE = (REJECTED, WAITING, PARKED)
+#: Of an op that a foreign key refuses while ops of a table wait that it may need; the table's name follows.
+_NEEDS = "may need ops that wait, those of table "
 #: Room in a statement beside the op: 4,000 characters of reason, the row's key, names and numbers.
 _REST_BYTES = 20_000
 #: A statement is aimed at this size.
@@ -111,6 +113,34 @@ def holders(session: NodeSession, rows: Iterable[tuple[int, str]]) -> dict[tuple
         ):
             found[bucket, key] = min(Position(epoch, seq), found.get((bucket, key), Position(epoch, seq)))
     return found
+
+
+def why_stopped(table: str, own: Collection[str]) -> str:
+    """Return why an op waits for a table that is stopped.
+
+    Args:
+        table: the table's name.
+        own: the tables that the op itself names.
+    """
+    return f"its table {table} was stopped" if table in own else why_needy(table)
+
+
+def why_needy(table: str) -> str:
+    """Return why an op waits that may need ops of a table that wait.
+
+    Args:
+        table: the table's name.
+    """
+    return _NEEDS + table
+
+
+def needs_of(reason: str) -> str:
+    """Return the table whose ops an op may need, or the empty string.
+
+    Args:
+        reason: why it is set aside.
+    """
+    return reason.removeprefix(_NEEDS) if reason.startswith(_NEEDS) else ""
 
 
 def parts(things: Sequence[_T]) -> Iterator[Sequence[_T]]:
