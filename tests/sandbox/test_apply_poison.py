@@ -228,14 +228,23 @@ def test_an_op_that_always_takes_too_long_is_rejected_and_never_delays_the_other
     assert states(behind) == {"applied"}
 
 
-def test_an_op_whose_statement_ends_the_server_is_rejected(db: Any, box: Sandbox, meet: Meet):
+def test_an_op_whose_statement_ends_the_server_is_rejected_and_each_time_counts(db: Any, box: Sandbox, meet: Meet):
     bad, others, behind = queue(db, "crash")
-    meet("crash", mysql_error(2013))
+    crashes: list[int] = []
+    lost = mysql_error(2013)
 
-    turns(box, most=40)
+    def crash() -> BaseException:  # the server is there again before the worker tries again
+        crashes.append(1)
+        return lost()
+
+    meet("crash", crash)
+
+    turns(box, most=30)
 
     assert bad.status() == "rejected"
     assert states(others + behind) == {"applied"}
+    # together, alone, an eighth of its bucket, and then the op alone
+    assert 3 < len(crashes) <= 6
 
 
 def test_a_server_that_is_full_is_no_fault_of_any_op(db: Any, box: Sandbox, meet: Meet):
