@@ -15,7 +15,7 @@ from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.earlier_ops import EarlierOps, Early, by_time, oldest
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import Item, grouped, grouped_sheets, may_stay
-from pipeline.apply.held_rows import HeldRows, halted, record
+from pipeline.apply.held_rows import HeldRows, halted, meet_held_rows, record
 from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
@@ -249,14 +249,16 @@ class ApplyTransaction:
         executor = self._executed(by_time(batch.items), rows, take, batch.sheets, last_try=last_try)
         executor.rejects += [*batch.unreadable, *stopped]
         if executor.rejects:
-            batch.take_apart()  # which of them, is asked of each op
+            batch.take_apart(executor.rejects)  # which of its ops, is asked of each
         return executor
 
     def _stay(self, batch: Batch, locked: Mapping[int, Mark], take: Take) -> bool:
         """Return whether sheets are inserted as they are: nothing is unusual, and no other op is of their tables."""
         unusual = take.alone is not None or take.whole or take.ends or take.early or batch.halted
-        holding = any(locked[entry.bucket].state == HOLDING for entry in batch.sheets)
-        return not unusual and not holding and may_stay(batch.sheets, batch.items, self.facts.known)
+        if unusual or not may_stay(batch.sheets, batch.items, self.facts.known):
+            return False
+        holding = [entry for entry in batch.sheets if locked[entry.bucket].state == HOLDING]
+        return not holding or not meet_held_rows(self._session, holding, self.facts.known)
 
     def _executed(
         self, items: Sequence[Item], rows: HeldRows, take: Take, sheets: Sequence[SheetEntry] = (), *, last_try: bool
