@@ -288,6 +288,9 @@ class ApplyTransaction:
     def _read(self, take: Take, mine: Mapping[int, Position]) -> Mapping[int, list[Read]] | dict[int, list[Entry]]:
         """Note what is attempted, and read the entries for it. Suspected buckets are left out."""
         if take.alone is not None:
+            if not take.noted:  # later tries would find the note of the first
+                notes = self._log.attempts(self.notes_at)
+                take.alone = take.alone.after_note(next((notes.get(bucket, "") for bucket in mine), ""))
             take.noted = {b: take.alone for b, position in mine.items() if position == take.alone.after}
             counts = {bucket: self.pace.most(bucket, one.after, one.entries) for bucket, one in take.noted.items()}
         else:

@@ -148,7 +148,9 @@ class ShardTurns(ABC):
                 self._explain(bucket, reason, attempt)
             try:
                 done, batch = self._with_retries(take)
+                attempt = take.alone or attempt
             except Contended as error:
+                attempt = take.alone or attempt
                 attempt = self._after_contention(bucket, attempt, error, outcome)
                 continue
             if bucket not in batch.before:

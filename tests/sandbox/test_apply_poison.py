@@ -129,6 +129,41 @@ def test_an_op_that_kills_its_worker_is_rejected_and_all_others_are_applied(db: 
     assert reason.startswith("poison: alone, it ended the worker")
 
 
+def test_a_worker_that_suspects_a_bucket_learns_what_another_has_met_there_since(db: Any, box: Sandbox, meet: Meet):
+    bad, others, behind = queue(db, "poison")
+    meet("poison", Died)
+    deaths = 0
+    with suppress(Died):
+        applier(box).apply()
+
+    for _ in range(20):
+        late, other = applier(box), applier(box)
+        alone = late._alone
+
+        def after_another(*told: Any, other: Applier = other, alone: Callable[..., None] = alone) -> None:
+            nonlocal deaths
+            if told[0] == bad.bucket:
+                box.log.ahead_ms += LATER_MS
+                try:
+                    other.apply()
+                except Died:
+                    deaths += 1
+            alone(*told)
+
+        late._alone = after_another  # type: ignore[method-assign]
+        box.log.ahead_ms += LATER_MS
+        try:
+            late.apply()
+        except Died:
+            deaths += 1
+        if not box.log.dirty("s0"):
+            break
+
+    assert bad.status() == "rejected"
+    assert states(others + behind) == {"applied"}
+    assert 3 < deaths <= 7
+
+
 def test_the_record_names_the_bucket_under_test(db: Any, box: Sandbox, meet: Meet):
     bad, _, _ = queue(db, "poison")
     meet("poison", Died)
