@@ -36,6 +36,10 @@ OVER = 1.5
 LOCK_REST_S = 5.0
 
 
+#: No notes of any bucket.
+NO_NOTES: Mapping[int, str] = {}
+
+
 @dataclass(slots=True)
 class Outcome:
     """What one batch did. `left` buckets are still dirty; `ring` says that the caller must ring for them."""
@@ -115,15 +119,19 @@ class Take:
         """Whether earlier notes are to be replaced: what they say is known."""
         return self.again or self.alone is not None
 
-    def suspect(self, earlier: Mapping[int, str]) -> None:
+    def suspect(self, earlier: Mapping[int, str], void: Mapping[int, str] = NO_NOTES) -> None:
         """Leave out the buckets with which an earlier attempt failed.
 
         Args:
             earlier: the notes that were found instead of being written, by bucket.
+            void: notes of this process's own that mean nothing, by bucket.
         """
         for bucket, note in earlier.items():
+            meant = Attempt.parse(note) if void.get(bucket) == note else None
+            if meant is not None and not meant.entries:
+                continue
             mistrusted = self.noted.pop(bucket)
-            self.suspects[bucket] = Attempt.suspected(note) or mistrusted.failed()
+            self.suspects[bucket] = meant or Attempt.suspected(note) or mistrusted.failed()
 
 
 class ApplyTransaction:
@@ -142,6 +150,8 @@ class ApplyTransaction:
         stopped: what is paused or halted on the shard.
         pace: how much one transaction takes.
         notes_at: where attempts are noted.
+        noted: the notes of the last transaction, by bucket.
+        void: notes of this process's own that mean nothing, by bucket.
         step: called with the name of each step before it is taken.
         elsewhere: the state of the buckets that the last transaction met, and that another shard owns.
     """
@@ -157,6 +167,7 @@ class ApplyTransaction:
     ):
         self._shard, self._session, self._log, self._tables = shard, session, log, tables
         self.notes_at, self.elsewhere = shard, dict[int, str]()
+        self.noted = self.void = NO_NOTES
         self._settings, self.step, self._longest_s = settings, step, settings.statement_s
         self.facts, self.stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
         self.pace = Pace(settings, log)
@@ -290,7 +301,10 @@ class ApplyTransaction:
         if take.alone is not None:
             if not take.noted:  # later tries would find the note of the first
                 notes = self._log.attempts(self.notes_at)
-                take.alone = take.alone.after_note(next((notes.get(bucket, "") for bucket in mine), ""))
+                note = next(
+                    (notes.get(bucket, "") for bucket in mine if notes.get(bucket) != self.void.get(bucket)), ""
+                )
+                take.alone = take.alone.after_note(note)
             take.noted = {b: take.alone for b, position in mine.items() if position == take.alone.after}
             counts = {bucket: self.pace.most(bucket, one.after, one.entries) for bucket, one in take.noted.items()}
         else:
@@ -299,8 +313,9 @@ class ApplyTransaction:
             take.noted = {bucket: Attempt(mine[bucket], count) for bucket, count in counts.items()}
         self.step("read")
         after = {bucket: mine[bucket] for bucket in counts}
+        self.noted = take.notes
         entries, earlier = self._log.read_noted(self.notes_at, after, counts, take.notes, anew=take.anew)
-        take.suspect(earlier)
+        take.suspect(earlier, self.void)
         entries = {bucket: found for bucket, found in entries.items() if bucket in take.noted}
         if take.whole:
             return oldest({bucket: singly(found) for bucket, found in entries.items()}, counts, self._rows(take))

@@ -130,7 +130,7 @@ def test_a_statement_that_crashes_the_database_each_time_is_rejected(mariadb: Ri
         mariadb.cluster.kill(shard)
         mariadb.cluster.start(shard)
 
-    with slow(mariadb, for_s=1):
+    with slow(mariadb, for_s=30):  # longer than a statement may take, should the crash come late
         bad, good, uri = send(mariadb, quick)
         shard = mariadb.client.topology.shard_of(bad.bucket)
         with whenever_at_it(uri, crash) as times:

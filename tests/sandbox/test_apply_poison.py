@@ -314,6 +314,34 @@ def test_a_redis_that_goes_away_again_and_again_is_no_fault_of_any_op(
     assert good.status() == "applied"
 
 
+def test_a_turn_in_which_redis_went_away_forgets_nothing_that_others_have_noted(
+    db: Any, box: Sandbox, meet: Meet, monkeypatch: pytest.MonkeyPatch
+):
+    bad, others, behind = queue(db, "poison")
+    meet("poison", Died)
+    cut_short, deaths = applier(box), 0
+
+    def away(*told: Any, **more: Any) -> None:
+        raise LogUnavailable("it went away")
+
+    for _ in range(20):
+        with monkeypatch.context() as patch:
+            patch.setattr(box.log, "read_noted", away)
+            cut_short.apply()
+        for worker in (applier(box), cut_short):
+            box.log.ahead_ms += LATER_MS
+            try:
+                worker.apply()
+            except Died:
+                deaths += 1
+        if not box.log.dirty("s0"):
+            break
+
+    assert bad.status() == "rejected"
+    assert states(others + behind) == {"applied"}
+    assert 3 < deaths <= 7
+
+
 def test_an_op_that_waits_for_a_lock_delays_its_own_bucket_alone_and_is_applied_in_the_end(
     db: Any, box: Sandbox, meet: Meet
 ):
