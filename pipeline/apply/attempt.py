@@ -58,6 +58,17 @@ class Attempt(NamedTuple):
         left = self.left - taken
         return Attempt(to, left, min(self.entries, left)) if left > 0 else None
 
+    def after_note(self, note: str) -> Attempt:
+        """Return the attempt to make where another worker may have noted a narrower one since this was planned.
+
+        Args:
+            note: of the bucket, or the empty text.
+        """
+        noted = self.suspected(note) if note else None
+        if noted is None or noted.after != self.after:
+            return self
+        return max(self, noted, key=lambda one: (-one.entries, one.deaths, one.waits))
+
     def __str__(self) -> str:
         if self[2:] == _FIRST:
             return f"{self.after} {self.left}"

@@ -210,7 +210,7 @@ class Batch:
         if seen < count:
             self._miss(entry, last)
             self.last[pair] = entry.producer_seq + count - 1
-            self.sheets.append(entry.behind(seen) if seen else entry)
+            self.sheets.append(entry.part(seen) if seen else entry)
 
     def _miss(self, entry: Read, last: int) -> None:
         """Note what is between an op and the last of its producer: these come in order, so that is gone for good."""
@@ -218,11 +218,18 @@ class Batch:
             epoch = entry.position.epoch
             self._lose(LostRange(entry.bucket, epoch, entry.producer, last + 1, entry.producer_seq - 1))
 
-    def take_apart(self) -> None:
-        """Put the ops of the sheets among the others, one by one."""
+    def take_apart(self, refused: Iterable[Reject] | None = None) -> None:
+        """Put the ops of sheets among the others, one by one.
+
+        Args:
+            refused: only the sheets with one of these are taken apart; None: all are.
+        """
         if self.sheets:
-            every = [*self.items, *items_of(self.sheets)]
-            self.items, self.sheets = sorted(every, key=attrgetter("place")), []
+            apart = self.sheets if refused is None else _with_any(self.sheets, refused)
+            every = [*self.items, *items_of(apart)]
+            places = {entry[:2] for entry in apart}
+            self.items = sorted(every, key=attrgetter("place"))
+            self.sheets = [entry for entry in self.sheets if entry[:2] not in places]
 
     def skip_used(self, session: NodeSession) -> None:
         """Drop the ops whose idempotency key another op has used up.
@@ -423,6 +430,18 @@ def _junk(entry: Entry, why: str = "not an op: the entry has not the fields that
 
 def _key_of(item: Item) -> tuple[int, str] | None:
     return None if item.op.idempotency_key is None else (item.entry.bucket, item.op.scoped_key)
+
+
+def _with_any(sheets: Iterable[SheetEntry], refused: Iterable[Reject]) -> list[SheetEntry]:
+    """Return the sheets that have one of the refused ops."""
+    places: dict[int, list[Position]] = {}
+    for one in refused:
+        places.setdefault(one.entry.bucket, []).append(one.entry.position)
+    return [
+        entry
+        for entry in sheets
+        if any(entry.position <= position <= entry.last for position in places.get(entry.bucket, ()))
+    ]
 
 
 def _gap(entry: Read, before: Position) -> LostRange | None:

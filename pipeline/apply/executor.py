@@ -7,13 +7,14 @@ Atomic groups run under a savepoint: many under one, and halved where one of the
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
 
 from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early
 from pipeline.apply.footprint import versioned
-from pipeline.apply.grouping import Group, Item, items_of, statements_of
+from pipeline.apply.grouping import Group, Item, SheetItems, taken_sheets
 from pipeline.apply.held_rows import HeldRows
 from pipeline.apply.judge import Judge, NeededOps, check_upsert
 from pipeline.apply.pace import Lessons, Portion, accused, around, chunk, halves
@@ -110,23 +111,15 @@ class Executor:
             yield some
 
     def _insert(self, sheets: Sequence[SheetEntry], facts: Facts) -> None:
-        """Insert the rows of sheets of one shape; where one may be refused, their ops one by one as all others."""
-        for some in statements_of(sheets):
-            if self._early or self._rows.held or not self._lessons.trusts(facts) or not self._inserted(some, facts):
-                for items in self._chunks(INSERT, items_of(some), facts):
-                    self._run(INSERT, items, facts)
+        """Insert the rows of sheets of one shape: as one op's row would be, but in parts of sheets."""
+        rest = deque(sheets)
+        while rest:
+            self._run(INSERT, SheetItems(taken_sheets(rest, self._lessons.rows_of_sheets(facts))), facts)
 
-    def _inserted(self, sheets: Sequence[SheetEntry], facts: Facts) -> bool:
-        try:
-            with _rendering():
-                sql = insert_of([entry.sheet for entry in sheets], facts)
-            self._send(sql)
-        except Exception as error:
-            if not self._judge.blames_op(error, facts):
-                raise
-            self._lessons.learn(facts, failed=True)
-            return False
-        return True
+    def _inserted(self, sheets: Sequence[SheetEntry], facts: Facts) -> None:
+        with _rendering():
+            sql = insert_of([entry.sheet for entry in sheets], facts)
+        self._send(sql)
 
     def _hold_deletes(self, groups: Iterable[Group]) -> None:
         """Let the delete of a row to which others may refer wait for older ops: children may be among them."""
@@ -166,7 +159,10 @@ class Executor:
         waiting = [Portion(items)]
         for part, fails, _ in self._portions(waiting):
             try:
-                self._statement(kind, [item.op for item in part], facts)
+                if isinstance(part, SheetItems):
+                    self._inserted(part.sheets, facts)
+                else:
+                    self._statement(kind, [item.op for item in part], facts)
             except Exception as error:
                 self._misled |= fails is False
                 # asked before the next statement is sent
@@ -176,14 +172,15 @@ class Executor:
                 if len(part) == 1:
                     self._refuse(part[0], error)
                 else:
-                    self._lessons.learn(facts, failed=True)
+                    if part is items:
+                        self._lessons.learn(facts, len(part), failed=True)
                     bad = None if row is None else accused(kind, part, row)
                     waiting += reversed(halves(part, self._refused) if bad is None else around(part, bad))
                 continue
             self._misled |= fails is True
             if part is items:
-                self._lessons.learn(facts, failed=False)
-            if kind == INSERT and part[0].op.id is None:
+                self._lessons.learn(facts, len(part), failed=False)
+            if kind == INSERT and not isinstance(part, SheetItems) and part[0].op.id is None:
                 self._learn_ids(part)
 
     def _atomic(self, items: Sequence[Item], group: Group, facts: Facts) -> None:
@@ -193,11 +190,11 @@ class Executor:
             failed = self._all_or_none(self._members(part, group))
             if failed and len(part) == 1:
                 self._refuse(part[0], *failed)
-            elif failed:
-                self._lessons.learn(facts, failed=True)
-                waiting += reversed(halves(part, self._refused))
-            elif part is items:
-                self._lessons.learn(facts, failed=False)
+            else:
+                if part is items:
+                    self._lessons.learn(facts, len(part), failed=failed is not None)
+                if failed:
+                    waiting += reversed(halves(part, self._refused))
 
     def _portions(self, waiting: list[Portion]) -> Iterator[Portion]:
         """Take portions from the end of *waiting*, and yield of each what is to be executed now, if anything.
@@ -325,6 +322,8 @@ class Executor:
 
         Asked before each statement: ops of one group may be of one row, and the first of them may have been refused.
         """
+        if isinstance(items, SheetItems) and not self._early:  # no row of theirs is held, and none comes twice
+            return items
         free, parked, rest = self._rows.part(self._on_time(items))
         self.rejects += parked
         if rest:

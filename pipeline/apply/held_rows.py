@@ -12,6 +12,7 @@ from pipeline.apply.grouping import Item
 from pipeline.config.settings import TableSettings
 from pipeline.errors import PipelineError
 from pipeline.model.op import Op, Position
+from pipeline.model.sheet import SheetEntry
 from pipeline.model.wait_reason import WaitReason
 from pipeline.shard.records import set_aside
 from pipeline.shard.records.ledger import HALTED, HOLDING, Mark, Reject
@@ -179,6 +180,26 @@ class HeldRows:
 
     def _keys(self, item: Item) -> frozenset[str]:
         return row_keys(item.op, {one.schema: self._known[one.schema].schema for one in item.op.named})
+
+
+def meet_held_rows(session: NodeSession, sheets: Iterable[SheetEntry], known: Mapping[str, Facts]) -> bool:
+    """Return whether a row of sheets may be held by an op that is set aside; also where too many are held to look.
+
+    Args:
+        session: inside the transaction.
+        sheets: of buckets in which ops are set aside.
+        known: the facts of every schema that one names, by hash.
+    """
+    held = set_aside.held_in(session, {entry.bucket for entry in sheets})
+    if held is None:
+        return True
+    for entry in sheets:
+        keys, sheet = held.get(entry.bucket, set()), entry.sheet
+        row = f"{known[sheet.schema].schema.name_there} "
+        ids = {key[len(row) :] for key in keys if key.startswith(row)}
+        if f"{sheet.table} *" in keys or not ids.isdisjoint(map(str, sheet.ids) if ids else ()):
+            return True
+    return False
 
 
 def record(

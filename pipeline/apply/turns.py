@@ -148,7 +148,9 @@ class ShardTurns(ABC):
                 self._explain(bucket, reason, attempt)
             try:
                 done, batch = self._with_retries(take)
+                attempt = take.alone or attempt
             except Contended as error:
+                attempt = take.alone or attempt
                 attempt = self._after_contention(bucket, attempt, error, outcome)
                 continue
             if bucket not in batch.before:
@@ -245,6 +247,9 @@ class ShardTurns(ABC):
             raise Contended(error) from error
         # a statement may have ended the server: its note is to be believed
         take.again = not ended_abruptly(error)
+        if take.alone is not None and take.noted and not take.again:
+            # a retry in place would replace the note, and the next crash would not count
+            raise self._given_up(take, error) from error
         return error
 
     def _given_up(self, take: Take, failure: Exception) -> PipelineError:

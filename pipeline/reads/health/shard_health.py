@@ -107,7 +107,7 @@ class ShardHealth:
         # an unfit node is never followed, whatever it says of itself
         takes_writes = result.takes_writes if not unfit else None
         stalled, most_bytes = node in self._stalled, result.statement_bytes
-        return Report(lag_ms, out, takes_writes, "", marks, unfit, stalled, most_bytes)
+        return Report(lag_ms, out, takes_writes, "", marks, unfit, stalled, most_bytes, result.holding)
 
     def _lag_ms(self, node: str, at_s: float) -> int | None:
         horizon_ms = self._horizons_ms.get(node)

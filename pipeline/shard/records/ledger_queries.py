@@ -208,6 +208,21 @@ def aside(session: NodeSession, ops: Iterable[tuple[int, int, int]]) -> list[tup
     return [tuple(told) for bucket, producer, seq, *told in found if (bucket, producer, seq) in wanted]
 
 
+def waits_aside(session: NodeSession, needs: Mapping[int, Position | None]) -> bool:
+    """Return whether ops are set aside that are still to be applied: refused ones are not among them.
+
+    Args:
+        session: of the node.
+        needs: by bucket, the last position that counts, beside all of later epochs; None: every op of the bucket.
+    """
+    parts = []
+    for bucket, last in needs.items():
+        upto = "" if last is None else f" AND (epoch <> {last.epoch} OR seq <= {last.seq})"
+        parts.append(f"(bucket = {bucket}{upto})")
+    which = f"state IN ('waiting', 'parked') AND ({' OR '.join(parts)})"
+    return bool(session.query(f"SELECT 1 FROM pipeline_rejects WHERE {which} LIMIT 1"))
+
+
 def table_aside(session: NodeSession, bucket: int, producer: int, producer_seq: int) -> str:
     """Return the table of an op that was set aside; empty if it was not.
 

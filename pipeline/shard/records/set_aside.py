@@ -143,6 +143,25 @@ def needs_of(reason: str) -> str:
     return reason.removeprefix(_NEEDS) if reason.startswith(_NEEDS) else ""
 
 
+def held_in(session: NodeSession, buckets: Iterable[int]) -> dict[int, set[str]] | None:
+    """Return the keys of all rows that are held in some buckets; None where these are many.
+
+    Args:
+        session: inside the transaction that has locked the buckets.
+        buckets: one at least.
+    """
+    found = session.rows(
+        "SELECT bucket, row_key FROM pipeline_held"
+        f" WHERE bucket IN ({', '.join(map(str, buckets))}) LIMIT {_MOST_KEYS + 1}"
+    )
+    if len(found) > _MOST_KEYS:
+        return None
+    held: dict[int, set[str]] = {}
+    for bucket, key in found:
+        held.setdefault(bucket, set()).add(key)
+    return held
+
+
 def parts(things: Sequence[_T]) -> Iterator[Sequence[_T]]:
     """Yield parts of *things*, each small enough for one statement.
 
