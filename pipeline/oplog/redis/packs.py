@@ -27,6 +27,8 @@ MOST_BYTES = 8_192
 MOST_OPS = MOST_BYTES // 32
 #: The most bytes of a sheet of several rows.
 MOST_SHEET_BYTES = 2 * MOST_BYTES
+#: Of so many rows of a sheet one is measured.
+SAMPLE = 16
 _KIND = b'["pack",'
 _PACK = _KIND + b"%b,null,[],[],null,[],[],[],null,[%b],null,%d]"
 _fields: Any = [(name, list[msgspec.Raw] if name == "ops" else msgspec.Raw) for name in Op.__struct_fields__]
@@ -81,15 +83,22 @@ def unpacked(text: bytes) -> Sequence[bytes]:
 
 
 def _sheets(rows: Sheet) -> Iterator[tuple[int, bytes]]:
+    parts = -(-len(rows) // _fitting(rows))
     if len(rows) == 1:
         yield 1, rows[0]
-    elif len(rows) <= MOST_OPS and len(rows.text) <= MOST_SHEET_BYTES:
+    elif parts == 1 and len(rows.text) <= MOST_SHEET_BYTES:
         yield len(rows), rows.text
     else:
-        parts = max(2, -(-len(rows) // MOST_OPS), -(-len(rows.text) // MOST_SHEET_BYTES))
-        each = -(-len(rows) // parts)
+        each = -(-len(rows) // max(2, parts))
         for at in range(0, len(rows), each):
             yield from _sheets(rows[at : at + each])
+
+
+def _fitting(rows: Sheet) -> int:
+    """Return about how many rows an entry takes, by some of them: to encode all, only to divide them, costs twice."""
+    sample = rows[::SAMPLE]
+    fit = MOST_SHEET_BYTES * len(sample) // len(sample.text) if len(sample) > 1 else MOST_OPS
+    return max(1, min(MOST_OPS, fit))
 
 
 def _text(payloads: Sequence[bytes]) -> bytes:
