@@ -58,7 +58,8 @@ def best_of_families(peers: Iterable[Peer], samples: dict[str, list[Sample]]) ->
 
 
 def _add_rate(samples: dict[str, list[Sample]], peer: Peer, target: Target, table: Table, rows: int) -> None:
-    samples.setdefault(peer.name, []).append(measure_rate(peer, target, table, rows_for(peer, rows)))
+    found = measure_rate(peer, target, table, rows_for(peer, rows))  # where it fails, the peer has no samples
+    samples.setdefault(peer.name, []).append(found)
 
 
 def _add_figures(run: Run, probe: Probe, target: Target, table: Table, rows: int) -> None:
