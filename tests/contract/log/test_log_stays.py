@@ -125,7 +125,8 @@ def test_a_shard_stirs_while_it_has_work_or_somebody_at_it_and_says_something_el
     log: Log, line: Line
 ):
     quiet = log.stirs(["s0", "s1"])
-    assert quiet["s0"] and quiet["s1"]
+    assert quiet["s0"]
+    assert quiet["s1"]
 
     append(line, (3, 1, [b"a"]))
     assert log.stirs(["s0", "s1"]) == quiet | {"s0": ""}
