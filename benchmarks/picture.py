@@ -19,7 +19,7 @@ GROUPS = {
 }
 #: What of the CPU each colour is.
 WHO = ("caller", "Redis", "workers", "MariaDB")
-WIDTH, LEFT, BAR, LINE, TOP = 960, 250, 560, 36, 76
+WIDTH, LEFT, BAR, LINE, TOP = 960, 250, 560, 40, 76
 STYLE = """
 .ground{fill:#fff}text{fill:#1f2328;font:13px "DejaVu Sans",Verdana,sans-serif}
 .h{font-weight:bold;font-size:15px}.s{fill:#59636e;font-size:12px}.e{text-anchor:end}.o{font-weight:bold}
@@ -62,7 +62,7 @@ def _bars(name: str, rate: Figure, cpu: Figure, y: int, scale: float) -> Iterabl
     yield f'<text class="s{ours}" x="{x + 6:.1f}" y="{y + 12}">{_short(cpu.value)} CPU</text>'
     wall = _wall_us(rate) * scale
     yield f'<rect class="wall" x="{LEFT}" y="{y + 15}" width="{wall:.1f}" height="9"/>'
-    yield f'<text class="s" x="{LEFT + wall + 6:.1f}" y="{y + 24}">{_short(_wall_us(rate))} time</text>'
+    yield f'<text class="s" x="{LEFT + wall + 6:.1f}" y="{y + 26}">{_short(_wall_us(rate))} time</text>'
 
 
 def _legend() -> Iterable[str]:

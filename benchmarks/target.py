@@ -47,7 +47,8 @@ class Target:
         text = os.path.expandvars(config.read_text())
         settings = tomllib.loads(text)
         lacking = [name for name in _OURS if name not in settings.get("tables", {})]
-        config.write_text(config.read_text() + "".join(map(_section, lacking)))
+        if lacking:  # else a worker might read what another has just begun to write
+            config.write_text(config.read_text() + "".join(map(_section, lacking)))
         primaries = tuple(shard["primary"] for shard in settings["shards"].values())
         url = settings["redis"]["url"]
         target = cls(config.resolve(), primaries, url, settings["redis"].get("broker_url", url))
