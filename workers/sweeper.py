@@ -40,7 +40,7 @@ DUE_MS = 700
 #: A worker whose event loop has stood still for so long hears no bell: it has no connection to the broker, s.
 STILL_S = 4.0
 #: The time between two signs of life, s: shorter than one lasts, `ALIVE_MS`.
-ALIVE_EVERY_S = 2.0
+ALIVE_EVERY_S = 3.0
 #: The lease of the worker that sweeps the shards of one Redis, by the first of them, and how long it lasts, ms: another
 #: worker sweeps within two seconds of its end.
 LEASE, LEASE_MS = "sweep:{}", 1_200
@@ -147,7 +147,7 @@ class Sweep:
         return self._log.sweep_all(shards, due_ms=DUE_MS)
 
     def _sign_is_due(self) -> bool:
-        """Return, every other second, True: others know then which shards have a worker, as `pipeline why` says."""
+        """Return, every third second, True: others know then which shards have a worker, as `pipeline why` says."""
         due = clock.mono_s() >= self._alive_s
         if due:
             self._alive_s = clock.mono_s() + ALIVE_EVERY_S

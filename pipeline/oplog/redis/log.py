@@ -316,9 +316,10 @@ class RedisWork(RedisEntries):
         return self.sweep_all([shard], due_ms=due_ms)[shard]
 
     def sweep_all(self, shards: Iterable[str], *, due_ms: int) -> dict[str, tuple[bool, int]]:
-        keys, names, arguments = self.keys, list(shards), [BELL_MS, due_ms, MOST_AHEAD_MS]
-        calls = [([keys.dirty(one), keys.bell(one), keys.room, keys.full], arguments) for one in names]
-        return dict(zip(names, map(ring_of, self._run_each("sweep", calls)), strict=True))
+        keys, names = self.keys, list(shards)
+        of_shards = [key for one in names for key in (keys.dirty(one), keys.bell(one))]
+        found = self._run("sweep", [keys.room, keys.full, *of_shards], [BELL_MS, due_ms, MOST_AHEAD_MS])
+        return dict(zip(names, map(ring_of, found), strict=True))
 
     def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
         self._rest(shard, "NX", 0, buckets)

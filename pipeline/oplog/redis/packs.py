@@ -27,6 +27,8 @@ MOST_BYTES = 8_192
 MOST_OPS = MOST_BYTES // 32
 #: The most bytes of a sheet of several rows.
 MOST_SHEET_BYTES = 2 * MOST_BYTES
+#: So many rows are measured of a sheet that may be too large.
+SAMPLE = 8
 _KIND = b'["pack",'
 _PACK = _KIND + b"%b,null,[],[],null,[],[],[],null,[%b],null,%d]"
 _fields: Any = [(name, list[msgspec.Raw] if name == "ops" else msgspec.Raw) for name in Op.__struct_fields__]
@@ -81,15 +83,26 @@ def unpacked(text: bytes) -> Sequence[bytes]:
 
 
 def _sheets(rows: Sheet) -> Iterator[tuple[int, bytes]]:
+    count, each = len(rows), MOST_OPS
+    row = sum(len(column[0]) if isinstance(column[0], str) else 8 for column in rows.values)
+    if count > SAMPLE and count * row > MOST_SHEET_BYTES // 2:
+        few = rows[:SAMPLE]  # to encode all, only to divide them, costs twice
+        each = max(1, min(MOST_OPS, MOST_SHEET_BYTES * SAMPLE // len(few.text)))
+    each = -(-count // -(-count // each))
+    for at in range(0, count, each):
+        yield from _halved(rows[at : at + each] if each < count else rows)
+
+
+def _halved(rows: Sheet) -> Iterator[tuple[int, bytes]]:
+    """Yield what fits, else its halves."""
     if len(rows) == 1:
         yield 1, rows[0]
-    elif len(rows) <= MOST_OPS and len(rows.text) <= MOST_SHEET_BYTES:
+    elif len(rows.text) <= MOST_SHEET_BYTES:
         yield len(rows), rows.text
     else:
-        parts = max(2, -(-len(rows) // MOST_OPS), -(-len(rows.text) // MOST_SHEET_BYTES))
-        each = -(-len(rows) // parts)
-        for at in range(0, len(rows), each):
-            yield from _sheets(rows[at : at + each])
+        middle = len(rows) // 2
+        yield from _halved(rows[:middle])
+        yield from _halved(rows[middle:])
 
 
 def _text(payloads: Sequence[bytes]) -> bytes:

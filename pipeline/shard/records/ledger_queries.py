@@ -253,12 +253,15 @@ def counts(session: NodeSession) -> dict[str, int]:
     Args:
         session: of the node.
     """
-    states = dict(session.query("SELECT state, COUNT(*) FROM pipeline_rejects GROUP BY state"))
+    found = session.query(
+        "SELECT state, COUNT(*), NULL, NULL, NULL, NULL FROM pipeline_rejects GROUP BY state"
+        " UNION ALL SELECT '', bucket, epoch, producer, first_seq, last_seq FROM pipeline_lost"
+        " UNION ALL SELECT 'forged', COALESCE(SUM(entries), 0), NULL, NULL, NULL, NULL FROM pipeline_forged"
+    )
+    states = {state: int(count) for state, count, *_ in found if state}
     parked = sum(states.get(state, 0) for state in ("parked", "waiting"))
-    ranges = session.query("SELECT bucket, epoch, producer, first_seq, last_seq FROM pipeline_lost")
-    lost = ops_in(LostRange(*one) for one in ranges)
-    forged = int(session.query("SELECT COALESCE(SUM(entries), 0) FROM pipeline_forged")[0][0])
-    return {"rejected": states.get("rejected", 0), "parked": parked, "lost": lost, "forged": forged}
+    lost = ops_in(LostRange(*map(int, one)) for state, *one in found if not state)
+    return {"rejected": states.get("rejected", 0), "parked": parked, "lost": lost, "forged": states["forged"]}
 
 
 def keep_schemas(session: NodeSession, schemas: Mapping[str, tuple[str, str]]) -> None:
