@@ -1,4 +1,4 @@
-"""Queue updates and deletes of an attached table: one op where the query tells its place, else one op for each row.
+"""Queue updates and deletes of an attached table: one op where the query names its place, else one op for each row.
 
 The rows that a query names are read from the primaries, since replicas may lack the latest. A row is changed only if it
 still matches when its op is applied: the op carries the whole query.

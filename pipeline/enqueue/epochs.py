@@ -2,10 +2,10 @@
 
 Raising an epoch asks databases, which may hang: a thread does it, and a request waits for as long as it can.
 
-A new epoch is above every watermark on every node that answers, above every epoch that the primary gave out, and at
-least the unix time. So no position comes twice, whatever Redis has forgotten. A replica that does not answer
-holds nothing that a primary did not give it, one that has no tables yet holds nothing; the clock covers one that was
-promoted and has died.
+A new epoch is above every watermark on every node that answers. It is above every epoch that the primary gave out, and
+at least the unix time. So no position comes twice, whatever Redis has forgotten. A replica that does not answer holds
+nothing that a primary did not give it. One that has no tables yet holds nothing. The clock covers one that was promoted
+and is gone.
 """
 
 from __future__ import annotations

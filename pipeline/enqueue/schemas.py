@@ -73,8 +73,8 @@ class SchemaPublisher:
         """Ask one shard that answers; where the table is not there yet, migrate will make it right.
 
         Where none answers within half of the caller's wait budget, the op is taken. A worker, whose database does
-        answer, rejects the op with the database's reason if the id does not fit; the shard key's collation is then for
-        `check` to find.
+        answer, rejects the op with the database's reason if the id does not fit. `check` then finds the shard key's
+        collation.
 
         Raises:
             BadOp: the table keeps its ids in an INT column, where a 53-bit id does not fit; or its shard key in a

@@ -1,4 +1,4 @@
-"""The value that travels from a call to the log or to the spool, how large an op in it may be, and what comes back."""
+"""The value that travels from a call to the log or the spool, how large its ops may be, and what comes back."""
 
 from __future__ import annotations
 

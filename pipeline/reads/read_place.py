@@ -1,4 +1,4 @@
-"""Find where a read has to go: which buckets of which shards can hold the rows that it asks for."""
+"""Find where a read has to go: which buckets of which shards can hold its rows."""
 
 from __future__ import annotations
 

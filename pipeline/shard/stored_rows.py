@@ -1,8 +1,8 @@
 """Read, compare, write and delete rows of one shard as they are stored, by ranges of their ids.
 
 A digest is over values as they are stored, whatever collations say. Floats count with all their digits, and NULL is no
-empty text. Sessions are set so that a row is written as it was read: zero dates, the id 0, rows whose parents are not
-there yet, moments in UTC.
+empty text. Sessions are set so that a row is written as it was read. That concerns zero dates, the id 0, rows whose
+parents are not there yet, and moments in UTC.
 """
 
 from __future__ import annotations

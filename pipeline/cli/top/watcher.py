@@ -1,4 +1,4 @@
-"""Look and act in threads of their own: a server that is slow or away holds up neither a key nor the screen."""
+"""Observe and act in threads of their own: a server that is slow or away holds up neither a key nor the screen."""
 
 from __future__ import annotations
 

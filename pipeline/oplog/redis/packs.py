@@ -1,8 +1,8 @@
 """Put ops that one producer appends together into one entry of a stream: the server touches an entry, not each op.
 
 An entry of several ops stands at the position of the last one. So a read from a position finds the entry while a
-watermark stands inside it, and a trim by position deletes it once all its ops are applied. The positions before the
-last one are its other ops', in order, and so are the producer's sequences from the entry's own on.
+watermark is inside it. A trim by position deletes it once all its ops are applied. The positions before the last one
+are its other ops', in order, and so are the producer's sequences from the entry's own on.
 
 The entry's text is an op of the kind `pack`. Its `ops` are the texts of the ops, byte by byte. A release that knows no
 packs takes it for the op of a newer release, and lets it wait. Like inserts of one bulk call are a sheet, see

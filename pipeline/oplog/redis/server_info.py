@@ -1,4 +1,4 @@
-"""Ask a Redis or Valkey server for its version, limits, persistence and clock, which `check` judges."""
+"""Query a Redis or Valkey server for its version, limits, persistence and clock, which `check` judges."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Prepare a read over several shards: answer its subselects first, and refuse what each shard would answer for itself.
 
-Each shard answers for its own rows. So all that a condition or a field says must be about one row, or about rows that
-are on each shard, or be merged here. What is not known to be so is refused by its name.
+Each shard answers for its own rows. So a condition or a field must be about one row, or about rows that are on each
+shard, or be merged here. What is not known to be so is refused by its name.
 """
 
 from __future__ import annotations

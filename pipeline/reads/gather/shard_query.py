@@ -1,4 +1,4 @@
-"""Write the statement that asks one shard for its part of a result, and say how the parts are merged."""
+"""Write the statement that reads one shard's part of a result, and say how the parts are merged."""
 
 from __future__ import annotations
 
