@@ -16,10 +16,11 @@ AT_ONCE := -n $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? 2 * n : 
 # tests that share servers within a file; one more than two cores. By name, not by number: few tests may take long. The
 # longest files come first
 BY_FILE := -n 3 --dist loadfile --no-loadscope-reorder
+SMALL := tests/pure tests/parts tests/model tests/sandbox
 # each of some thousand processes would compile all modules again: half of its start
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo example-web2py load lock audit test check unit bench screenshots tab shape soak stale storm system clean
+.PHONY: demo example-web2py load lock audit test servers thorough crash pydal3 check lint unit bench screenshots tab shape soak stale storm system clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)  ## the whole system on this machine with real data and a checked result
@@ -32,22 +33,43 @@ example-web2py: $(READY)  ## a shop in web2py whose writes go through the pipeli
 load: system $(READY)  ## 50 users for 30 s against the shop: no error, no stale own-read, nine of ten reads on replicas
 	$(BIN)/python -m examples.web2py.load
 
-# crash tests meet the real disk; the second line of pyDAL runs what pyDAL takes part in, with the examples of `make check`
-test: export HYPOTHESIS_PROFILE = thorough
-test: system $(READY) $(READY3)  ## everything: real MariaDB, real Redis, real workers killed with SIGKILL
-	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) tests/pure tests/parts tests/model tests/storm/test_judge.py tests/storm/test_sandbox_storm.py tests/sandbox tests/contract
-	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/applications tests/storm/test_server_storm.py tests/integration
-	$(BIN)/python -m pytest $(BY_FILE) tests/crash
-	$(IN_MEMORY) HYPOTHESIS_PROFILE=quick $(VENV3)/bin/python -m pytest $(AT_ONCE) -q tests/pure/dal tests/sandbox tests/contract/shard
+# Tests of servers wait for starts, disks and each other, and leave a core idle for half of their time: tests of one process
+# take what is left, at the lowest priority. What a part prints comes when the part has ended
+AT_LEISURE := nice -n 19
+PAIR := $(MAKE) --no-print-directory -j 2 --output-sync=target
 
-check: $(READY)  ## before each commit, under a minute
+# one rule, one run: all tests of `make check` are in it, with more examples
+test: system $(READY) $(READY3)  ## everything: real MariaDB, real Redis, real workers killed with SIGKILL
+	$(PAIR) servers thorough
+	$(PAIR) crash pydal3
+
+servers thorough crash: $(READY)
+servers crash: system
+servers thorough crash: export HYPOTHESIS_PROFILE = thorough
+
+servers:
+	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/applications tests/storm/test_server_storm.py tests/integration
+
+thorough:
+	$(IN_MEMORY) $(AT_LEISURE) $(BIN)/python -m pytest $(AT_ONCE) $(SMALL) tests/storm/test_judge.py tests/storm/test_sandbox_storm.py tests/contract
+
+# they meet the real disk
+crash:
+	$(BIN)/python -m pytest $(BY_FILE) tests/crash
+
+# the second line of pyDAL runs what pyDAL takes part in, with the examples of `make check`
+pydal3: $(READY3)
+	$(IN_MEMORY) HYPOTHESIS_PROFILE=quick $(AT_LEISURE) $(VENV3)/bin/python -m pytest $(AT_ONCE) -q tests/pure/dal tests/sandbox tests/contract/shard
+
+check: lint unit  ## before each commit, a minute and a half
+
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) -q tests/pure tests/parts tests/model tests/sandbox
 
 unit: $(READY)
-	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) -q tests/pure tests/parts tests/model tests/sandbox
+	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) -q $(SMALL)
 
 bench: system $(READY)  ## side by side with its peers; adds a dated section to docs/benchmarks.md
 	$(BIN)/pip install --quiet --disable-pip-version-check 'dramatiq[redis]>=2' 'huey>=3'
