@@ -20,7 +20,7 @@ SMALL := tests/pure tests/parts tests/model tests/sandbox
 # each of some thousand processes would compile all modules again: half of its start
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo example-web2py load lock audit test servers thorough crash pydal3 check lint unit bench screenshots tab shape soak stale storm system clean
+.PHONY: demo example-web2py load lock audit test servers thorough check lint unit bench screenshots tab shape soak stale storm system clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)  ## the whole system on this machine with real data and a checked result
@@ -33,32 +33,22 @@ example-web2py: $(READY)  ## a shop in web2py whose writes go through the pipeli
 load: system $(READY)  ## 50 users for 30 s against the shop: no error, no stale own-read, nine of ten reads on replicas
 	$(BIN)/python -m examples.web2py.load
 
-# Tests of servers wait for starts, disks and each other, and leave a core idle for half of their time: tests of one process
-# take what is left, at the lowest priority. What a part prints comes when the part has ended
+# Tests of servers wait for starts, disks and each other, and leave cores idle: tests of one process take these, at the
+# lowest priority. What a run prints comes when it has ended
 AT_LEISURE := nice -n 19
-PAIR := $(MAKE) --no-print-directory -j 2 --output-sync=target
-
-# one rule, one run: all tests of `make check` are in it, with more examples
 test: system $(READY) $(READY3)  ## everything: real MariaDB, real Redis, real workers killed with SIGKILL
-	$(PAIR) servers thorough
-	$(PAIR) crash pydal3
+	$(MAKE) --no-print-directory -j 2 --output-sync=line servers thorough
 
-servers thorough crash: $(READY)
-servers crash: system
-servers thorough crash: export HYPOTHESIS_PROFILE = thorough
+servers thorough: export HYPOTHESIS_PROFILE = thorough
 
-servers:
+# crash tests meet the real disk
+servers: system $(READY)  ## of `make test`, what starts servers
 	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/applications tests/storm/test_server_storm.py tests/integration
-
-thorough:
-	$(IN_MEMORY) $(AT_LEISURE) $(BIN)/python -m pytest $(AT_ONCE) $(SMALL) tests/storm/test_judge.py tests/storm/test_sandbox_storm.py tests/contract
-
-# they meet the real disk
-crash:
 	$(BIN)/python -m pytest $(BY_FILE) tests/crash
 
 # the second line of pyDAL runs what pyDAL takes part in, with the examples of `make check`
-pydal3: $(READY3)
+thorough: $(READY) $(READY3)  ## of `make test`, what runs in one process: with more examples than in `make check`
+	$(IN_MEMORY) $(AT_LEISURE) $(BIN)/python -m pytest $(AT_ONCE) $(SMALL) tests/storm/test_judge.py tests/storm/test_sandbox_storm.py tests/contract
 	$(IN_MEMORY) HYPOTHESIS_PROFILE=quick $(AT_LEISURE) $(VENV3)/bin/python -m pytest $(AT_ONCE) -q tests/pure/dal tests/sandbox tests/contract/shard
 
 check: lint unit  ## before each commit, a minute and a half
