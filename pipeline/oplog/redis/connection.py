@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from pipeline.config.address import TLS, Address, parse
+from pipeline.config.address import TLS, parse
 from pipeline.config.settings import RedisSettings
 from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model.op import Position
@@ -57,22 +57,19 @@ def connect(url: str, *, read_s: float, connect_s: float) -> redis.Redis:
     }
     if address.on_socket:
         return _client(options | {"connection_class": redis.UnixDomainSocketConnection, "path": address.path})
-    options |= {"socket_connect_timeout": connect_s, "socket_keepalive": True}
     secure = tls_options(address.tls)
+    options |= {"socket_connect_timeout": connect_s, "socket_keepalive": True, **secure}
     if address.scheme == "sentinel":
-        hosts = [(host, port or default_port(address)) for host, port in address.hosts]
+        hosts = [(host, port or address.default_port) for host, port in address.hosts]
         sentinel: Any = Sentinel(
-            hosts, sentinel_kwargs=to_sentinels(address.tls, connect_s), ssl=bool(secure), **options, **secure
+            hosts, sentinel_kwargs=to_sentinels(address.tls, connect_s), ssl=bool(secure), **options
         )  # type: ignore[no-untyped-call]
         client: redis.Redis = sentinel.master_for(address.master)
         return client
     host, port = address.hosts[0]
     kind = redis.SSLConnection if secure else redis.Connection
-    return _client(
-        options
-        | secure
-        | {"connection_class": kind, "host": host or "localhost", "port": port or default_port(address)}
-    )
+    options |= {"host": host or "localhost", "port": port or address.default_port}
+    return _client(options | {"connection_class": kind})
 
 
 def _client(options: Mapping[str, Any]) -> redis.Redis:
@@ -106,11 +103,6 @@ def to_sentinels(tls: TLS | None, wait_s: float) -> dict[str, Any]:
     """
     waits = {"socket_timeout": wait_s, "socket_connect_timeout": wait_s, "retry": Retry(NoBackoff(), 0)}
     return {**waits, "ssl": tls is not None, **tls_options(tls)}
-
-
-def default_port(address: Address) -> int:
-    """Return the port of a host that an address gives none."""
-    return 26379 if address.scheme == "sentinel" else 6379
 
 
 @cache
