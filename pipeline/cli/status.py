@@ -78,7 +78,7 @@ def _observer(config: str | None) -> Iterator[Observer]:
 @click.option("--json", "as_json", is_flag=True, help="For programs; null is what nobody keeps.")
 @click.pass_context
 def trace_command(context: click.Context, config: str | None, receipt: str, as_json: bool) -> None:
-    """Tell the story of one op: enqueued how and when, its place in the log, its commit, which replicas have it.
+    """Print the story of one op: enqueued how and when, its place in the log, its commit, which replicas have it.
 
     Prints no value of the op, but the database's sentence where it was refused. What nobody keeps is said to be so.
     Exits with 1 if the op was refused or lost, or if a primary does not answer.

@@ -68,7 +68,7 @@ class EpochCache:
         return self.known.get(scope.name) or self.after(scope, 0)
 
     def asked(self, scope: Scope) -> int:
-        """Ask the server for a scope's epoch, and learn it; raise it if it was given out on another; see `after`."""
+        """Read a scope's epoch from the server, and learn it; raise it if it was given out on another; see `after`."""
         return self._in_time(f"{scope.name} asked", lambda: self._asked(scope), scope)
 
     def after(self, scope: Scope, stale: int) -> int:
@@ -129,7 +129,7 @@ class EpochCache:
 
 
 class Authority:
-    """Asks the shards' databases, which are the authority on epochs and on what was lost.
+    """Queries the shards' databases, which are the authority on epochs and on what was lost.
 
     Args:
         log: has the epochs, and what is not applied yet.

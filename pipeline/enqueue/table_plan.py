@@ -319,7 +319,7 @@ class RowPlan:
     def _computed_row(
         self, values: Mapping[str, Any], filters: frozenset[str]
     ) -> tuple[tuple[int, ...], list[Any], int | None]:
-        """Check what was given; let pyDAL filter and compute the rest, which may look at the other fields."""
+        """Check what was given; let pyDAL filter and compute the rest, which may read the other fields."""
         compiled = self._compiled
         final = {name: compiled.check[name](value) for name, value in values.items() if name not in filters}
         for name, value in computed(self._table, values, "_fields_and_values_for_insert").items():

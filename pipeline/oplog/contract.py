@@ -151,7 +151,7 @@ class Work(Entries, Waits, Protocol):
         ...
 
     def leave(self, shard: str, holder: str, *, within_ms: int | None = None) -> tuple[bool, int]:
-        """Give up a bell, and look once more; return whether to ring and how many buckets are dirty.
+        """Give up a bell, and check once more; return whether to ring and how many buckets are dirty.
 
         Args:
             shard: the shard's name.

@@ -37,7 +37,7 @@ logger = logging.getLogger("pipeline.bell")
 
 
 class Later:
-    """What the bell's thread does a while after it was asked to, beside ringing."""
+    """What the bell's thread does beside ringing, a while after it was ordered."""
 
     __slots__ = ()
 

@@ -106,7 +106,7 @@ class Onward(NamedTuple):
         return [place.shard for place in places_of_query(self.topology, query, tables)] == [self.near.shard]
 
     def _stays(self, query: Any, fields: Any) -> bool:
-        """Return whether a query asks the application's own database alone."""
+        """Return whether a query reads the application's own database alone."""
         names = {real_name(table) for table in tables_in([query, *fields])}
         theirs = {name for name in names if not self.topology.ours(name)}
         if theirs and theirs != names:

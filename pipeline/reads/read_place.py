@@ -23,7 +23,7 @@ class NoRowMatches(BadRead):
 
 
 class ReadPlace(NamedTuple):
-    """A shard, and the buckets that matter there; None stands for all of them. `seen` is the map that says so."""
+    """A shard, and the buckets that matter there; None means all of them. `seen` is the map that says so."""
 
     shard: str
     buckets: tuple[int, ...] | None

@@ -71,14 +71,14 @@ def copied_columns(source: NodeSession, target: NodeSession, schema: TableSchema
 
 
 class Row(NamedTuple):
-    """What tells a row from another: a digest of its values, and about how many bytes these have."""
+    """What distinguishes a row from another: a digest of its values, and about how many bytes these have."""
 
     digest: str
     bytes: int
 
 
 class RangeTotal(NamedTuple):
-    """What tells two ranges of rows apart: how many they are, and a checksum; and about how many bytes they have."""
+    """What distinguishes two ranges of rows: how many they are, and a checksum; and about how many bytes they have."""
 
     rows: int
     checksum: object

@@ -96,7 +96,7 @@ class Evidence:
 
 
 def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
-    """Ask all servers side by side; a server that does not answer is an error in its place.
+    """Query all servers side by side; a server that does not answer is an error in its place.
 
     Args:
         settings: the configuration.
@@ -154,7 +154,7 @@ def _questions(
 
 
 def _tables(topology: Topology, schemas: tuple[TableSchema, ...]) -> list[str]:
-    """Return the names, in the databases, of all tables to look at: our own, published, and configured ones."""
+    """Return the names, in the databases, of all tables to check: our own, published, and configured ones."""
     published = {schema.name: schema.name_there for schema in schemas}
     configured = (name for name in topology.configured if name not in published)
     return [*(name for name, _ in own_tables("mysql")), *published.values(), *configured]
@@ -186,7 +186,7 @@ def _op_faults(settings: Settings, max_age_s: float) -> tuple[OpFault, ...]:
 
 
 class _Told(NamedTuple):
-    """What the log told, as in `Evidence`."""
+    """What the log answered, as in `Evidence`."""
 
     health: Health | PipelineError
     schemas: tuple[TableSchema, ...] = ()
@@ -218,7 +218,7 @@ def _health(answer: object) -> Health | PipelineError:
 
 
 def _group(settings: Settings, name: str) -> Health:
-    """Ask the Redis of a group, with this user's own rights there.
+    """Query the Redis of a group, with this user's own rights there.
 
     Raises:
         PipelineError: it does not answer, or refuses what the pipeline does.

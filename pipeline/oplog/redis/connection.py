@@ -95,7 +95,7 @@ def tls_options(tls: TLS | None) -> dict[str, Any]:
 
 
 def to_sentinels(tls: TLS | None, wait_s: float) -> dict[str, Any]:
-    """Return the options of connections to Sentinels: each is asked once, where redis-py would ask for seconds.
+    """Return the options of connections to Sentinels: each is queried once, where redis-py would try for seconds.
 
     Args:
         tls: what the address says.

@@ -50,7 +50,7 @@ class Health:
 
 
 def health_of(url: str) -> Health:
-    """Ask the server at an address.
+    """Query the server at an address.
 
     Args:
         url: of the log or of the broker.

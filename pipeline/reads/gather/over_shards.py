@@ -49,7 +49,7 @@ Answered = Generator[Any, list[Any], Any]
 
 
 class Around(NamedTuple):
-    """Where a part of a read stands.
+    """Where a part of a read is.
 
     Attributes:
         topology: who has which bucket.
@@ -251,7 +251,7 @@ def _subselect(select: Any, around: Around, listed: Any = None) -> Answered:
 
 
 def _is_whole(query: Any, tables: Mapping[str, Any], outer: frozenset[str], around: Around) -> bool:
-    """Whether the shards that are asked have, each, all rows that a subselect is about."""
+    """Whether the shards that are read have, each, all rows that a subselect is about."""
     topology = around.topology
     sharded = [table for table in tables.values() if not topology.table(real_name(table)).reference]
     free = [table for table in sharded if table._tablename not in outer]

@@ -42,7 +42,7 @@ class ShardQuery(NamedTuple):
 def shape_of(
     reader: NodeReader, query: Any, fields: tuple[Any, ...], options: Mapping[str, Any], left_out: str = ""
 ) -> ShardQuery:
-    """Return what to ask a shard; every shard of a dialect returns the same merge.
+    """Return the query for a shard; every shard of a dialect returns the same merge.
 
     Args:
         reader: a node of the shard.
