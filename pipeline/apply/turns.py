@@ -227,8 +227,9 @@ class ShardTurns(ABC):
             self._facts.forget()
             blocked[error.schema] = reason = WaitReason(error.kind, self.shard, error.table, error.why)
             self._behind[error.schema] = (clock.mono_s() + SCHEMA_DELAY_MS / 1000, reason)
-            event = Event("ops_wait", shard=self.shard, kind=reason.kind, scope=reason.scope, text=reason.sentence())
-            logger.warning(event)
+            logger.warning(
+                Event("ops_wait", shard=self.shard, kind=reason.kind, scope=reason.scope, text=reason.sentence())
+            )
         elif isinstance(error, Halt):
             take.ends[error.bucket] = error.position
         elif take.patient:
