@@ -29,6 +29,7 @@ HEALTH_CHECK_S = 30
 MOST_DIGITS = 19
 #: A reason why nothing is taken is shorter, characters.
 MOST_REASON = 300
+_Result = TypeVar("_Result")
 
 
 def connect(url: str, *, read_s: float, connect_s: float) -> redis.Redis:
@@ -138,9 +139,6 @@ def translated(*, sent: bool = False) -> Iterator[None]:
     except (redis.exceptions.RedisError, OSError) as error:
         silent = not isinstance(error, WaitBudgetSpent)
         raise LogUnavailable(f"{type(error).__name__}: {error}", sent=sent, silent=silent) from error
-
-
-_Result = TypeVar("_Result")
 
 
 class RedisServer:
