@@ -2,7 +2,7 @@
 
 While a worker stays it holds the shard's bell, so that no op costs a message through Celery. It leaves after two
 seconds, as another shard waits, or as the worker is asked to stop. It looks once more as it gives the bell up, in one
-step: an op that was appended before is seen, and one that comes later rings (docs/notes/27-trickle.md).
+step. An op that was appended before is seen, and one that comes later rings (docs/notes/27-trickle.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sweep twice a second: ring for dirty shards, drain this host's spool, do without a broker that fails.
 
 A dirty shard is rung for if its doorbell was lost. Of all workers one sweeps; where that cannot be known, all do. Where
-no bell can be rung, or this worker hears none, a process of its own applies what is due: a Redis that is full or a
+no bell can be rung, or this worker hears none, a process of its own applies what is due. A Redis that is full or a
 broker that is down stops no op (docs/operations.md).
 
 A worker drains its host's spool, as all web processes of the host may be gone. Both are processes of their own:

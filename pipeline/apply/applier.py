@@ -140,17 +140,20 @@ class Applier(ShardTurns):
                     clock.sleep_s(self._early_rest_s())
                 outcome.ring = True
         except Unavailable as error:
-            self._failures += 1
-            # what the last transaction noted then means nothing; what others have noted does
-            self._transaction.void = self._transaction.noted if isinstance(error, LogUnavailable) else NO_NOTES
-            self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
-            reason = WaitReason("database", self.shard, self.shard, str(error))
-            note_waits(self._log, self.shard, dict.fromkeys(due, reason), {})
-            logger.warning(Event("batch_postponed", shard=self.shard, buckets=len(due), error=error))
-            outcome = Outcome(left=len(due), waiting=reason.sentence())
+            outcome = self._postponed(due, error)
         outcome.ms = ms_since(started)
         rejections.tell(self.shard, outcome.refused)
         return outcome
+
+    def _postponed(self, due: Mapping[int, int], error: Unavailable) -> Outcome:
+        """Leave buckets alone for a while: their database or the log is away."""
+        self._failures += 1
+        self._void = isinstance(error, LogUnavailable)
+        self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
+        reason = WaitReason("database", self.shard, self.shard, str(error))
+        note_waits(self._log, self.shard, dict.fromkeys(due, reason), {})
+        logger.warning(Event("batch_postponed", shard=self.shard, buckets=len(due), error=error))
+        return Outcome(left=len(due), waiting=reason.sentence())
 
     def leave(self, bell: Bell | SilentBell) -> None:
         """Give up the bell, and ring if anything is due but what the last turn found in others' hands.

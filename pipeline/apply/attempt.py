@@ -2,7 +2,7 @@
 
 A note is written under the lock of the bucket's watermark, and removed after the commit. So a worker that gets the lock
 and finds a note for the present watermark knows that the noted attempt has failed. The next attempt is narrower: the
-bucket alone, an eighth of its entries, and so on down to one op, which is rejected after `MOST_DEATHS` attempts alone.
+bucket alone, an eighth of its entries, and so on down to one op. One op is rejected after `MOST_DEATHS` attempts alone.
 """
 
 from __future__ import annotations

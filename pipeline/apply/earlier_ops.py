@@ -1,8 +1,8 @@
-"""Order the ops of several buckets by time, and tell whether an op that a constraint refuses is early.
+"""Order the ops of several buckets by time, and decide whether an op that a constraint refuses is early.
 
 A database enforces order across buckets: a child's row needs its parent's, a unique value has to be free. A log keeps
-order within one bucket. So a constraint's word is final once what was enqueued before the op is applied or set aside;
-and a row to which others may refer is deleted then.
+order within one bucket. So a constraint's word is final once what was enqueued before the op is applied or set aside. A
+row to which others may refer is deleted then.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ row (table and id), on a value of a unique index, and on a row that a foreign ke
 op touches (an update by query, an old unique value), the op conflicts with all of its table. A copy also reads a row of
 another table, so it conflicts with every write to that row.
 
-Two kinds of groups have ops that conflict with each other: upserts of one key, since an INSERT takes its rows in order;
-and atomic groups, whose members are grouped by these same rules.
+Ops that conflict with each other share a group in two cases. An INSERT takes upserts of one key in order. The members
+of atomic groups are grouped by these same rules.
 
 A sheet stays whole where its rows can conflict on nothing but their ids and their parents' ids, and where no other op
 of the batch touches these tables. Else its ops are grouped as all others.

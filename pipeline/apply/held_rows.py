@@ -71,8 +71,8 @@ class HeldRows:
     def part(self, items: Sequence[Item]) -> tuple[Sequence[Item], list[Reject], Sequence[Item]]:
         """Return the first ops that may be executed, those that are parked, and the rest.
 
-        The rest begins with an op that is behind another, and of a row of one that may be executed: whether that one
-        holds its row is to be known before.
+        The rest begins with an op that is behind another, and shares a row with one that may be executed. Whether that
+        one holds its row must be known before.
 
         Args:
             items: ops in order.

@@ -4,7 +4,7 @@ A statement's text names its tables, whoever wrote it: pyDAL, a subselect, `exec
 that runs statements is replaced. The user sees own writes where the DAL is on the primary, as with a single shard.
 
 MySQL shows the state of a transaction's first read to its end. So the first read of any table waits, not the first one
-of an attached table; and `reads = "own"` puts the connection at READ COMMITTED, where each statement has a state of its
+of an attached table. And `reads = "own"` puts the connection at READ COMMITTED, where each statement has a state of its
 own.
 """
 

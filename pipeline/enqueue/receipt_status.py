@@ -1,4 +1,4 @@
-"""Follow ops: what became of a receipt, and waiting until it is applied. The databases are asked; Redis only hints."""
+"""Follow ops: what became of a receipt, and waiting until it is applied. The databases decide; Redis only hints."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Sheet(Sequence[bytes]):
 
     @property
     def text(self) -> bytes:
-        """The sheet as a log keeps it: ids as their first, their number and the step between them where that tells."""
+        """The sheet as a log keeps it: ids as first, number and step between them where that names all."""
         if not self._text:
             ids, step = self.ids, 0
             if len(ids) > 1:

@@ -1,4 +1,4 @@
-"""Find where a read has to go: which buckets of which shards can hold the rows that it asks for."""
+"""Find where a read has to go: which buckets of which shards can hold its rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class NoRowMatches(BadRead):
 
 
 class ReadPlace(NamedTuple):
-    """A shard, and the buckets that matter there; None stands for all of them. `seen` is the map that says so."""
+    """A shard, and the buckets that matter there; None means all of them. `seen` is the map that says so."""
 
     shard: str
     buckets: tuple[int, ...] | None

@@ -1,4 +1,4 @@
-"""Stand in for the spool of a deployment without one: nothing waits in it, and it takes nothing."""
+"""Replace the spool of a deployment without one: nothing waits in it, and it takes nothing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Make records: ask every node and Redis side by side, or follow what the prober has published about the nodes.
+"""Make records: query every node and Redis side by side, or follow what the prober has published about the nodes.
 
-What does not answer in time is unknown. Nothing here reads a log from end to end: positions are dense, so a queue is
-as long as its last position is away from its watermark.
+What does not answer in time is unknown. Nothing here reads a log from end to end. Positions are dense: a queue is as
+long as its last position is away from its watermark.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Drain the spool into the logs, and forget what every node has.
 
-Invariant: of each bucket, ops are sent in the order in which they were spooled, and from the lowest that Redis may lack
-on: after a change of its lineage that is everything which is still kept.
+Invariant: of each bucket, ops are sent in the order in which they were spooled, beginning with the lowest that Redis
+may lack. After a change of Redis' lineage that is everything which is still kept.
 
 The way back: while others go on spooling, the spool may never be empty. So the last ops are sent while nobody else
 writes. Then the marker is removed, and whoever has waited for its turn goes directly (docs/notes/15).

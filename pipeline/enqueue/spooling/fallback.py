@@ -1,7 +1,7 @@
-"""Publish through the spool where Redis does not take an op, or where the caller asks for it.
+"""Publish through the spool where Redis does not take an op, or where the caller chooses it.
 
-Invariant: once an op of this host waits in the spool, every later one goes behind it; and an op whose outcome is
-unknown goes there under the number that it was sent with, so that it cannot be doubled.
+Invariant: once an op of this host waits in the spool, every later one goes behind it. An op whose outcome is unknown
+goes there under the number that it was sent with, so it cannot be doubled.
 """
 
 from __future__ import annotations

@@ -25,13 +25,12 @@ from pipeline.oplog.redis.connection import (
     numbers_of,
     position_of,
     position_or_none,
-    read_of,
     ring_of,
     script,
     text_of,
     translated,
 )
-from pipeline.oplog.redis.packs import MOST_OPS
+from pipeline.oplog.redis.packs import MOST_OPS, read_of
 from pipeline.oplog.redis.shared_state import RedisSharedState, RedisWaits
 from pipeline.oplog.redis.signature import DEFINITION, signed, verified
 from pipeline.oplog.ttls import BELL_MS, HELD_MS, MOST_AHEAD_MS, NOTE_MS

@@ -1,7 +1,7 @@
 """Judge the health of one shard's nodes, probe by probe. Pure: probe results go in, reports come out.
 
 Invariant: only a good probe brings a node back. A node that fails and answers by turns, as with a third of its probes
-lost, stays out: it needs many good probes in a row, and each relapse doubles the number. A node that was restarted has
+lost, stays out. It needs many good probes in a row, and each relapse doubles the number. A node that was restarted has
 failed once, for some seconds, and is back soon.
 """
 
