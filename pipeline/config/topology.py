@@ -29,8 +29,8 @@ from pipeline.model.values import lenient
 NOT_OURS = ("auth_", "web2py_session_", "scheduler_", "pipeline_")
 #: The longest list or table that a fingerprint has in full, characters.
 MOST_WORDS = 120
-#: No number of a database is larger; a text of a larger one may be more digits than Python writes.
-_END = 2**63
+#: A number from here on is refused: it may have more digits than Python writes.
+_END = 10**400
 
 
 class Topology:
