@@ -148,7 +148,8 @@ class Applier(ShardTurns):
     def _postponed(self, due: Mapping[int, int], error: Unavailable) -> Outcome:
         """Leave buckets alone for a while: their database or the log is away."""
         self._failures += 1
-        self._void = isinstance(error, LogUnavailable)
+        # what the last transaction noted then means nothing; what others have noted does
+        self._transaction.void = self._transaction.noted if isinstance(error, LogUnavailable) else NO_NOTES
         self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
         reason = WaitReason("database", self.shard, self.shard, str(error))
         note_waits(self._log, self.shard, dict.fromkeys(due, reason), {})

@@ -225,7 +225,8 @@ def rebuilt_on(part: Any, db: Any, table: Any) -> Any:
         query = rebuilt_on(part._query, db, table)
         return db(query).nested_select(*fields, correlated=part._correlated, **options)
     if type(part) in (list, tuple):
-        return type(part)(rebuilt_on(item, db, table) for item in part)
+        # a value may be a list of any depth, which holds nothing of pyDAL's
+        return type(part)(rebuilt_on(item, db, table) if kind_of(item) else item for item in part)
     return part
 
 

@@ -102,7 +102,12 @@ class NodeConnection(_Connection):
         super()._get_server_information()  # type: ignore[misc]  # PyMySQL's own, which the stubs leave out
         if self._asked and not this.server_capabilities & CLIENT.SSL:
             # PyMySQL before 1.2 would go on without TLS
-            raise OperationalError(CR.CR_SSL_CONNECTION_ERROR, "the server offers no TLS, which its address asks for")
+            raise OperationalError(
+                CR.CR_SSL_CONNECTION_ERROR,
+                "the server offers no TLS, which its address asks for: give the server ssl_cert and ssl_key, or take "
+                "ssl_ca, ssl_cert, ssl_key and ssl_verify out of the address, and anybody between can read and change "
+                "what passes",
+            )
         if not self._tells and this._auth_plugin_name in _TELLING:
             # the first packet would hold the password; a server that wants it still is refused then
             this._auth_plugin_name = "mysql_native_password"

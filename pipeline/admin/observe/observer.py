@@ -221,6 +221,7 @@ class Observer:
             parked=counts.get("parked"),
             lost=counts.get("lost"),
             forged=counts.get("forged"),
+            given_up=counts.get("given_up"),
             buckets=queue.deepest,
             nodes=with_news(found, news),
             waits=waits[:MOST_WAITS],

@@ -12,6 +12,7 @@ from pipeline.errors import NotMigrated
 from pipeline.model.op import Position
 from pipeline.shard.dialect import Dialect
 from pipeline.shard.records.ledger import READ_MARKS, LostRange, Mark, marks_in, ops_in, sent_by, text_literal
+from pipeline.shard.records.set_aside import GIVEN_UP
 from pipeline.shard.session import NodeSession
 
 
@@ -261,7 +262,14 @@ def counts(session: NodeSession) -> dict[str, int]:
     states = {state: int(count) for state, count, *_ in found if state}
     parked = sum(states.get(state, 0) for state in ("parked", "waiting"))
     lost = ops_in(LostRange(*map(int, one)) for state, *one in found if not state)
-    return {"rejected": states.get("rejected", 0), "parked": parked, "lost": lost, "forged": states["forged"]}
+    counted = {"rejected": states.get("rejected", 0), "parked": parked, "lost": lost, "forged": states["forged"]}
+    return counted | {"given_up": _given_up(session) if states.get("dropped") else 0}
+
+
+def _given_up(session: NodeSession) -> int:
+    """Return how many refused ops were given up of late since too much was set aside."""
+    sql = f"SELECT COUNT(*) FROM pipeline_rejects WHERE state = 'dropped' AND reason LIKE '{GIVEN_UP}rejects_mb%'"
+    return int(session.query(sql)[0][0])
 
 
 def keep_schemas(session: NodeSession, schemas: Mapping[str, tuple[str, str]]) -> None:

@@ -41,6 +41,8 @@ _COLUMNS = (
 
 #: So much of a forged entry is kept, characters.
 MOST_FORGED = 4_000
+#: Begins the reason of an op that no operator gave up; a setting's name follows.
+GIVEN_UP = "given up by [apply] "
 _T = TypeVar("_T")
 
 
