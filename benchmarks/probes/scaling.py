@@ -119,7 +119,7 @@ def _of_threads(target: Target, purchase: Any) -> Figure:
         meeting.wait()
         for customer in range(n * 20, n * 20 + 20):
             receipt = pipeline.enqueue_insert(purchase, customer=customer, qty=1)
-            pipeline.get(purchase, receipt.id, after=receipt)
+            pipeline.get(purchase, receipt.id, after=receipt, wait_s=DRAIN_S)  # it counts connections
         meeting.wait()  # all connections are open
         meeting.wait()
 

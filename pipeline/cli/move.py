@@ -105,7 +105,7 @@ def begin_command(
     if (key is None) == (buckets == ""):
         raise PipelineError("say what is to move: either BUCKETS, such as 0-15,40, or --key TABLE=VALUE")
     with opened(config) as client:
-        wanted = named_buckets(buckets) if key is None else [_bucket_of(client, key)]
+        wanted = named_buckets(buckets) if key is None else [_bucket_of(client, key, all_tables=dry_run)]
         if dry_run:
             _print_sizes(orders.sizes(client, wanted, target), target)
             return
@@ -239,13 +239,16 @@ def show_move_command(config: str | None, buckets: str, as_json: bool) -> None:
             click.echo(f"to send them back: pipeline move back {one.buckets}")
 
 
-def _bucket_of(client: Client, key: str) -> int:
+def _bucket_of(client: Client, key: str, *, all_tables: bool) -> int:
     """Return the bucket of a shard key, and say who shares it."""
-    place = orders.find_key(client, key)
+    place = orders.find_key(client, key, all_tables=all_tables)
+    own, *others = place.tables
     along = ", and no other key of the table"
-    if place.others:
-        along = f"; {place.others:,} other keys with {place.along:,} rows move along"
-    click.echo(f"{key} is in bucket {place.bucket} with {place.rows:,} rows{along}", err=True)
+    if own.others:
+        along = f"; {own.others:,} other keys with {own.along:,} rows move along"
+    click.echo(f"{key} is in bucket {place.bucket} with {own.rows:,} rows{along}", err=True)
+    for one in others:
+        click.echo(f"  of {one.table}: {one.rows:,} rows of the key, and {one.along:,} of others", err=True)
     return place.bucket
 
 

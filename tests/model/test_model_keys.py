@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import pytest
-from model.keys import RULES, Bounds, model
+from model.keys import KEY, KEY_ID, OTHER_ID, RULES, Bounds, model
 from model.search import search
 
-#: What shows the need of a rule, where more than two ops have to happen.
-NEEDED = {"held along": Bounds(refusals=1), "asked first": Bounds(doubts=1)}
+MIXED = (KEY, KEY_ID, OTHER_ID, KEY)
+#: What shows the need of a rule, where more than two ops by the key have to happen.
+NEEDED = {
+    "held along": Bounds(refusals=1),
+    "asked first": Bounds(doubts=1),
+    "by id to both": Bounds((KEY_ID,)),
+    "own rows": Bounds((KEY_ID,)),
+}
+CLEAN = (
+    Bounds((KEY,) * 4, refusals=1),
+    Bounds((KEY,) * 3, doubts=2, refusals=1),
+    Bounds(MIXED, refusals=1),
+    Bounds((KEY_ID, OTHER_ID, KEY), doubts=2, refusals=1),
+)
 
 
-@pytest.mark.parametrize("bounds", [Bounds(4, refusals=1), Bounds(3, doubts=2, refusals=1)], ids=str)
+@pytest.mark.parametrize("bounds", CLEAN, ids=str)
 def test_with_all_rules_a_keys_ops_are_applied_once_and_in_order(bounds: Bounds) -> None:
     assert search(model(bounds)).disaster is None
 

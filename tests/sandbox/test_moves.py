@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from support.sandbox.deployments import Site, apply, drain, file_of, insert, model, run, site
+from pydal import Field
+from support.sandbox.deployments import BY_CUSTOMER, Site, apply, drain, file_of, insert, model, run, site
 
 from pipeline.admin import new_shard, reshape, upkeep
+from pipeline.admin.migrate import migrate
 from pipeline.admin.moving import carrier, orders
 from pipeline.admin.moving import mover as movers
 from pipeline.admin.moving.buckets_rows import CopyVoid, FencedSession
@@ -411,6 +413,37 @@ def test_a_key_is_moved_with_its_bucket_and_the_command_says_who_comes_along(
     assert f"{key} is in bucket {bucket} with 1 rows{said}\n" in done.output
     assert client.topology.shard_of(bucket) == target
     assert {7, *along} <= {customer for customer, _ in rows_on(client, target)}
+
+
+def test_a_dry_run_of_a_key_says_which_rows_of_other_keys_move_along_in_each_table(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = {**BY_CUSTOMER, "review": {"shard_key": "customer"}}
+    client, db = site.client(tables=tables, buckets=4), model()
+    db.define_table("review", Field("customer", "integer"))
+    db.define_table("notice", Field("customer", "integer"))  # spread by its ids
+    client.define_tables(db)
+    migrate(client)
+    bucket, receipts = client.topology.bucket_of("purchase", 7), []
+    for customer in CUSTOMERS:
+        insert(client, customer)
+        client.enqueue_bulk_insert(db.review, [{"customer": customer}, {"customer": customer}])
+        receipts.append(client.enqueue_insert(db.notice, customer=7))
+    drain(client)
+    monkeypatch.setattr(face, "opened", lambda config: nullcontext(client))
+    others = sum(client.topology.bucket_of("purchase", one) == bucket for one in CUSTOMERS) - 1
+    notices = sum(receipt.bucket == bucket for receipt in receipts)
+    target = "s1" if client.topology.shard_of(bucket) == "s0" else "s0"
+
+    said = CliRunner().invoke(command, ["move", "--key", "purchase=7", "--to", target, "--dry-run"])
+
+    assert said.exit_code == 0, said.output
+    assert others > 0
+    assert notices > 0
+    assert f"is in bucket {bucket} with 1 rows; {others} other keys with {others} rows move along\n" in said.output
+    assert f"  of review: 2 rows of the key, and {2 * others} of others\n" in said.output
+    assert f"  of notice: 0 rows of the key, and {notices} of others\n" in said.output
+    assert "country" not in said.output
 
 
 @pytest.mark.parametrize(

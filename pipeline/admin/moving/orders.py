@@ -14,15 +14,18 @@ from pipeline.admin.observe.moves import OneMove, each_move, how_far, leg_of_tar
 from pipeline.chance import chance
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
+from pipeline.config.topology import Topology
 from pipeline.enqueue import bucket_map
 from pipeline.enqueue.bucket_map import Told
 from pipeline.errors import PipelineError, Unavailable, did_you_mean
 from pipeline.events import Event
+from pipeline.model.schema import Column, TableSchema
 from pipeline.model.values import key_form, lenient
 from pipeline.shard.bucket_sql import bucket_sql
 from pipeline.shard.records import ledger, ledger_queries, moves
 from pipeline.shard.records.ledger import APPLYING, COPYING, MOVED, Mark
 from pipeline.shard.records.moves import DEFAULTS, Leg, MoveNote
+from pipeline.shard.session import NodeSession
 
 #: How long rows of the source are kept once the target goes on, s: readers may have the map of before.
 KEEP_S = 60
@@ -141,51 +144,81 @@ def rows_to_move(client: Client, buckets: Collection[int], target: str) -> dict[
     return rows_in(client.nodes.primary(source), tables)
 
 
+class KeyRows(NamedTuple):
+    """Rows of a table that move with a shard key's bucket.
+
+    Attributes:
+        rows: that have the key.
+        along: that have another one.
+        others: how many other keys these have; 0 where the table is not spread by such keys.
+    """
+
+    table: str
+    rows: int
+    along: int
+    others: int
+
+
 class KeyPlace(NamedTuple):
     """Where a shard key is, and with whom.
 
     Attributes:
         bucket: its bucket; a key has none of its own, see docs/notes/26-moves.md.
-        rows: how many rows of the table have the key.
-        others: how many other keys the table has in the bucket.
-        along: how many rows of the table have one of these.
+        tables: what moves with it, of the key's own table first.
     """
 
     bucket: int
-    rows: int
-    others: int
-    along: int
+    tables: list[KeyRows]
 
 
-def find_key(client: Client, text: str) -> KeyPlace:
-    """Return where a shard key is.
+def find_key(client: Client, text: str, *, all_tables: bool) -> KeyPlace:
+    """Return where a shard key is, and what shares its bucket.
 
     Args:
         client: the deployment.
         text: the table and the key, in any spelling that a write takes: `purchase=4711`.
+        all_tables: whether to look through all that have rows in the bucket; else through the key's own.
 
     Raises:
         PipelineError: there is no such table, it is not spread by keys, or they are none of its column.
     """
     name, _, key = text.partition("=")
-    tables = {schema.name: schema for schema in published(client)}
+    tables, topology = {schema.name: schema for schema in published(client)}, client.topology
     if name not in tables or not key:
         near = did_you_mean(name, tables)
         raise PipelineError(f"{text!r} names no key: write TABLE=VALUE, with a table of this deployment{near}")
-    topology, schema, rules = client.topology, tables[name], client.topology.table(name)
-    if rules.reference:
+    if topology.table(name).reference:
         raise PipelineError(f"table {name!r} is a reference table: each shard has all its rows")
-    column = schema.columns[schema.index[rules.shard_key or schema.id_name]]
-    bucket, final = topology.finding(name, column)(key), lenient(name, column)
+    bucket = topology.finding(name, _key_column(topology, tables[name]))(key)
     bucket_map.follow(client.log, client.nodes, topology, anew=True)
     session = client.nodes.primary(topology.shard_of(bucket))
+    others = [other for other in tables if other != name and not topology.table(other).reference]
+    named = (name, *sorted(others if all_tables else []))
+    found = [_rows_with(topology, session, tables[one], key, bucket) for one in named]
+    return KeyPlace(bucket, [found[0], *(one for one in found[1:] if one.rows or one.along)])
+
+
+def _key_column(topology: Topology, schema: TableSchema) -> Column:
+    return schema.columns[schema.index[topology.table(schema.name).shard_key or schema.id_name]]
+
+
+def _rows_with(topology: Topology, session: NodeSession, schema: TableSchema, key: str, bucket: int) -> KeyRows:
+    """Return a table's rows in a bucket, apart by whether they have a key: whether its text leads there, too."""
+    rules, column = topology.table(schema.name), _key_column(topology, schema)
     stored, table = session.dialect.quote(column.name_there), session.dialect.quote(schema.name_there)
-    which = bucket_sql(session.dialect, rules, schema, topology.buckets)
-    found = session.query(f"SELECT {stored}, COUNT(*) FROM {table} WHERE {which} = {bucket} GROUP BY {stored}")
+    which = f"{bucket_sql(session.dialect, rules, schema, topology.buckets)} = {bucket}"
+    final = lenient(schema.name, column)
     form = key_form(column) or final
-    own = form(final(key))
-    along = [count for value, count in found if form(final(value)) != own]
-    return KeyPlace(bucket, sum(count for _, count in found) - sum(along), len(along), sum(along))
+    try:
+        same = topology.finding(schema.name, column)(key) == bucket
+    except PipelineError:  # it is no key of this table
+        same = False
+    if not same:
+        [(count,)] = session.query(f"SELECT COUNT(*) FROM {table} WHERE {which}")
+        return KeyRows(schema.name, 0, int(count), 0)
+    found = session.query(f"SELECT {stored}, COUNT(*) FROM {table} WHERE {which} GROUP BY {stored}")
+    along = [count for value, count in found if form(final(value)) != form(final(key))]
+    return KeyRows(schema.name, sum(count for _, count in found) - sum(along), sum(along), len(along))
 
 
 def sizes(client: Client, buckets: Collection[int], target: str) -> list[Size]:

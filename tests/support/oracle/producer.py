@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import clock
 from pipeline.clock import polls
 from pipeline.devcluster.celery import import_path
 from pipeline.model.receipt import Receipt
@@ -56,7 +57,7 @@ def environment() -> dict[str, str]:
 
 
 def start(config: Path, output: Path, **options: Any) -> Producer:
-    """Start a producer; see `Load` for the options, and *ops* for how many."""
+    """Start a producer; see `Load` for the options, *ops* for how many, and *per_s* for how many a second at most."""
     output.touch()
     with Path(f"{output}.log").open("wb") as log:
         child = subprocess.Popen(
@@ -75,7 +76,7 @@ def _main(config: str, output: str, options: dict[str, Any]) -> None:
     from support.oracle.load import Load
     from support.tables import define
 
-    ops, name = options.pop("ops"), options["name"]
+    ops, name, per_s = options.pop("ops"), options["name"], options.pop("per_s", 0)
     client, db = Client(config), define()
     client.define_tables(db)
     load = Load(client, db, chance(options.pop("seed"), name), **options)
@@ -84,6 +85,8 @@ def _main(config: str, output: str, options: dict[str, Any]) -> None:
         noted = load.send()
         receipt = Receipt(noted.bucket, noted.position, None, noted.producer, noted.seq, client.follower)
         os.write(file, json.dumps([str(receipt), noted.deed]).encode() + b"\n")
+        if per_s:
+            clock.sleep_s(1 / per_s)
     for _ in polls(SETTLE_S):  # what it knows of losses is written down while it lives
         if client.publisher.settle():
             break
