@@ -158,7 +158,7 @@ def table_differences(mine: Fingerprint, noted: Fingerprint) -> dict[str, str]:
     }
 
 
-def misplaced(mine: Fingerprint, noted: Fingerprint | None) -> dict[str, str]:
+def placed_otherwise(mine: Fingerprint, noted: Fingerprint | None) -> dict[str, str]:
     """Return a sentence for each table whose ops the other configuration puts into other buckets; `""`: of each table.
 
     Args:

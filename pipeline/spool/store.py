@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.errors import Unavailable, WrongDeployment
-from pipeline.model.fingerprint import Fingerprint, misplaced
+from pipeline.model.fingerprint import Fingerprint, placed_otherwise
 from pipeline.model.op import new_producer
 from pipeline.per_process import PerProcess
 from pipeline.spool.id_reserve import IdReserve
@@ -133,7 +133,7 @@ class Spool:
             if mine == _agreed(db):
                 return
         with self.file.writing(room=DRAINING_ROOM) as db:
-            for table, fault in misplaced(mine, _agreed(db)).items():
+            for table, fault in placed_otherwise(mine, _agreed(db)).items():
                 of_table = "SELECT COUNT(*) FROM entries WHERE instr(payload, ?)"
                 if ops := db.execute(of_table, (_named(table),)).fetchone()[0]:
                     raise WrongDeployment([ASTRAY.format(ops=ops, path=self.path, fault=fault)])
@@ -286,7 +286,7 @@ class Spool:
     def _refuse_misplaced(self, db: sqlite3.Connection, wish: _Wish) -> None:
         """Raise where ops are new that the configuration which was compared last would place elsewhere."""
         noted = _agreed(db)
-        for table, fault in misplaced(self._placing, noted).items() if self._placing else ():
+        for table, fault in placed_otherwise(self._placing, noted).items() if self._placing else ():
             new = (ops for bucket, ops in wish.runs.items() if bucket not in wish.numbers)
             if any(_named(table) in op for ops in new for op in ops):
                 raise WrongDeployment([REFUSED.format(path=self.path, fault=fault)])
