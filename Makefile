@@ -20,7 +20,7 @@ SMALL := tests/pure tests/parts tests/model tests/sandbox
 # each of some thousand processes would compile all modules again: half of its start
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo example-web2py load lock audit test servers thorough check lint unit bench screenshots tab shape soak stale storm system clean
+.PHONY: demo example-web2py load lock audit test servers thorough check lint unit bench screenshots panels tab shape soak stale storm system clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)  ## the whole system on this machine with real data and a checked result
@@ -74,6 +74,10 @@ soak: system $(READY)  ## the crash tests with ten times the load
 
 screenshots: system $(READY)  ## the pictures of the Pipeline tab in docs/img/, of a local cluster under load; look at them
 	PYTHONPATH=tests $(BIN)/python -m support.web.screenshots
+
+panels: system $(READY)  ## each query of deploy/grafana/pipeline.json, asked of a real Prometheus under load (1 minute)
+	@command -v prometheus >/dev/null || .ci/promtool prometheus
+	PYTHONPATH=tests $(BIN)/python -m support.web.panels
 
 tab: system $(READY)  ## the Pipeline tab of 64 busy shards: time of the overview, processor time by open browser, paint, a picture (2 minutes)
 	PYTHONPATH=tests $(BIN)/python -m support.web.tab_load

@@ -53,8 +53,6 @@ _TYPED = _COMPARISONS | {"belongs", "add", "sub", "mul", "div", "mod", "coalesce
 _JOINS = frozenset(("_and", "_or", "_not", "invert", "on", "comma"))
 #: Digits before the point that a number may have: pyDAL writes all of them, which takes minutes for 1E+999999.
 _MOST_DIGITS = 400
-#: Lists within lists that a read's terms may be.
-_MOST_LEVELS = 10
 _OPTIONS = ("orderby", "groupby", "having", "left", "join", "distinct")
 #: Options that are conditions, or tables with one.
 _CONDITIONS = ("having", "left", "join")
@@ -275,7 +273,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, Raw | int | float | Decimal) or kind_of(value) != ""
 
 
-def _check_terms(terms: Any, where: str, levels: int = _MOST_LEVELS) -> None:
+def _check_terms(terms: Any, where: str, levels: int = 1) -> None:
     """Refuse what is no term, no text and no list of such: pyDAL would write it as it is, or fail on it."""
     waiting = [(terms, levels)]
     while waiting:

@@ -207,8 +207,8 @@ READS: Mapping[str, Callable[[Client, Any, str, Any], Any]] = {
     "after, many": lambda client, db, name, value: client.select(db.event.id > 0, after=value),
     "shard key": lambda client, db, name, value: client.get(db.keyed, 1, shard_key=value),
 }
-#: What refuses a read; SQLite takes no NUL in a statement.
-REFUSALS = (PipelineError, sqlite3.ProgrammingError)
+#: What refuses a read; SQLite takes no NUL in a statement, and no parameter of more than 64 bits (line 3 of pyDAL).
+REFUSALS = (PipelineError, sqlite3.ProgrammingError, OverflowError)
 #: Reads that take a field and a value; the others take the value only.
 OF_A_FIELD = ("query", "order of values", "belongs", "counted", "in a read")
 
