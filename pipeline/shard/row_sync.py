@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pipeline.clock import mono_s
 from pipeline.model.schema import TableSchema
 from pipeline.shard.columns import DatabaseColumn
-from pipeline.shard.driver_errors import Fault, fault_of, is_about_other_rows
+from pipeline.shard.driver_errors import Fault, fault_of, is_about_other_rows, is_driver_error
 from pipeline.shard.session import NodeSession
 from pipeline.shard.stored_rows import WRITE_ROWS, RangeTotal, StoredIds, StoredRows, as_it_is
 
@@ -146,11 +146,15 @@ class RowSync:
         return _Found(upto, mine, missing, [id for id in had if id in missing or id not in has])
 
     def _write(self, rows: Sequence[Sequence[object]], upto: int | None) -> None:
-        """Insert rows. A row behind them may still hold a unique value that one of them has taken over since."""
+        """Insert rows. A row behind them may still hold a unique value that one of them has taken over since.
+
+        A connection that was cut is no such case: the rows may be there.
+        """
         try:
             self._target.insert(rows)
         except Exception as error:
-            if self._cleared or upto is None or not is_about_other_rows(error):
+            refused = is_driver_error(error) and is_about_other_rows(error)
+            if self._cleared or upto is None or not refused:
                 raise
             self._cleared = True
             for found in self._walk(upto, alone=True):

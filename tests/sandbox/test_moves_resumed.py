@@ -14,6 +14,7 @@ from pipeline.admin.moving import mover as movers
 from pipeline.admin.moving.mover import Mover
 from pipeline.admin.moving.sides import Sides
 from pipeline.client import Client
+from pipeline.errors import ShardUnavailable
 from pipeline.shard import row_sync
 from pipeline.shard.row_sync import RowSync
 from pipeline.shard.stored_rows import StoredIds, StoredRows
@@ -271,3 +272,25 @@ def test_whoever_goes_on_copies_no_row_before_all_readers_know_of_the_move(
     assert (first.stage, second.stage) == ("waiting", "waiting")
     assert first.text.endswith("until all readers know of the move")
     assert second.text.endswith("until all readers know of the move")
+
+
+def test_a_chunk_whose_commit_got_no_reply_ends_no_move(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    mover, insert_rows, cut = orders.order_move(client, [bucket(client)], "s1", "me", keep_s=0), StoredRows.insert, []
+
+    def committed(self: StoredRows, rows: Any) -> None:
+        insert_rows(self, rows)
+        if not cut:
+            cut.append(rows)
+            raise ShardUnavailable("s1", "the connection was cut behind the commit")
+
+    monkeypatch.setattr(StoredRows, "insert", committed)
+    before = rows_on(client, "s0")
+
+    with pytest.raises(ShardUnavailable):
+        one_life(mover, ROWS)
+    for _ in mover.steps():
+        pass
+
+    assert len(cut[0]) == FEW
+    assert rows_on(client, "s1") == before
+    assert rows_on(client, "s0") == []
