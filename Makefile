@@ -33,12 +33,9 @@ example-web2py: $(READY)  ## a shop in web2py whose writes go through the pipeli
 load: system $(READY)  ## 50 users for 30 s against the shop: no error, no stale own-read, nine of ten reads on replicas
 	$(BIN)/python -m examples.web2py.load
 
-# Tests of servers wait for starts, disks and each other, and leave cores idle: tests of one process take these, one for a
-# core. Not at a low priority: waits of half a second are part of what they test. One half after the other: SIDES=1
-SIDES ?= 2
-BESIDE := -n $(shell getconf _NPROCESSORS_ONLN) --dist worksteal
 test: system $(READY) $(READY3)  ## everything: real MariaDB, real Redis, real workers killed with SIGKILL
-	$(MAKE) --no-print-directory -j $(SIDES) --output-sync=line servers thorough
+	$(MAKE) --no-print-directory thorough
+	$(MAKE) --no-print-directory servers
 
 servers thorough: export HYPOTHESIS_PROFILE = thorough
 
@@ -49,8 +46,8 @@ servers: system $(READY)  ## of `make test`, what starts servers
 
 # the second line of pyDAL runs what pyDAL takes part in, with the examples of `make check`
 thorough: $(READY) $(READY3)  ## of `make test`, what runs in one process: with more examples than in `make check`
-	$(IN_MEMORY) $(BIN)/python -m pytest $(BESIDE) $(SMALL) tests/storm/test_judge.py tests/storm/test_sandbox_storm.py tests/contract
-	$(IN_MEMORY) HYPOTHESIS_PROFILE=quick $(VENV3)/bin/python -m pytest $(BESIDE) -q tests/pure/dal tests/sandbox tests/contract/shard
+	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) $(SMALL) tests/storm/test_judge.py tests/storm/test_sandbox_storm.py tests/contract
+	$(IN_MEMORY) HYPOTHESIS_PROFILE=quick $(VENV3)/bin/python -m pytest $(AT_ONCE) -q tests/pure/dal tests/sandbox tests/contract/shard
 
 check: lint unit  ## before each commit, a minute and a half
 

@@ -7,17 +7,16 @@ row to which others may refer is deleted then.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
-from itertools import accumulate, groupby
 from math import inf
 from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.apply.batch import Batch
 from pipeline.apply.grouping import Item
+from pipeline.apply.order import sent_ms_of
 from pipeline.errors import PipelineError
-from pipeline.model.op import DELETE, Entry, Position, enqueued_ms
+from pipeline.model.op import DELETE, Entry, Op, Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
@@ -31,10 +30,6 @@ CLOCKS_MS, CLOCKS_S = 250.0, 1.0
 #: The share of that time that a delete waits at most. An op of its bucket that was enqueued before it may be behind it,
 #: sent from a spool; and what needs that op waits, too. Of the two the delete goes on: a child is gone either way.
 DELETES = 0.25
-#: When an op has its turn, ms; and its rank among those of one time.
-_Turn = tuple[float, int]
-#: How often turns are made later at most: where two deletes stand before what should come before the other, never ends.
-_ROUNDS = 4
 #: How many entries of a bucket are looked at before an op is rejected.
 DEEP = 100
 #: How many waiting ops a process keeps in mind before it forgets those that are decided.
@@ -110,8 +105,11 @@ class EarlierOps:
         self._settled: set[Place] = set()
         self._batch: Batch | None = None
         self._marks: dict[int, Position] = {}
+        self._owned: list[int] = []
         self._queued: dict[int, float] | None = None
         self._looked_deep = False
+        #: The next entries of each bucket, once they were asked for.
+        self._deep: Mapping[int, Sequence[Entry]] | None = None
 
     def begin(self, batch: Batch, *, again: bool = False) -> None:
         """Begin a transaction.
@@ -122,7 +120,7 @@ class EarlierOps:
         """
         if not again:
             self._putting_off, self._settled, self._let_go = {}, set(), None
-        self._batch, self._queued, self._looked_deep = batch, None, False
+        self._batch, self._queued, self._deep, self._looked_deep = batch, None, None, False
 
     def awaited_by(self, item: Item, *, refused: bool = True) -> WaitReason | None:
         """Return why an op that a constraint refuses, or that deletes, waits; None where it has its turn.
@@ -140,6 +138,8 @@ class EarlierOps:
             self._looked_deep = True  # else the database's word would be final, and the row gone
             self._queued = self._oldest_queued(self._queued, DEEP)
             near = _until(at_ms + younger_ms, self._queued, bucket)
+        if near and not refused and item.op.kind == DELETE and item.op.id is not None:
+            near = self._naming(item.op, near)
         if not near:
             return None
         older = [one for one, sent_ms in near.items() if sent_ms < at_ms]
@@ -160,6 +160,18 @@ class EarlierOps:
             self._log.mark_dirty(self._shard, near)
         self._queued[bucket] = min(at_ms, self._queued.get(bucket, at_ms))  # this one is queued from now on
         return self._reason(item)
+
+    def _naming(self, delete: Op, near: Mapping[int, float]) -> dict[int, float]:
+        """Return the buckets with an older op that may refer to the row that is deleted: such an op names its id."""
+        if self._deep is None:
+            self._deep = self._log.read(self._behind(), dict.fromkeys(self._marks, DEEP))
+        unseen, number = self._unseen({bucket: self._deep.get(bucket, []) for bucket in near}), str(delete.id).encode()
+        return {
+            bucket: sent_ms
+            for bucket, sent_ms in near.items()
+            if len(self._deep.get(bucket, [])) == DEEP
+            or any(number in entry.payload and sent_ms_of(entry) < delete.at_ms for entry in unseen[bucket])
+        }
 
     def _waited_s(self, place: Place, older: Collection[int]) -> float:
         now_s = clock.mono_s()
@@ -243,8 +255,8 @@ class EarlierOps:
             # a primary without the last commits was promoted: what was waited for is undone
             self._waits, self._stuck, self._stuck_still, self._put_off = {}, {}, {}, {}
         self._marks = now
-        after = self._batch.after if self._batch is not None else {}
-        behind = {bucket: after.get(bucket, mark.position) for bucket, mark in marks.items() if mark.owned}
+        self._owned = [bucket for bucket, mark in marks.items() if mark.owned]
+        behind = self._behind()
         wanted = behind if some is None else {bucket: after for bucket, after in behind.items() if bucket in some}
         oldest = dict[int, float]()
         while wanted:
@@ -253,9 +265,14 @@ class EarlierOps:
             hidden = [bucket for bucket, queued in found.items() if not unseen[bucket] and len(queued) == entries]
             if entries >= DEEP:
                 unseen |= {bucket: found[bucket] for bucket in hidden}
-            oldest |= {bucket: min(map(_sent_ms, queued)) for bucket, queued in unseen.items() if queued}
+            oldest |= {bucket: min(map(sent_ms_of, queued)) for bucket, queued in unseen.items() if queued}
             wanted, entries = {bucket: wanted[bucket] for bucket in hidden if entries < DEEP}, DEEP
         return {bucket: min(sent_ms, (some or {}).get(bucket, inf)) for bucket, sent_ms in oldest.items()}
+
+    def _behind(self) -> dict[int, Position]:
+        """Return of each bucket of the shard where its queue begins: behind what the transaction takes."""
+        after = self._batch.after if self._batch is not None else {}
+        return {bucket: after.get(bucket, self._marks[bucket]) for bucket in self._owned}
 
     def _unseen(self, found: Mapping[int, Sequence[Entry]]) -> dict[int, Sequence[Entry]]:
         """Return the entries that are to be applied yet; others were sent again when an epoch had ended."""
@@ -271,65 +288,3 @@ class EarlierOps:
 def _until(end_ms: float, queued: Mapping[int, float], but: int) -> dict[int, float]:
     """Return the buckets but one whose oldest op was enqueued by then."""
     return {bucket: sent_ms for bucket, sent_ms in queued.items() if bucket != but and sent_ms <= end_ms}
-
-
-def oldest(entries: Mapping[int, Sequence[Entry]], counts: Mapping[int, int], most: int) -> dict[int, list[Entry]]:
-    """Return the entries that were enqueued first of all, whatever their buckets.
-
-    Args:
-        entries: of each bucket the next ones, in order.
-        counts: how many of each bucket were asked for: where that many were found, there may be more.
-        most: how many to return; of one bucket's at least the first.
-    """
-    times = {bucket: list(accumulate(map(_sent_ms, found), max)) for bucket, found in entries.items()}
-    end_ms = min((sent[-1] for bucket, sent in times.items() if len(sent) >= counts[bucket]), default=inf)
-    every = sorted(sent_ms for sent in times.values() for sent_ms in sent if sent_ms <= end_ms)
-    end_ms = every[min(most, len(every)) - 1] if every else end_ms
-    return {bucket: list(found[: bisect_right(times[bucket], end_ms)]) for bucket, found in entries.items()}
-
-
-def by_time(items: Sequence[Item]) -> list[Item]:
-    """Order ops of several buckets by the time of their calls, and keep the order within each bucket.
-
-    An op has its turn behind younger ones that stand before it in its bucket. What comes too early is refused, and
-    tried again after all else; a delete that came before such an op would take the row away that the op refers to.
-    So deletes have their turn after all that was enqueued before them.
-
-    Args:
-        items: bucket by bucket, of each in order.
-    """
-    turns = _in_buckets(items, [(item.op.at_ms, 0) for item in items])  # a clock may have been set back
-    for _ in range(_ROUNDS if any(map(_deletes, items)) and items[0].entry.bucket != items[-1].entry.bucket else 0):
-        before, turns = turns, _in_buckets(items, _deletes_last(items, turns))
-        if turns == before:
-            break
-    return [items[n] for n in sorted(range(len(items)), key=turns.__getitem__)]
-
-
-def _in_buckets(items: Sequence[Item], turns: Sequence[_Turn]) -> list[_Turn]:
-    """Return turns so that no op comes before the one before it in its bucket."""
-    pairs = zip(items, turns, strict=True)
-    return [turn for _, own in groupby(pairs, key=_bucket) for turn in accumulate((turn for _, turn in own), max)]
-
-
-def _deletes_last(items: Sequence[Item], turns: list[_Turn]) -> list[_Turn]:
-    """Return turns so that no delete comes before an op that was enqueued before it."""
-    found, latest = list(turns), (-inf, 0)
-    for n in sorted(range(len(items)), key=lambda n: items[n].op.at_ms):
-        if latest >= turns[n] and _deletes(items[n]):
-            found[n] = latest[0], latest[1] + 1
-        latest = max(latest, turns[n])
-    return found
-
-
-def _deletes(item: Item) -> bool:
-    return any(op.kind == DELETE for op in item.op.members)
-
-
-def _bucket(pair: tuple[Item, _Turn]) -> int:
-    return pair[0].entry.bucket
-
-
-def _sent_ms(entry: Entry) -> float:
-    """Return when an op was enqueued; of one that this release cannot read, that it was before all others."""
-    return enqueued_ms(entry.payload) or 0.0

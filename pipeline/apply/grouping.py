@@ -372,7 +372,7 @@ def _are_apart(sheets: Sequence[SheetEntry]) -> bool:
 
 
 def _sheets_by_time(sheets: Iterable[SheetEntry]) -> list[SheetEntry]:
-    """Order sheets as `earlier_ops.by_time` orders ops."""
+    """Order sheets as `order.by_time` orders ops."""
     latest: dict[int, float] = {}
     timed: list[tuple[float, int, SheetEntry]] = []
     for entry in sheets:

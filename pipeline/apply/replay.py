@@ -13,10 +13,10 @@ from pipeline import clock
 from pipeline.apply.applier import applied_counts
 from pipeline.apply.attempt import Attempt
 from pipeline.apply.batch import Batch
-from pipeline.apply.earlier_ops import by_time
 from pipeline.apply.grouping import Item
 from pipeline.apply.held_rows import HeldRows
 from pipeline.apply.judge import NeededOps
+from pipeline.apply.order import by_time
 from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
 from pipeline.apply.turns import ShardTurns
 from pipeline.config.settings import ApplySettings, TableSettings

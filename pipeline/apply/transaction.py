@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch, FactBook
-from pipeline.apply.earlier_ops import EarlierOps, Early, by_time, oldest
+from pipeline.apply.earlier_ops import EarlierOps, Early
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import Item, grouped, grouped_sheets, may_stay
 from pipeline.apply.held_rows import HeldRows, halted, meet_held_rows, record
 from pipeline.apply.judge import NeededOps
+from pipeline.apply.order import by_time, oldest
 from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
