@@ -16,10 +16,11 @@ AT_ONCE := -n $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? 2 * n : 
 # tests that share servers within a file; one more than two cores. By name, not by number: few tests may take long. The
 # longest files come first
 BY_FILE := -n 3 --dist loadfile --no-loadscope-reorder
+SMALL := tests/pure tests/parts tests/model tests/sandbox
 # each of some thousand processes would compile all modules again: half of its start
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo example-web2py load lock audit test check unit bench screenshots tab shape soak stale storm system clean
+.PHONY: demo example-web2py load lock audit test servers thorough check lint unit bench screenshots panels tab shape soak stale storm system clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)  ## the whole system on this machine with real data and a checked result
@@ -32,22 +33,34 @@ example-web2py: $(READY)  ## a shop in web2py whose writes go through the pipeli
 load: system $(READY)  ## 50 users for 30 s against the shop: no error, no stale own-read, nine of ten reads on replicas
 	$(BIN)/python -m examples.web2py.load
 
-# crash tests meet the real disk; the second line of pyDAL runs what pyDAL takes part in, with the examples of `make check`
-test: export HYPOTHESIS_PROFILE = thorough
+# Tests of servers wait for starts, disks and each other, and leave cores idle: tests of one process take these, one for a
+# core. Not at a low priority: waits of half a second are part of what they test. One half after the other: SIDES=1
+SIDES ?= 2
+BESIDE := -n $(shell getconf _NPROCESSORS_ONLN) --dist worksteal
 test: system $(READY) $(READY3)  ## everything: real MariaDB, real Redis, real workers killed with SIGKILL
-	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) tests/pure tests/parts tests/model tests/storm/test_judge.py tests/storm/test_sandbox_storm.py tests/sandbox tests/contract
+	$(MAKE) --no-print-directory -j $(SIDES) --output-sync=line servers thorough
+
+servers thorough: export HYPOTHESIS_PROFILE = thorough
+
+# crash tests meet the real disk
+servers: system $(READY)  ## of `make test`, what starts servers
 	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/applications tests/storm/test_server_storm.py tests/integration
 	$(BIN)/python -m pytest $(BY_FILE) tests/crash
-	$(IN_MEMORY) HYPOTHESIS_PROFILE=quick $(VENV3)/bin/python -m pytest $(AT_ONCE) -q tests/pure/dal tests/sandbox tests/contract/shard
 
-check: $(READY)  ## before each commit, under a minute
+# the second line of pyDAL runs what pyDAL takes part in, with the examples of `make check`
+thorough: $(READY) $(READY3)  ## of `make test`, what runs in one process: with more examples than in `make check`
+	$(IN_MEMORY) $(BIN)/python -m pytest $(BESIDE) $(SMALL) tests/storm/test_judge.py tests/storm/test_sandbox_storm.py tests/contract
+	$(IN_MEMORY) HYPOTHESIS_PROFILE=quick $(VENV3)/bin/python -m pytest $(BESIDE) -q tests/pure/dal tests/sandbox tests/contract/shard
+
+check: lint unit  ## before each commit, a minute and a half
+
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) -q tests/pure tests/parts tests/model tests/sandbox
 
 unit: $(READY)
-	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) -q tests/pure tests/parts tests/model tests/sandbox
+	$(IN_MEMORY) $(BIN)/python -m pytest $(AT_ONCE) -q $(SMALL)
 
 bench: system $(READY)  ## side by side with its peers; adds a dated section to docs/benchmarks.md
 	$(BIN)/pip install --quiet --disable-pip-version-check 'dramatiq[redis]>=2' 'huey>=3'
@@ -61,6 +74,10 @@ soak: system $(READY)  ## the crash tests with ten times the load
 
 screenshots: system $(READY)  ## the pictures of the Pipeline tab in docs/img/, of a local cluster under load; look at them
 	PYTHONPATH=tests $(BIN)/python -m support.web.screenshots
+
+panels: system $(READY)  ## each query of deploy/grafana/pipeline.json, asked of a real Prometheus under load (1 minute)
+	@command -v prometheus >/dev/null || .ci/promtool prometheus
+	PYTHONPATH=tests $(BIN)/python -m support.web.panels
 
 tab: system $(READY)  ## the Pipeline tab of 64 busy shards: time of the overview, processor time by open browser, paint, a picture (2 minutes)
 	PYTHONPATH=tests $(BIN)/python -m support.web.tab_load

@@ -12,6 +12,40 @@ from benchmarks.target import Target
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
+class Meter:
+    """Reads the CPU time of all that a run uses.
+
+    Args:
+        target: names the servers; all other processes that this one has started are workers.
+    """
+
+    def __init__(self, target: Target):
+        self._servers = servers_of(target)
+
+    def read(self) -> dict[str, float]:
+        """Return the CPU time until now by who used it, s."""
+        own, servers = os.times(), {pid for found in self._servers.values() for pid in found}
+        workers = sum(map(cpu_s, _descendants(os.getpid()) - servers))
+        return {
+            "caller": own.user + own.system,
+            "Redis": cpu_s_of_server(self._servers, "redis"),
+            "workers": own.children_user + own.children_system + workers,
+            "MariaDB": cpu_s_of_server(self._servers, "database"),
+        }
+
+
+def _descendants(ancestor: int) -> set[int]:
+    """Return the processes that a process has started, and that these have, as far as they live."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found, new = set[int](), {ancestor}
+    while new := {pid for pid, parent in parents.items() if parent in new}:
+        found |= new
+    return found
+
+
 def servers_of(target: Target) -> dict[str, list[int]]:
     """Return the process ids of the run's servers: `redis`, the broker's too, and `database`."""
     redis = {int(client.info("server")["process_id"]) for client in (target.redis(), target.broker())}

@@ -1,6 +1,6 @@
 """Measure what routing costs: ratios of times taken alternately in one run, on MariaDB with two replicas per shard.
 
-    python -m benchmarks.reads [--rounds 2000]
+    python -m benchmarks.reads [--rounds 2000] [--cpu]
 
 Each pair of figures is taken in turn, call by call, so that other load on the machine meets both alike. At the end
 every shard is also read alone: a select over all shards is compared with the slowest of them, by hand too.
@@ -22,7 +22,7 @@ from pydal.objects import Query
 from support.servers.reads import ReadRig, read_rig
 
 from benchmarks.by_hand import own_write_floor, together
-from benchmarks.turns import HEAD, Call, in_turn, median, report, timed
+from benchmarks.turns import HEAD, Call, cpu_in_turn, in_turn, median, report, timed
 
 SHARDS = 4
 #: Rows that a gathered select sorts on each shard.
@@ -34,13 +34,18 @@ WAIT_S = 0.02
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=2000)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--cpu", action="store_true", help="measure the CPU of a call only")
+    parsed = parser.parse_args()
+    rounds = parsed.rounds
     with (
         tempfile.TemporaryDirectory(prefix="pipeline-bench-") as folder,
         read_rig(Path(folder) / "cluster", shards=SHARDS, replicas=1) as rig,
     ):
         receipts = fill(rig)
         print(HEAD)
+        cpu(rig, receipts, rounds)
+        if parsed.cpu:
+            return
         single_row(rig, receipts, rounds)
         routing(rig, rounds)
         own_write(rig, min(rounds, 1000))
@@ -56,12 +61,45 @@ def fill(rig: ReadRig) -> list[Any]:
     return receipts
 
 
+def cpu(rig: ReadRig, receipts: list[Any], rounds: int) -> None:
+    """Measure the CPU that a read takes of its process, against the same pyDAL selects on plain DALs."""
+    receipt, client, sale = receipts[5], rig.client, rig.db.sale
+    plains = [plain_dal(rig, shard) for shard in client.topology.shards]
+    own = plains[client.topology.shards.index(rig.shard_of(5))]
+    names = {"a get of one row": lambda: client.get(sale, receipt.id)}
+    names["the same after its receipt"] = lambda: client.get(sale, receipt.id, after=receipt)
+    for name, call in names.items():
+        report(
+            f"CPU: {name}",
+            *cpu_in_turn(rounds, call, lambda: own(own.sale.id == receipt.id).select().first()),
+            "≤ 1.3 ×",
+        )
+    one = lambda: client.select(sale.customer == 5)  # noqa: E731
+    report("CPU: a select of one shard", *cpu_in_turn(rounds, one, lambda: own(own.sale.customer == 5).select()), "")
+    page = {"orderby": ~sale.qty, "limitby": (0, 20)}
+
+    def each() -> None:
+        for db in plains:
+            db(db.sale.qty < 9000).select(orderby=~db.sale.qty, limitby=(0, 20))
+
+    four = cpu_in_turn(rounds // 4, lambda: client.select(sale.qty < 9000, **page), each)
+    report(f"CPU: a page of 20 rows over {SHARDS} shards / {SHARDS} such selects of plain DALs", *four, "")
+    for db in plains:
+        db.close()
+
+
+def plain_dal(rig: ReadRig, shard: str) -> DAL:
+    """Return a plain DAL of a shard's replica, with the table defined."""
+    uri = rig.client.nodes.uri(f"{shard}-r0")
+    plain = DAL(uri, migrate=False, check_reserved=None, driver_args={"autocommit": True})
+    plain.define_table("sale", *[field.clone() for field in rig.db.sale], migrate=False)
+    return plain
+
+
 def single_row(rig: ReadRig, receipts: list[Any], rounds: int) -> None:
     """Measure a routed read of one row against the same pyDAL select on a plain DAL, on the same node."""
     receipt = receipts[5]
-    uri = rig.client.nodes.uri(f"{rig.shard_of(5)}-r0")
-    plain = DAL(uri, migrate=False, check_reserved=None, driver_args={"autocommit": True})
-    plain.define_table("sale", *[field.clone() for field in rig.db.sale], migrate=False)
+    plain = plain_dal(rig, rig.shard_of(5))
     routed, alone = in_turn(
         rounds,
         lambda: rig.client.get(rig.db.sale, receipt.id),

@@ -9,8 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from benchmarks.figure import Figure
+from benchmarks.figure import CPU, Figure
 from benchmarks.goals import GOALS
+from benchmarks.peers import PEERS
 from benchmarks.run import Run
 
 OURS = "pipeline"
@@ -61,13 +62,14 @@ _NUMBERS = (1, 2)
 
 def _tables(run: Run) -> list[TableRows]:
     rates = [figure for figure in run.figures.values() if figure.unit == "rows/s"]
-    others = [figure for figure in run.figures.values() if figure.unit != "rows/s"]
+    beside = {CPU.format(rate.name) for rate in rates}
+    others = [one for name, one in run.figures.items() if one.unit != "rows/s" and name not in beside]
     ours = run.figures.get(OURS)
     tables: list[TableRows] = [
         (
             "From enqueue to committed",
-            ("peer", "rows/s", "pipeline is", "conditions"),
-            [(rate.name, number(rate.value), _times(ours, rate), _runs(rate)) for rate in rates],
+            ("peer", "rows/s", "pipeline is", "CPU, µs a row", "of which", "what it keeps", "conditions"),
+            [(rate.name, number(rate.value), _times(ours, rate), *_cpu(run, rate), _runs(rate)) for rate in rates],
         ),
         (
             "This pipeline, and what it is compared with",
@@ -88,8 +90,14 @@ def _goals(run: Run) -> list[tuple[str, ...]]:
         if measured is None:
             rows.append((goal.label, "", bound, "not measured"))
         else:
-            rows.append((goal.label, number(measured), bound, "pass" if goal.reached(measured) else "FAIL"))
+            rows.append((goal.label, number(measured), bound, "met" if goal.reached(measured) else "**missed**"))
     return rows
+
+
+def _cpu(run: Run, rate: Figure) -> tuple[str, str, str]:
+    cpu = run.figures.get(CPU.format(rate.name))
+    keeps = next((peer.keeps for peer in PEERS if peer.name == rate.name), "")
+    return (number(cpu.value), cpu.detail, keeps) if cpu is not None else ("", "", keeps)
 
 
 def _times(ours: Figure | None, rate: Figure) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import cycle, islice
@@ -16,18 +17,8 @@ TABLE = "purchase"
 TALLY = "tally"
 #: Prefixes of tables with foreign keys, and of the same without.
 FAMILIES = ("held", "loose")
-COLUMNS = ("customer", "qty", "price", "note", "created_on")
-CREATE_TABLE = f"""
-CREATE TABLE IF NOT EXISTS {TABLE} (
-  id BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY,
-  customer BIGINT,
-  qty INT,
-  price DECIMAL(10,2),
-  note VARCHAR(80),
-  created_on DATETIME
-) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4
-"""
-
+#: Tables with two columns, and with twenty.
+NARROW_TABLE, WIDE_TABLE = "narrow", "wide"
 #: Distinct rows; longer runs repeat them (ids are always new), so that memory stays small.
 DISTINCT = 50_000
 _SEED = 20_260_520
@@ -50,16 +41,64 @@ _WORDS = (
 Row = dict[str, Any]
 
 
-def define_purchase(db: DAL) -> None:
-    """Define the table in *db* as an application's model would."""
-    db.define_table(
-        TABLE,
-        Field("customer", "bigint"),
-        Field("qty", "integer"),
-        Field("price", "decimal(10,2)"),
-        Field("note", "string", length=80),
-        Field("created_on", "datetime"),
-    )
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A table that rows are inserted into: its name, and its columns beside the id, each with its SQL type."""
+
+    table: str
+    types: Mapping[str, str]
+
+    @property
+    def insert(self) -> str:
+        """The statement that drivers insert a row by."""
+        return f"INSERT INTO {self.table} ({', '.join(self.types)}) VALUES ({', '.join(['%s'] * len(self.types))})"
+
+    @property
+    def create(self) -> str:
+        """The statement that makes the table where it is missing."""
+        columns = ", ".join(f"{name} {kind}" for name, kind in self.types.items())
+        return (
+            f"CREATE TABLE IF NOT EXISTS {self.table} (id BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY, {columns})"
+            " ENGINE=InnoDB DEFAULT CHARSET=utf8mb4"
+        )
+
+    def define(self, db: DAL) -> Any:
+        """Define the table in *db* as an application's model would, and return it."""
+        return db.define_table(self.table, *(_field(name, kind) for name, kind in self.types.items()))
+
+    def take(self, count: int) -> list[Row]:
+        """Return *count* rows; two calls return equal rows."""
+        source = random.Random(_SEED)
+        return [{name: _VALUES[kind](source) for name, kind in self.types.items()} for _ in range(count)]
+
+
+def _field(name: str, kind: str) -> Field:
+    word, _, size = kind.rstrip(")").partition("(")
+    if word == "VARCHAR":
+        return Field(name, length=int(size))
+    return Field(name, _TYPES.get(word, kind.lower()))
+
+
+#: pyDAL's words, where they are not those of SQL.
+_TYPES = {"INT": "integer"}
+_VALUES: Mapping[str, Callable[[random.Random], Any]] = {
+    "BIGINT": lambda source: source.randrange(1, 2**40),
+    "INT": lambda source: source.randrange(1, 10**6),
+    "DOUBLE": lambda source: source.random() * 1000,
+    "VARCHAR(40)": lambda source: f"text {source.randrange(10**6)}",
+}
+
+
+PURCHASE = Shape(
+    TABLE,
+    {"customer": "BIGINT", "qty": "INT", "price": "DECIMAL(10,2)", "note": "VARCHAR(80)", "created_on": "DATETIME"},
+)
+NARROW = Shape(NARROW_TABLE, {"customer": "BIGINT", "note": "VARCHAR(40)"})
+WIDE = Shape(
+    WIDE_TABLE,
+    {"customer": "BIGINT"} | {f"c{n}": ("INT", "VARCHAR(40)", "BIGINT", "DOUBLE", "INT")[n % 5] for n in range(1, 20)},
+)
+SHAPES = {shape.table: shape for shape in (PURCHASE, NARROW, WIDE)}
 
 
 def take(count: int) -> Iterator[Row]:
@@ -69,7 +108,8 @@ def take(count: int) -> Iterator[Row]:
 
 def plain(rows: Iterator[Row] | list[Row]) -> list[Row]:
     """Return the rows as JSON can carry them; pyDAL takes these texts for decimals and datetimes as well."""
-    return [{**row, "price": str(row["price"]), "created_on": str(row["created_on"])} for row in rows]
+    texts = (Decimal, datetime)
+    return [{name: str(one) if isinstance(one, texts) else one for name, one in row.items()} for row in rows]
 
 
 def _pool() -> list[Row]:

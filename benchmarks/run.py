@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
-from benchmarks.figure import Figures, collect, median_figure
-from benchmarks.peer import Peer, measure_rate, rows_of
+from benchmarks.figure import CPU, Figures, collect, cpu_figure, median_figure
+from benchmarks.peer import Peer, Sample, measure_rate, rows_for, rows_of
 from benchmarks.probes import Probe
 from benchmarks.table import Table
 from benchmarks.target import Target
@@ -31,34 +31,35 @@ def run_all(
 ) -> Run:
     """Measure all peers and probes; one that fails is reported and does not stop the others."""
     run = Run()
-    samples: dict[str, list[float]] = {}
+    samples: dict[str, list[Sample]] = {}
     contenders = list(peers)
     for turn in range(rounds):
         for peer in contenders:
             say(f"{peer.name}: {rows_of(peer, rows):,} rows, round {turn + 1}")
             _try(run, peer.name, partial(_add_rate, samples, peer, target, table, rows))
         contenders = best_of_families(contenders, samples)
-    for peer_name, rates in samples.items():
-        run.figures[peer_name] = median_figure(peer_name, rates, "rows/s", _detail(peer_name, peers, rows))
+    for name, found in samples.items():
+        rate = median_figure(name, [one.rate for one in found], "rows/s", _detail(name, peers, rows))
+        run.figures |= collect([rate, cpu_figure(CPU.format(name), [one.cpu for one in found])])
     for probe in probes:
         say(probe.name)
         _try(run, probe.name, partial(_add_figures, run, probe, target, table, rows))
     return run
 
 
-def best_of_families(peers: Iterable[Peer], samples: dict[str, list[float]]) -> list[Peer]:
+def best_of_families(peers: Iterable[Peer], samples: dict[str, list[Sample]]) -> list[Peer]:
     """Return the fastest peer of each family so far, in the given order."""
     best: dict[str, Peer] = {}
     for peer in peers:
         rival = best.get(peer.family)
-        if peer.name in samples and (rival is None or samples[peer.name][0] > samples[rival.name][0]):
+        if peer.name in samples and (rival is None or samples[peer.name][0].rate > samples[rival.name][0].rate):
             best[peer.family] = peer
     return [peer for peer in peers if best.get(peer.family) is peer]
 
 
-def _add_rate(samples: dict[str, list[float]], peer: Peer, target: Target, table: Table, rows: int) -> None:
-    rate = measure_rate(peer, target, table, rows)
-    samples.setdefault(peer.name, []).append(rate)
+def _add_rate(samples: dict[str, list[Sample]], peer: Peer, target: Target, table: Table, rows: int) -> None:
+    found = measure_rate(peer, target, table, rows_for(peer, rows))  # where it fails, the peer has no samples
+    samples.setdefault(peer.name, []).append(found)
 
 
 def _add_figures(run: Run, probe: Probe, target: Target, table: Table, rows: int) -> None:

@@ -16,15 +16,16 @@ import pymysql
 from pydal import DAL
 from redis import Redis
 
-from benchmarks.rows import FAMILIES, TABLE, TALLY, define_purchase
+from benchmarks.rows import FAMILIES, NARROW_TABLE, PURCHASE, TABLE, TALLY, WIDE_TABLE
 
 #: Redis databases of the peers, apart from the pipeline's own (0 and 1 in a local cluster). Sixteen exist by default.
-CELERY_DATABASE, DRAMATIQ_DATABASE, HUEY_DATABASE, LPUSH_DATABASE = 12, 13, 14, 15
+STREAMS_DATABASE, CELERY_DATABASE, DRAMATIQ_DATABASE, HUEY_DATABASE, LPUSH_DATABASE = 11, 12, 13, 14, 15
 #: The longest that a statement of a run may take: a server that hangs must end the run.
 TIMEOUT_S = 30
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_OURS = (TABLE, TALLY, *(f"{family}_{level}" for family in FAMILIES for level in ("parent", "child", "grand")))
+_FAMILY_TABLES = (f"{family}_{level}" for family in FAMILIES for level in ("parent", "child", "grand"))
+_OURS = (TABLE, TALLY, NARROW_TABLE, WIDE_TABLE, *_FAMILY_TABLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class Target:
         text = os.path.expandvars(config.read_text())
         settings = tomllib.loads(text)
         lacking = [name for name in _OURS if name not in settings.get("tables", {})]
-        config.write_text(config.read_text() + "".join(map(_section, lacking)))
+        if lacking:  # else a worker might read what another has just begun to write
+            config.write_text(config.read_text() + "".join(map(_section, lacking)))
         primaries = tuple(shard["primary"] for shard in settings["shards"].values())
         url = settings["redis"]["url"]
         target = cls(config.resolve(), primaries, url, settings["redis"].get("broker_url", url))
@@ -58,7 +60,7 @@ class Target:
         """Return what a worker process needs to find the same servers."""
         return {**os.environ, "PIPELINE_CONFIG": str(self.config), "PYTHONUNBUFFERED": "1"}
 
-    def connect(self, shard: int) -> pymysql.Connection[Any]:
+    def connect(self, shard: int, *, local_infile: bool = False) -> pymysql.Connection[Any]:
         """Open an autocommit connection to the primary of *shard*."""
         parts = _address(self.primaries[shard])
         return pymysql.connect(
@@ -69,6 +71,7 @@ class Target:
             database=parts.path.lstrip("/"),
             charset="utf8mb4",
             autocommit=True,
+            local_infile=local_infile,
             connect_timeout=TIMEOUT_S,
             read_timeout=TIMEOUT_S,
             write_timeout=TIMEOUT_S,
@@ -78,7 +81,7 @@ class Target:
         """Open one pyDAL connection per shard for the calling thread, with the table defined."""
         dals = tuple(DAL(uri, migrate=False, bigint_id=True, pool_size=0) for uri in self.primaries)
         for dal in dals:
-            define_purchase(dal)
+            PURCHASE.define(dal)
         return dals
 
     def peer_url(self, database: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
+from time import perf_counter, process_time
 
 Call = Callable[[], object]
 HEAD = """\
@@ -11,7 +11,10 @@ HEAD = """\
 |---|---|---|---|---|---|"""
 
 
-def in_turn(rounds: int, *calls: Call) -> list[list[float]]:
+Clock = Callable[[], float]
+
+
+def in_turn(rounds: int, *calls: Call, clock: Clock = perf_counter) -> list[list[float]]:
     """Return the times of each call, one of each in every round."""
     for call in calls:
         for _ in range(5):
@@ -19,14 +22,19 @@ def in_turn(rounds: int, *calls: Call) -> list[list[float]]:
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for spent, call in zip(times, calls, strict=True):
-            spent.append(timed(call))
+            spent.append(timed(call, clock))
     return times
 
 
-def timed(call: Call) -> float:
-    started = perf_counter()
+def cpu_in_turn(rounds: int, *calls: Call) -> list[list[float]]:
+    """Return the CPU that each call takes of this process, its threads included."""
+    return in_turn(rounds, *calls, clock=process_time)
+
+
+def timed(call: Call, clock: Clock = perf_counter) -> float:
+    started = clock()
     call()
-    return perf_counter() - started
+    return clock() - started
 
 
 def median(times: list[float]) -> float:

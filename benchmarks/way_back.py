@@ -36,8 +36,6 @@ from pipeline.errors import PipelineError
 GRACE_S, WATCHED_S = 3.0, 5.0
 #: The least share of ops on the direct way.
 LEAST_SHARE = 0.99
-#: How long all producers take to start, s, on a machine that is busy; and Redis.
-START_S = 15.0
 #: How long Redis stands still, s.
 STILL_S = 2.0
 SPOOL, TIMEOUT = '[spool]\npath = "{}"\n', "[redis]\ntimeout_s = 0.25\n"
@@ -51,15 +49,15 @@ class Told:
     errors: list[str] = field(default_factory=list)
 
 
-def produce(config: str, rate: float, until_s: float) -> None:
-    """Enqueue at a rate, and print what became of it."""
+def produce(config: str, rate: float) -> None:
+    """Enqueue at a rate until it is over, and print what became of it."""
     from support.tables import define
 
     client, db, told = Client(config), define(), Told()
     client.define_tables(db)
     due, owners = time.time(), count(os.getpid() * 1000)
-    while (now := time.time()) < until_s:
-        if now < due:
+    while not _over(config).exists():
+        if (now := time.time()) < due:
             time.sleep(due - now)
         due = max(due + 1 / rate, now - 1.0)  # what it is behind it makes up for, a second's worth at most
         began = time.time()
@@ -99,11 +97,11 @@ def main() -> None:
     parser.add_argument("--producers", type=int, default=4)
     parser.add_argument("--rate", type=float, default=100.0)
     parser.add_argument("--burn", type=int, default=2)
-    parser.add_argument("--as-producer", nargs=3, default=None)
+    parser.add_argument("--as-producer", nargs=2, default=None)
     given = parser.parse_args()
     if given.as_producer:
-        config, rate, until_s = given.as_producer
-        produce(config, float(rate), float(until_s))
+        config, rate = given.as_producer
+        produce(config, float(rate))
     with (
         tempfile.TemporaryDirectory(prefix="pipeline-bench-", dir=".") as name,
         rig_of(Path(name).resolve() / "cluster", "mariadb", workers=0, replicas=0) as rig,
@@ -117,9 +115,7 @@ def run(rig: Rig, producers: int, rate: float) -> tuple[list[tuple[str, float]],
     """Return when each disturbance was over, and what the producers tell."""
     spool = rig.cluster.directory / "host.spool"
     config = rig.config_through({}, SPOOL.format(spool), TIMEOUT)
-    began = time.time()
-    until_s = began + len(DISTURBANCES) * (GRACE_S + WATCHED_S) + STILL_S + START_S
-    command = [sys.executable, "-m", "benchmarks.way_back", "--as-producer", str(config), str(rate), str(until_s)]
+    command = [sys.executable, "-m", "benchmarks.way_back", "--as-producer", str(config), str(rate)]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(producers)]
     over = []
     for name, disturb in DISTURBANCES.items():
@@ -128,7 +124,13 @@ def run(rig: Rig, producers: int, rate: float) -> tuple[list[tuple[str, float]],
             time.sleep(0.01)  # interpreters start and import
         over.append((name, time.time()))
         time.sleep(GRACE_S + WATCHED_S)
+    _over(str(config)).touch()
     return over, [told_of(process.communicate(timeout=120)[0]) for process in started]
+
+
+def _over(config: str) -> Path:
+    """Return the file that ends the producers; they find it, however long the machine took to get here."""
+    return Path(f"{config}-over")
 
 
 def told_of(text: str) -> Told:

@@ -58,7 +58,7 @@ class Client(Calls):
         self.settings = source if isinstance(source, Settings) else load(source)
         self.topology = Topology(self.settings)
         redis = self.settings.redis
-        self.spool = _spool_of(self.settings)
+        self.spool = _spool_of(self.settings, self.topology)
         # without a spool an op has nowhere else to go
         self.wait_budgets = WaitBudgets(redis.timeout_s * FOR_REDIS if self.spool else math.inf, cold=True)
         self.log: Log = log or log_of(self.settings, timeout_s=redis.timeout_s, wait_budgets=self.wait_budgets)
@@ -162,6 +162,6 @@ class Client(Calls):
         return shared_secret(self.log, self.spool, self.wait_budgets, lambda: self.away.open)
 
 
-def _spool_of(settings: Settings) -> Spool | None:
+def _spool_of(settings: Settings, topology: Topology) -> Spool | None:
     spool = settings.spool
-    return Spool(Path(spool.path), spool.max_mb * 1_000_000) if spool.enabled else None
+    return Spool(Path(spool.path), spool.max_mb * 1_000_000, topology.fingerprint) if spool.enabled else None

@@ -281,7 +281,7 @@ class StaleRead(Unavailable):
     """No node could show in time what the read had to see; `stage` says how far that had come.
 
     `queued`: not applied yet. `replicating`: on the primary, not on a replica, and `primary_limit` is reached.
-    `lagging`: no replica is within the lag allowed.
+    `lagging`: no replica is within the lag allowed. `aside`: it was set aside, and waits for an operator or an op.
     """
 
     def __init__(self, shard: str, stage: str, why: str, waited_s: float = 0.0):
@@ -302,6 +302,7 @@ _STAGES = {
     "queued": "what this read must see was still queued",
     "replicating": "what this read must see is on the primary, but no replica that may serve it had it",
     "lagging": "no replica may serve this read",
+    "aside": "what this read must see is set aside (pipeline dead list)",
 }
 
 

@@ -1,4 +1,5 @@
-"""Say who else may write a path: anybody but root, this process's user, and whoever installed Python or the pipeline.
+"""Say who else may write a path: anybody but root, this process's user, and the user who installed Python or the
+pipeline.
 
 A module is run as whoever imports it, and a file is believed by whoever reads it: who may write there, acts as its
 reader.

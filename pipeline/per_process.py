@@ -1,7 +1,7 @@
 """`PerProcess`: a value that a forked child makes anew.
 
 uWSGI and gunicorn fork after import. A child that goes on with its parent's socket, lock or thread corrupts or blocks
-both. uWSGI does not run the hooks of `os.register_at_fork`, so each use compares the process id.
+both. uWSGI does not run the hooks of `os.register_at_fork`. So each use compares the process id.
 """
 
 from __future__ import annotations

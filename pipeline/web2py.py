@@ -17,7 +17,7 @@ calls `response._custom_rollback`. pyDAL swallows a commit's error: here it beco
 `redirect` and `raise HTTP(...)` are no failures: web2py commits.
 
 The user's session token is kept in web2py's session. One that is kept in a database is stored *before* web2py commits,
-when the positions of the request's ops are not known; then the token, which is signed, goes into a cookie of its own.
+when the positions of the request's ops are not known. The signed token then goes into a cookie of its own.
 """
 
 from __future__ import annotations

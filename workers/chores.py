@@ -2,14 +2,18 @@
 
 Each scope has a thread of its own. Chores are no tasks: in a crowded queue they would expire (7 of 9 trims did, while
 the log grew). A shard that hangs delays its own chores only. Of all workers one does a chore: whoever takes its lease
-first.
+first. At a quiet shard a chore is done once a minute.
+
+The threads sleep. One look a second at all leases and epochs of a Redis wakes those that have something to do.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from pipeline import clock
 from pipeline.admin import upkeep
@@ -18,7 +22,9 @@ from pipeline.client import Client
 from pipeline.errors import LogUnavailable, PipelineError, Unavailable
 from pipeline.events import Event
 from pipeline.oplog.appends import EVERYWHERE, Scope
+from pipeline.oplog.quiet import Quiet
 from pipeline.oplog.shared_state import SharedState
+from workers.turns import Turns
 
 logger = logging.getLogger("pipeline.chores")
 
@@ -31,13 +37,20 @@ CHORES = {
     "trim": (upkeep.trim, 10),
     "release": (upkeep.release_waiting, 15),
 }
+#: Those that are due at once where a shard is quiet no more.
+AT_ONCE = ("trim", "release")
 #: The time between two searches for keys that nobody of ours has written, s: of one worker, and of each. A lease may be
 #: among them.
 MEND_S, MEND_ANYWAY_S = 5, 30.0
-#: How long a look at all leases and epochs counts, s.
-LOOK_S = 0.5
+#: The times between two of a kind at a quiet shard, s: of chores, and of searches. A new server of a database, and a
+#: log that ends before its watermark, have the shard reconciled at once all the same.
+QUIET_S, QUIET_MEND_S = 60, 20
+#: How long a look at all leases and epochs counts, s; and the time between two that wake threads; while all is quiet.
+LOOK_S, WAKE_S, QUIET_WAKE_S = 0.5, 1.0, 2.0
+#: The longest that a thread sleeps which a look is to wake, s.
+SLEEP_S = 30.0
 #: The time between two looks at whether the ids of a shard follow the clock, s: a span lasts nine minutes.
-IDS_S = 10.0
+IDS_S = 30.0
 #: The time between two checks whether Redis is the server that gave out a scope's epoch, ms.
 LINEAGE_MS = 900
 
@@ -55,6 +68,7 @@ class Overview:
         self._leases = tuple(f"{name}:{scope}" for scope in self._scopes for name in (*CHORES, "mend"))
         self._looking, self._at_s = threading.Lock(), float("-inf")
         self._seen = frozenset[str](), frozenset[str]()
+        self._quiet = Quiet(log, [name for name in self._scopes if name != EVERYWHERE])
 
     def seen(self) -> tuple[frozenset[str], frozenset[str]]:
         """Return which leases are held, and which scopes have an epoch of this server; nothing where it is unknown."""
@@ -64,8 +78,44 @@ class Overview:
                     self._seen = self._log.look(self._leases, self._scopes)
                 except LogUnavailable:  # whoever needs it asks by itself
                     self._seen = frozenset(), frozenset()
+                self._quiet.look()
                 self._at_s = clock.mono_s()
             return self._seen
+
+    def is_quiet(self, scope: str) -> bool:
+        """Return whether nothing has happened at a shard for a while; no log of all shards is quiet.
+
+        Args:
+            scope: its name.
+        """
+        return self._quiet.is_quiet(scope)
+
+
+class Alarm:
+    """The turns that wake the threads of all scopes of one Redis.
+
+    Args:
+        overview: of the scopes.
+        sleepers: the chores, and the thread of each.
+    """
+
+    def __init__(self, overview: Overview, sleepers: Mapping[Turns, Chores]):
+        self._overview, self._sleepers = overview, sleepers
+
+    def turn(self) -> float:
+        """Wake who has something to do; return the seconds to the next turn.
+
+        Ops may have waited for a stop whose end was just ordered, and a log may grow fast: where a shard is quiet no
+        more, such chores are due at once.
+        """
+        held, settled = self._overview.seen()
+        for thread, chores in self._sleepers.items():
+            if chores.stirs() or chores.is_due(held, settled):
+                thread.wake()
+        return QUIET_WAKE_S if all(chores.quiet for chores in self._sleepers.values()) else WAKE_S
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class Chores:
@@ -75,10 +125,13 @@ class Chores:
         client: the deployment; threads share it.
         scope: a shard's, or that of the reference log, which has an epoch and no other chore.
         overview: tells which leases need not be asked for.
+        sleeps: whether an `Alarm` wakes this thread.
     """
 
-    def __init__(self, client: Client, scope: Scope, overview: Overview | None = None):
-        self._client, self._scope, self._overview = client, scope, overview
+    def __init__(self, client: Client, scope: Scope, overview: Overview | None = None, *, sleeps: bool = False):
+        self._client, self._scope, self._overview, self._sleeps = client, scope, overview, sleeps
+        self._was_quiet = False
+        self._names = tuple(CHORES) if scope.name != EVERYWHERE else ()
         self._mend_at_s, self._ids_at_s = 0.0, 0.0
         #: When each lease is asked for whatever the overview says, s: one that outlasts its time is free.
         self._anyway_at_s: dict[str, float] = {}
@@ -89,28 +142,68 @@ class Chores:
         held, settled = self._overview.seen() if self._overview is not None else (frozenset(), frozenset())
         try:
             self._mend(held)
-            due = scope.name not in settled or clock.mono_s() >= self._ids_at_s
-            if due and log.take_lease(f"lineage:{scope.name}", LINEAGE_MS):
+            if self._epoch_is_due(settled) and log.take_lease(f"lineage:{scope.name}", LINEAGE_MS):
                 # before a request needs the epoch: it may lack the time to raise it
                 self._client.publisher.epoch_of(scope)
                 if scope.name != EVERYWHERE:
                     self._client.row_ids.follow(scope.name)
-                self._ids_at_s = clock.mono_s() + IDS_S
+                self._ids_at_s = clock.mono_s() + (IDS_S if not self.quiet else QUIET_S)
         except PipelineError as error:
             logger.warning(Event("epoch_not_raised", scope=scope.name, error=error))
-        for name in CHORES if scope.name != EVERYWHERE else ():
+        for name in self._names:
             self._do(name, scope.name, held)
-        return TURN_S
+        # another worker may do the next; trimming asks every shard, and each thread has connections of its own
+        self._client.nodes.close()
+        return SLEEP_S if self._sleeps else TURN_S
+
+    def is_due(self, held: frozenset[str], settled: frozenset[str]) -> bool:
+        """Return whether a turn may have something to do.
+
+        Args:
+            held: the leases that are there.
+            settled: the scopes with an epoch of this server.
+        """
+        now_s, name = clock.mono_s(), self._scope.name
+        leases = (f"{one}:{name}" for one in ("mend", *self._names))
+        lapsed = any(one not in held or now_s >= self._anyway_at_s.get(one, 0.0) for one in leases)
+        return lapsed or now_s >= self._mend_at_s or self._epoch_is_due(settled)
+
+    def stirs(self) -> bool:
+        """Return whether the shard was quiet at the last look and is so no more; then let its chores be due."""
+        before, self._was_quiet = self._was_quiet, self.quiet
+        if not before or self._was_quiet:
+            return False
+        with suppress(LogUnavailable):  # else they are due within a minute
+            for name in AT_ONCE:
+                hasten(self._client.log, name, self._scope.name)
+        return True
+
+    def _quiet_s(self) -> int:
+        """Return the time until the next chore of a quiet shard: all are done one after the other, once a minute."""
+        spread = zlib.crc32(self._scope.name.encode())
+        left_s = QUIET_S - (clock.wall_ms() // 1000 + spread) % QUIET_S
+        return int(left_s if left_s > QUIET_S / 3 else left_s + QUIET_S)
+
+    def _epoch_is_due(self, settled: frozenset[str]) -> bool:
+        return self._scope.name not in settled or clock.mono_s() >= self._ids_at_s
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing has happened at the shard for a while; nothing ever does at the reference log's scope."""
+        if self._overview is None:
+            return False
+        return self._scope.name == EVERYWHERE or self._overview.is_quiet(self._scope.name)
 
     def _mend(self, held: frozenset[str]) -> None:
         """Delete what somebody else has put under names of ours."""
         if clock.mono_s() < self._mend_at_s:
             try:
-                if not self._is_free(f"mend:{self._scope.name}", MEND_S, held):
+                every_s = QUIET_MEND_S if self.quiet else MEND_S
+                if not self._is_free(f"mend:{self._scope.name}", every_s, held):
                     return
             except LogUnavailable:  # so it is, too, where this lease is such a key
                 return
-        self._mend_at_s = clock.mono_s() + MEND_ANYWAY_S
+        self._mend_at_s = clock.mono_s() + (MEND_ANYWAY_S if not self.quiet else QUIET_S)
         names = strange_keys(self._client.log, self._client.topology, self._scope, CHORES, delete=True)
         if names:
             logger.warning(Event("strange_keys_deleted", keys=len(names), names=names))
@@ -129,7 +222,7 @@ class Chores:
     def _do(self, name: str, shard: str, held: frozenset[str]) -> None:
         work, every_s = CHORES[name]
         try:
-            if not self._is_free(f"{name}:{shard}", every_s, held):
+            if not self._is_free(f"{name}:{shard}", self._quiet_s() if self.quiet else every_s, held):
                 return
             try:
                 found = work(self._client, shard)
@@ -139,8 +232,6 @@ class Chores:
                 logger.info(Event("chore_done", chore=name, shard=shard, found=found))
         except Exception as error:  # the outermost loop: one chore that fails stops no other
             logger.warning(Event("chore_failed", chore=name, shard=shard, error=error))
-        # another worker may do the next; trimming asks every shard, and each thread has connections of its own
-        self._client.nodes.close()
 
 
 def hasten(log: SharedState, name: str, shard: str) -> None:

@@ -15,8 +15,8 @@ from pipeline.events import Event
 
 logger = logging.getLogger("pipeline.moves")
 
-#: The time between two looks for such moves, s.
-LOOK_S = 3.0
+#: The time between two looks for such moves, s; and while the last one has found no move under way.
+LOOK_S, SELDOM_S = 3.0, 9.0
 #: How long one move is gone on with while others wait for their turn, s; less than a third of a mover's lease.
 SLICE_S = 3.0
 #: The lease on a look: of all workers one looks.
@@ -33,14 +33,14 @@ class Moves:
     """
 
     def __init__(self, client: Client):
-        self._client = client
+        self._client, self._every_s = client, LOOK_S
         self._held: dict[int, tuple[Mover, Iterator[MoveStep]]] = {}
 
     def turn(self) -> float:
         """Go on with each move that nobody else is at, for a while; return the seconds to the next turn."""
         try:
-            if self._client.log.take_lease(LEASE, round(LOOK_S * 1000)):
-                self._find()
+            if self._client.log.take_lease(LEASE, round(self._every_s * 1000)):
+                self._every_s = LOOK_S if self._find() else SELDOM_S
             for mover, steps in [*self._held.values()]:
                 self._go_on(mover, steps)
         except PipelineError as error:
@@ -48,16 +48,18 @@ class Moves:
         if self._held:
             return 0.0
         self._client.nodes.close()
-        return LOOK_S
+        return self._every_s
 
-    def _find(self) -> None:
-        """Take the moves that nobody is at."""
-        for mover in orders.under_way(self._client):
+    def _find(self) -> bool:
+        """Take the moves that nobody is at; return whether any move is under way."""
+        movers = list(orders.under_way(self._client))
+        for mover in movers:
             leg = mover.leg
             if leg.move not in self._held and mover.hold():
                 about = {"move": leg.move, "buckets": len(mover.buckets), "source": leg.source, "target": leg.target}
                 logger.info(Event("move_goes_on", **about))
                 self._held[leg.move] = mover, mover.steps()
+        return bool(movers)
 
     def _go_on(self, mover: Mover, steps: Iterator[MoveStep]) -> None:
         """Go on with one move until it waits, or others have waited; whatever stops it stops no other."""

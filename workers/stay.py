@@ -2,21 +2,26 @@
 
 While a worker stays it holds the shard's bell, so that no op costs a message through Celery. It leaves after two
 seconds, as another shard waits, or as the worker is asked to stop. It looks once more as it gives the bell up, in one
-step: an op that was appended before is seen, and one that comes later rings (docs/notes/27-trickle.md).
+step. An op that was appended before is seen, and one that comes later rings (docs/notes/27-trickle.md).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from contextlib import closing, suppress
+from typing import Any
 from uuid import uuid4
+
+from kombu.exceptions import OperationalError
 
 from pipeline import clock
 from pipeline.apply.applier import ops_of
 from pipeline.apply.transaction import Outcome
 from pipeline.errors import LogUnavailable, PipelineError
+from pipeline.events import Event
 from pipeline.oplog.contract import SLICE_S
-from pipeline.oplog.doorbell import Bell, SilentBell
+from pipeline.oplog.doorbell import Bell, SilentBell, queue_of
 from workers import process
 from workers.metrics.batches import count_batch
 
@@ -34,6 +39,7 @@ MANY = 200
 LOOK_S = 0.05
 #: How long one wait for an op lasts, s. Then the dirty set is looked at, for buckets that have rested.
 LISTEN_S = 0.1
+logger = logging.getLogger("pipeline.worker")
 
 
 class Stay:
@@ -116,3 +122,19 @@ class Stay:
             return False
         self._looked_s = clock.mono_s()
         return self._bell.waits(self._others)
+
+
+def leave_to_others(control: Any, worker: str, shard: str, error: Exception) -> None:
+    """Have a worker hear a shard's bells no more, as it may not apply there: each would be lost to those that may.
+
+    Args:
+        control: of the Celery app.
+        worker: its name in Celery.
+        shard: the shard's name.
+        error: why it may not.
+    """
+    logger.critical(Event("shard_not_served", shard=shard, error=error))
+    try:
+        control.cancel_consumer(queue_of(shard), destination=[worker])
+    except OperationalError as failure:  # the next bell tries again
+        logger.warning(Event("shard_not_left", shard=shard, error=failure))

@@ -1,7 +1,7 @@
 """Sweep twice a second: ring for dirty shards, drain this host's spool, do without a broker that fails.
 
 A dirty shard is rung for if its doorbell was lost. Of all workers one sweeps; where that cannot be known, all do. Where
-no bell can be rung, or this worker hears none, a process of its own applies what is due: a Redis that is full or a
+no bell can be rung, or this worker hears none, a process of its own applies what is due. A Redis that is full or a
 broker that is down stops no op (docs/operations.md).
 
 A worker drains its host's spool, as all web processes of the host may be gone. Both are processes of their own:
@@ -40,7 +40,7 @@ DUE_MS = 700
 #: A worker whose event loop has stood still for so long hears no bell: it has no connection to the broker, s.
 STILL_S = 4.0
 #: The time between two signs of life, s: shorter than one lasts, `ALIVE_MS`.
-ALIVE_EVERY_S = 2.0
+ALIVE_EVERY_S = 3.0
 #: The lease of the worker that sweeps the shards of one Redis, by the first of them, and how long it lasts, ms: another
 #: worker sweeps within two seconds of its end.
 LEASE, LEASE_MS = "sweep:{}", 1_200
@@ -147,7 +147,7 @@ class Sweep:
         return self._log.sweep_all(shards, due_ms=DUE_MS)
 
     def _sign_is_due(self) -> bool:
-        """Return, every other second, True: others know then which shards have a worker, as `pipeline why` says."""
+        """Return, every third second, True: others know then which shards have a worker, as `pipeline why` says."""
         due = clock.mono_s() >= self._alive_s
         if due:
             self._alive_s = clock.mono_s() + ALIVE_EVERY_S

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.admin import upkeep
-from pipeline.errors import Unavailable
+from pipeline.errors import Unavailable, WrongDeployment
 from pipeline.oplog.doorbell import APPLY_TASK, queue_of
 from workers import app
 from workers.process import process_client
-from workers.stay import Stay
+from workers.stay import Stay, leave_to_others
 
 
 @app.task(name=APPLY_TASK)
@@ -25,7 +25,13 @@ def apply(shard: str, ops: int = 1) -> dict[str, Any]:
     """
     heard = app.amqp.queues.consume_from
     others = [other for other in process_client().topology.shards if other != shard and queue_of(other) in heard]
-    return Stay(shard, process_client().bell, others).run()
+    bell = process_client().bell
+    try:
+        return Stay(shard, bell, others).run()
+    except WrongDeployment as error:
+        leave_to_others(app.control, str(apply.request.hostname), shard, error)
+        bell.ring_now(shard, ops)
+        raise
 
 
 # a dead primary is noticed by one failure; the next try finds the primary of that moment

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +19,20 @@ from pipeline import clock
 from pipeline.admin.check.surroundings import foreign_modules
 from pipeline.admin.observe.recorder import Recorder
 from pipeline.client import Client
-from pipeline.config.settings import load
+from pipeline.config.settings import Settings, load
 from pipeline.config.topology import Topology
 from pipeline.enqueue.deployment import compare_all
 from pipeline.errors import Unavailable, WrongDeployment
 from pipeline.events import Event
 from pipeline.oplog.appends import Scope, scopes_of
 from pipeline.oplog.doorbell import queue_of
-from workers.chores import Chores, Overview
+from pipeline.oplog.groups import log_of
+from pipeline.reads.health.prober import Duty, Prober
+from pipeline.shard.nodes import Nodes
+from workers.chores import Alarm, Chores, Overview, hasten
 from workers.metrics import batches
 from workers.metrics.tally import Tally
 from workers.moves import Moves
-from workers.prober import Watch
 from workers.process import ask_to_stop, process_client
 from workers.sign_of_life import PoolWatch, SignOfLife
 from workers.sweeper import Pulse, Sweep
@@ -38,6 +41,8 @@ from workers.turns import STOP_S, Turns, Work
 if TYPE_CHECKING:
     from workers.metrics.port import Port
 
+#: How long Redis may take to answer the prober, s: less than the prober's lease.
+READ_S = 0.5
 #: How many pool processes beyond the worker's concurrency are counted: a pool may grow.
 SPARE_PAGES = 8
 logger = logging.getLogger("pipeline.worker")
@@ -71,13 +76,16 @@ class Threads(bootsteps.StartStopStep):
         works: dict[str, Work] = {"prober": Watch(settings), "sweeper": Sweep(settings, pulse, served)}
         works["observer"] = Recorder(settings)
         works["mover"] = Moves(client)
+        threads = {name: Turns(name, work) for name, work in works.items()}
         by_group: dict[str, list[Scope]] = {}
         for scope in scopes_of(shards).values():
             by_group.setdefault(client.topology.group_of(scope.name), []).append(scope)
-        for scopes in by_group.values():  # a Redis that hangs keeps the look at no other waiting
+        for group, scopes in by_group.items():  # a Redis that hangs keeps the look at no other waiting
             overview = Overview(client.log, [scope.name for scope in scopes])
-            works |= {f"chores-{scope.name}": Chores(client, scope, overview) for scope in scopes}
-        threads = {name: Turns(name, work) for name, work in works.items()}
+            chores = {f"chores-{one.name}": Chores(client, one, overview, sleeps=True) for one in scopes}
+            sleepers = {name: Turns(name, work) for name, work in chores.items()}
+            alarm = Alarm(overview, {sleepers[name]: work for name, work in chores.items()})
+            threads |= sleepers | {f"chores of {group}": Turns(f"chores of {group}", alarm)}
         pool = PoolWatch()
         self._beats += [parent.timer.call_repeatedly(1.0, pool.beat)]
         sign = Turns("sign", SignOfLife(settings, parent.hostname, served, pool, threads))
@@ -105,6 +113,35 @@ class Threads(bootsteps.StartStopStep):
             thread.stop(deadline.left_s)
 
     terminate = stop
+
+
+class Watch:
+    """The turns of one worker's prober. It has connections of its own.
+
+    Args:
+        settings: name the nodes, and Redis.
+    """
+
+    def __init__(self, settings: Settings):
+        self._settings, self._nodes = settings, Nodes(settings)
+        self._log = log_of(settings, read_s=READ_S)
+        self._duty = Duty(self._log, self._engage)
+
+    def turn(self) -> float:
+        """Probe if the lease is ours or free; return the seconds to the next turn."""
+        return self._duty.turn()
+
+    def close(self) -> None:
+        """Let another worker take the lease."""
+        self._duty.end()
+        self._log.close()
+
+    def _engage(self, out: Collection[str]) -> Prober:
+        return Prober(self._nodes, self._settings.shards, self._log, out, self._reconcile)
+
+    def _reconcile(self, shard: str) -> None:
+        """Have the new primary's watermarks compared with the logs at once: it may lack what the old one had."""
+        hasten(self._log, "reconcile", shard)
 
 
 @worker_shutting_down.connect

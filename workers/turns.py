@@ -41,7 +41,7 @@ class Turns:
 
     def __init__(self, name: str, work: Work):
         self._work, self.turn_s = work, clock.mono_s()
-        self._ended = threading.Event()
+        self._ended, self._due = False, threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"pipeline-{name}", daemon=True)
 
     @property
@@ -53,9 +53,14 @@ class Turns:
         """Start the thread."""
         self._thread.start()
 
+    def wake(self) -> None:
+        """Let the next turn begin now."""
+        self._due.set()
+
     def ask_to_stop(self) -> None:
         """Let the current turn be the last."""
-        self._ended.set()
+        self._ended = True
+        self._due.set()
 
     def stop(self, within_s: float = STOP_S) -> None:
         """Stop the thread after its current turn.
@@ -63,13 +68,17 @@ class Turns:
         Args:
             within_s: how long to wait for that.
         """
-        self._ended.set()
+        self.ask_to_stop()
         if self._thread.is_alive():
             self._thread.join(within_s)
 
     def _run(self) -> None:
         pause_s = 0.0
-        while not self._ended.wait(pause_s):
+        while not self._ended:
+            self._due.wait(pause_s)
+            self._due.clear()
+            if self._ended:
+                break
             self.turn_s = clock.mono_s()
             try:
                 pause_s = self._work.turn()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from pydal import DAL
@@ -13,19 +13,26 @@ from pydal import DAL
 import pipeline
 from benchmarks.peer import Enqueue
 from benchmarks.processes import ROOT, running
-from benchmarks.rows import TABLE, Row, define_purchase
+from benchmarks.rows import PURCHASE, TABLE, Row, Shape
 from benchmarks.target import Target
 
 MIGRATE_S = 60
 DRAIN_S = 120
 
 
-@contextmanager
-def bulk(target: Target) -> Iterator[Enqueue]:
-    """Yield a function that enqueues all rows in one call."""
-    purchase = prepare(target)
-    with running(target, worker_command()):
-        yield lambda rows: _enqueue_bulk(purchase, rows)
+def bulk_of(shape: Shape) -> Callable[[Target], AbstractContextManager[Enqueue]]:
+    """Return the peer that enqueues all rows in one call."""
+
+    @contextmanager
+    def open_peer(target: Target) -> Iterator[Enqueue]:
+        table = prepare(target, shape)
+        with running(target, worker_command()):
+            yield lambda rows: _enqueue_bulk(table, rows)
+
+    return open_peer
+
+
+bulk = bulk_of(PURCHASE)
 
 
 @contextmanager
@@ -36,14 +43,14 @@ def one_by_one(target: Target) -> Iterator[Enqueue]:
         yield lambda rows: _enqueue_each(purchase, rows)
 
 
-def prepare(target: Target) -> Any:
+def prepare(target: Target, shape: Shape = PURCHASE) -> Any:
     """Configure this process, publish the table, migrate the shards, and return the table."""
     pipeline.configure(target.config)
     db = DAL(target.primaries[0], migrate=False, bigint_id=True)
-    define_purchase(db)
+    table = shape.define(db)
     pipeline.define_tables(db)
     migrate(target)
-    return db.purchase
+    return table
 
 
 def migrate(target: Target) -> None:
@@ -70,8 +77,8 @@ def drain(target: Target) -> None:
         pipeline.barrier(TABLE, timeout_s=DRAIN_S)
 
 
-def _enqueue_bulk(purchase: Any, rows: Sequence[Row]) -> None:
-    pipeline.enqueue_bulk_insert(purchase, rows)
+def _enqueue_bulk(table: Any, rows: Sequence[Row]) -> None:
+    pipeline.enqueue_bulk_insert(table, rows)
 
 
 def _enqueue_each(purchase: Any, rows: Sequence[Row]) -> None:

@@ -19,6 +19,7 @@ from benchmarks.probes import (
     trickle,
     versions,
     visible,
+    widths,
     worker_memory,
 )
 from benchmarks.table import Table
@@ -34,6 +35,7 @@ class Probe:
 
 
 PROBES: tuple[Probe, ...] = (
+    Probe("widths", widths.measure),
     Probe("producer", producer.measure),
     Probe("latency", latency.measure),
     Probe("spool", spool.measure),

@@ -28,20 +28,25 @@ def measure(target: Target, table: Table, rows: int) -> list[Figure]:
     count = max(300, round(rows * SHARE)) // len(LEVELS)
     db = _prepare(target)
     owners = _owners_of_one_shard()
-    rates: dict[str, list[float]] = {family: [] for family in FAMILIES}
+    rates: dict[tuple[str, str], list[float]] = {(way, family): [] for way in _QUEUE for family in FAMILIES}
     with running(target, ours.worker_command(WORKERS)) as workers:
-        _rate(workers, [db[f"{family}_{level}"] for family in FAMILIES for level in LEVELS], owners, 50)
+        for way in _QUEUE:
+            _rate(workers, way, [db[f"{family}_{level}"] for family in FAMILIES for level in LEVELS], owners, 50)
         for _ in range(ROUNDS):
-            for family, found in rates.items():
-                found.append(_rate(workers, [db[f"{family}_{level}"] for level in LEVELS], owners, count))
+            for (way, family), found in rates.items():
+                found.append(_rate(workers, way, [db[f"{family}_{level}"] for level in LEVELS], owners, count))
     _drop(target)
-    ratios = [held / loose for held, loose in zip(*rates.values(), strict=True)]
     detail = f"{count * len(LEVELS):,} rows, queued while {WORKERS} workers stand still"
-    names = ("with foreign keys", "without foreign keys")
-    return [
-        *(median_figure(name, found, "ops/s", detail) for name, found in zip(names, rates.values(), strict=True)),
-        median_figure("with / without foreign keys", ratios, "×", "of the same round"),
-    ]
+    figures = []
+    for way in _QUEUE:
+        held, loose = (rates[way, family] for family in FAMILIES)
+        ratios = [one / other for one, other in zip(held, loose, strict=True)]
+        figures += [
+            median_figure(f"{way}with foreign keys", held, "ops/s", detail),
+            median_figure(f"{way}without foreign keys", loose, "ops/s", detail),
+            median_figure(f"{way}with / without foreign keys", ratios, "×", "of the same round"),
+        ]
+    return figures
 
 
 def _prepare(target: Target) -> Any:
@@ -78,13 +83,29 @@ def _owners_of_one_shard() -> list[int]:
     return list(found.values())
 
 
-def _rate(workers: Any, tables: Sequence[Any], owners: Sequence[int], count: int) -> float:
+def _singly(tables: Sequence[Any], owners: Sequence[int], count: int) -> None:
+    for n in range(count):
+        up = None
+        for level, table in enumerate(tables):
+            up = None if level % len(LEVELS) == 0 else up
+            up = pipeline.enqueue_insert(table, customer=owners[(n + level) % len(owners)], up=up).id
+
+
+def _in_bulk(tables: Sequence[Any], owners: Sequence[int], count: int) -> None:
+    ups: list[int | None] = []
+    for level, table in enumerate(tables):
+        ups = ups if level % len(LEVELS) else [None] * count
+        rows = [{"customer": owners[(n + level) % len(owners)], "up": up} for n, up in enumerate(ups)]
+        ups = [one.id for one in pipeline.enqueue_bulk_insert(table, rows)]
+
+
+#: How the rows are queued.
+_QUEUE = {"": _singly, "bulk, ": _in_bulk}
+
+
+def _rate(workers: Any, way: str, tables: Sequence[Any], owners: Sequence[int], count: int) -> float:
     with paused(workers):
-        for n in range(count):
-            up = None
-            for level, table in enumerate(tables):
-                up = None if level % len(LEVELS) == 0 else up
-                up = pipeline.enqueue_insert(table, customer=owners[(n + level) % len(owners)], up=up).id
+        _QUEUE[way](tables, owners, count)
         started = time.perf_counter()
     for table in tables:
         pipeline.barrier(table, timeout_s=DRAIN_S)

@@ -18,7 +18,7 @@ from benchmarks.target import Target
 
 SHARDS, WORKERS = (64, 2), 2
 #: Until imports, first probes and first chores are done, and how long the CPU is counted, s: any chore's time at least.
-WARM_S, COUNT_S = 20.0, 30.0
+WARM_S, COUNT_S = 40.0, 60.0
 
 
 def measure(target: Target, table: Table, rows: int) -> list[Figure]:

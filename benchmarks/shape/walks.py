@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import msgspec
 from pydal import DAL, Field
 
 import pipeline
@@ -81,7 +82,7 @@ def wired() -> list[str]:
 
     The client has a spool and two shards, and is not yet used. A kind is a product class with an instance that can be
     reached from the client through attributes, slots, containers, bound methods, partials and closures. Values are no
-    kinds: frozen dataclasses, tuples and enums.
+    kinds: frozen dataclasses and structs, tuples and enums.
     """
     with TemporaryDirectory(prefix="pipeline-shape-") as folder:
         configuration = {
@@ -149,6 +150,7 @@ def _file_of(code: types.CodeType) -> str | None:
 
 def _is_kind(kind: type) -> bool:
     frozen = dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    frozen |= issubclass(kind, msgspec.Struct) and kind.__struct_config__.frozen
     return kind.__module__.split(".")[0] in PACKAGES and not frozen and not issubclass(kind, tuple | enum.Enum)
 
 

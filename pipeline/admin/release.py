@@ -17,6 +17,7 @@ from pipeline.model.op import Position
 from pipeline.model.schema import TableSchema
 from pipeline.shard.records import replays
 from pipeline.shard.records.stops import BREAKER, WHOLE, Stop, definition_of, lift, note_definition, stops_of
+from pipeline.shard.session import NodeSession
 
 #: The most ops that one query names: what waits behind them is replayed with them.
 _HEADS = 5000
@@ -34,21 +35,35 @@ def release(pipeline: Client, shard: str, who: str) -> Iterator[int]:
     Raises:
         ShardUnavailable: the primary does not answer; what was yielded is done.
     """
-    session = pipeline.nodes.primary(shard)
+    session, settings = pipeline.nodes.primary(shard), pipeline.settings
+    chosen, patient = _released(session), True
+    while chosen:
+        settled, replay = 0, Replay(shard, session, pipeline.log, settings.apply, settings.tables, patient=patient)
+        for result in replay.run(chosen, who):
+            settled += result.replayed + result.refused
+            yield result.replayed + result.refused
+        if replay.left:
+            why = min(replay.left.values())
+            logger.warning(Event("release_stopped", shard=shard, buckets=len(replay.left), why=why))
+        # an op that needs another's row may have had its turn before that one; where none gets on, none helps another
+        chosen, patient = _released(session, needy=True) if settled or patient else {}, settled > 0
+
+
+def _released(session: NodeSession, *, needy: bool = False) -> dict[int, list[Position]]:
+    """Return the places of ops that wait for no table that is stopped, by bucket.
+
+    Args:
+        session: of the shard's primary.
+        needy: only those that may need others.
+    """
     stopped = {stop.scope for stop in stops_of(session)}
-    chosen: dict[int, list[Position]] = {}
     with session.translated(), session.transaction():
         waiting = replays.waiting(session, _HEADS)
-    for bucket, position, table in waiting:
-        if table not in stopped:
+    chosen: dict[int, list[Position]] = {}
+    for (bucket, position), table, needs in waiting:
+        if not {WHOLE, needs or table} & stopped and (needs or not needy):
             chosen.setdefault(bucket, []).append(position)
-    if WHOLE in stopped or not chosen:
-        return
-    replay = Replay(shard, session, pipeline.log, pipeline.settings.apply, pipeline.settings.tables)
-    for result in replay.run(chosen, who):
-        yield result.replayed + result.refused
-    if replay.left:
-        logger.warning(Event("release_stopped", shard=shard, buckets=len(replay.left), why=min(replay.left.values())))
+    return chosen
 
 
 def try_one(pipeline: Client, shard: str, stop: Stop, who: str) -> bool:
@@ -65,7 +80,7 @@ def try_one(pipeline: Client, shard: str, stop: Stop, who: str) -> bool:
     """
     session = pipeline.nodes.primary(shard)
     with session.translated(), session.transaction():
-        heads = [(bucket, place) for bucket, place, table in replays.waiting(session, _HEADS) if table == stop.scope]
+        heads = [one.place for one in replays.waiting(session, _HEADS) if one.table == stop.scope and not one.needs]
     if heads:
         one = replace(pipeline.settings.apply, max_rows=1)
         replay = Replay(shard, session, pipeline.log, one, pipeline.settings.tables, despite=stop.scope)

@@ -13,6 +13,7 @@ from pipeline.client import Client
 from pipeline.enqueue.bucket_map import follow_noted
 from pipeline.errors import BadOp, PipelineError, Unavailable, did_you_mean
 from pipeline.model.op import Position
+from pipeline.oplog.counts import ORDERS
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.records.stops import BREAKER, PAUSED, WHOLE, Stop, give, lift, stops_of
 
@@ -76,6 +77,7 @@ def pause(pipeline: Client, target: Target, reason: str = "", by: str = "") -> N
     for shard in target.shards:
         try:
             give(pipeline.nodes.primary(shard), Stop(target.scope, PAUSED, reason, 0, by or who()))
+            _stir(pipeline, shard)
         except PipelineError as error:
             failed[shard] = error
     _report(target, failed)
@@ -99,6 +101,7 @@ def resume(pipeline: Client, target: Target) -> list[Stop]:
         try:
             mine = [one for one in stops_of(pipeline.nodes.primary(shard)) if one.scope == target.scope]
             lifted += [one for one in mine if _lift(pipeline, shard, one)]
+            _stir(pipeline, shard)
             _wake(pipeline, shard)
         except PipelineError as error:
             failed[shard] = error
@@ -176,6 +179,14 @@ def _lift(pipeline: Client, shard: str, order: Stop) -> bool:
     if order.kind == BREAKER:
         return try_one(pipeline, shard, order, who())
     return lift(pipeline.nodes.primary(shard), order.scope, order.kind)
+
+
+def _stir(pipeline: Client, shard: str) -> None:
+    """Have workers look at a shard that was quiet: screens show the order, and what it held back is released."""
+    try:
+        pipeline.log.finish(shard, {}, counts={ORDERS: 1})
+    except Unavailable:
+        return
 
 
 def _wake(pipeline: Client, shard: str) -> None:

@@ -1,7 +1,7 @@
 """Trace one op: who enqueued it, its place in the log, its commit, who has seen it, what became of it.
 
-All of it is read from where it is kept: the log, the spool of this host, the own tables of the shards, and the notes of
-the newest batches in Redis.
+It is read from the log, the spool of this host, the pipeline's tables in the shards, and the notes of the newest
+batches in Redis.
 """
 
 from __future__ import annotations

@@ -18,12 +18,15 @@ from pipeline.events import Event
 from pipeline.model.fingerprint import Fingerprint
 from pipeline.model.op import Position, may_come_again
 from pipeline.oplog.appends import EVERYWHERE
-from pipeline.shard.records import ledger, ledger_queries, moves, replays
+from pipeline.shard import actions
+from pipeline.shard.records import ledger, ledger_queries, moves
 
 #: What was sent under older epochs is judged once in so long, ms; Redis forgets producers after two days.
 JUDGED_MS = 86_400_000
 #: How long a shard without replicas keeps applied entries, s: a dump of its primary may be that old.
 FLOOR_S = 600
+#: The size of what is set aside is looked at once in so long, ms.
+SIZED_MS = 60_000
 logger = logging.getLogger("pipeline.upkeep")
 
 
@@ -151,11 +154,29 @@ def trim(pipeline: Client, shard: str) -> int:
     waiting = unapplied(marks, pipeline.log.tails(marks))
     with primary.translated(), primary.transaction():
         ledger.forget_producers(primary, REMEMBERED_S, waiting)
-        replays.forget_settled(primary, REMEMBERED_S)
-        days = pipeline.settings.apply.rejects_days
-        if dropped := replays.drop_old_rejects(primary, days):
-            logger.warning(Event("rejects_forgotten", shard=shard, ops=dropped, days=days))
+    _forget_rejects(pipeline, shard)
     return trimmed
+
+
+def _forget_rejects(pipeline: Client, shard: str) -> None:
+    """Give up what was set aside long ago, and what is too much; nothing of a bucket that two shards compare."""
+    primary, settings = pipeline.nodes.primary(shard), pipeline.settings.apply
+    moving = {bucket for bucket, leg in moves.legs(primary).items() if leg.under_way(shard)}
+    with primary.translated(), primary.transaction():
+        actions.forget_settled(primary, REMEMBERED_S, moving)
+        if dropped := actions.drop_old_rejects(primary, settings.rejects_days, moving):
+            logger.warning(Event("rejects_forgotten", shard=shard, ops=dropped, days=settings.rejects_days))
+    most_bytes = settings.rejects_mb * 1_000_000
+    # the sizes are added up over all of the table: not at each turn
+    if not actions.too_much(primary, most_bytes) or not pipeline.log.take_lease(f"rejects:{shard}", SIZED_MS):
+        return
+    given_up, more = 0, True
+    while more:
+        with primary.translated(), primary.transaction():
+            changed, dropped = actions.bound_rejects(primary, most_bytes, moving)
+        more, given_up = changed > 0, given_up + dropped
+    if given_up:
+        logger.warning(Event("rejects_given_up", shard=shard, ops=given_up, limit_mb=settings.rejects_mb))
 
 
 def _replicated(pipeline: Client, shard: str) -> dict[int, Position]:

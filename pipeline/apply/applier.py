@@ -14,7 +14,7 @@ from pipeline.apply import rejections
 from pipeline.apply.attempt import Attempt
 from pipeline.apply.batch import Batch
 from pipeline.apply.grouping import Item
-from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
+from pipeline.apply.transaction import NO_NOTES, ApplyTransaction, Outcome, Take
 from pipeline.apply.turns import SCHEMA_DELAY_MS, ShardTurns, ms_since
 from pipeline.config.sections import MOST_BUCKETS
 from pipeline.config.settings import ApplySettings, TableSettings
@@ -97,8 +97,6 @@ class Applier(ShardTurns):
         self._whole = False
         #: Until when it is so for what comes next, s.
         self._whole_until_s = 0.0
-        #: Whether what the last turn noted means nothing: the log went away, or the turn was given up for a whole one.
-        self._void = False
         #: When the last turn looked at what is due, if that is in good hands, s; and what rings for others.
         self._looked_s: float | None = None
         self._bell: Bell | SilentBell | None = None
@@ -125,9 +123,8 @@ class Applier(ShardTurns):
             if bell is not None and len(due) > limit:
                 bell.ring_now(self.shard, len(due))
             early = self._early
-            take = Take(due, whole=self._whole, again=self._void)
-            outcome = self._turn(take, started)
-            self._failures, self._void = 0, outcome.crossed
+            outcome = self._turn(Take(due, whole=self._whole), started)
+            self._failures, self._transaction.void = 0, self._transaction.noted if outcome.crossed else NO_NOTES
             outcome.ring |= self._hand_on()
             if outcome.ring or ops_of(outcome):
                 self._looked_s = None
@@ -143,16 +140,21 @@ class Applier(ShardTurns):
                     clock.sleep_s(self._early_rest_s())
                 outcome.ring = True
         except Unavailable as error:
-            self._failures += 1
-            self._void = isinstance(error, LogUnavailable)
-            self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
-            reason = WaitReason("database", self.shard, self.shard, str(error))
-            note_waits(self._log, self.shard, dict.fromkeys(due, reason), {})
-            logger.warning(Event("batch_postponed", shard=self.shard, buckets=len(due), error=error))
-            outcome = Outcome(left=len(due), waiting=reason.sentence())
+            outcome = self._postponed(due, error)
         outcome.ms = ms_since(started)
         rejections.tell(self.shard, outcome.refused)
         return outcome
+
+    def _postponed(self, due: Mapping[int, int], error: Unavailable) -> Outcome:
+        """Leave buckets alone for a while: their database or the log is away."""
+        self._failures += 1
+        # what the last transaction noted then means nothing; what others have noted does
+        self._transaction.void = self._transaction.noted if isinstance(error, LogUnavailable) else NO_NOTES
+        self._log.postpone(self.shard, due, int(1000 * clock.backoff_s(self._failures)))
+        reason = WaitReason("database", self.shard, self.shard, str(error))
+        note_waits(self._log, self.shard, dict.fromkeys(due, reason), {})
+        logger.warning(Event("batch_postponed", shard=self.shard, buckets=len(due), error=error))
+        return Outcome(left=len(due), waiting=reason.sentence())
 
     def leave(self, bell: Bell | SilentBell) -> None:
         """Give up the bell, and ring if anything is due but what the last turn found in others' hands.
@@ -210,7 +212,7 @@ class Applier(ShardTurns):
 
     def _finish(self, batch: Batch, outcome: Outcome) -> None:
         """Publish watermarks and clean the dirty set. Rows are committed, so a failure here is for the sweeper."""
-        self._transaction.committed()
+        self._transaction.committed(batch.after)
         self._step("finish")
         outcome.counts = counts_of(batch, outcome)
         done = batch.before | batch.after
@@ -261,7 +263,7 @@ def counts_of(batch: Batch, outcome: Outcome) -> Counter[str]:
     if not batch.taken:
         return counts
     counts += applied_counts(batch.done(batch.aside))
-    for entry in batch.sheets:  # where none is set aside: else they were taken apart
+    for entry in batch.sheets:  # none of their ops is set aside: else they were taken apart
         counts[f"{APPLIED} {INSERT} {entry.sheet.table}"] += len(entry.sheet)
     for reject in outcome.refused:
         counts[f"{REJECTED} {reject.table}"] += 1

@@ -2,7 +2,7 @@
 
 A note is written under the lock of the bucket's watermark, and removed after the commit. So a worker that gets the lock
 and finds a note for the present watermark knows that the noted attempt has failed. The next attempt is narrower: the
-bucket alone, an eighth of its entries, and so on down to one op, which is rejected after `MOST_DEATHS` attempts alone.
+bucket alone, an eighth of its entries, and so on down to one op. One op is rejected after `MOST_DEATHS` attempts alone.
 """
 
 from __future__ import annotations
@@ -57,6 +57,17 @@ class Attempt(NamedTuple):
         """
         left = self.left - taken
         return Attempt(to, left, min(self.entries, left)) if left > 0 else None
+
+    def after_note(self, note: str) -> Attempt:
+        """Return the attempt to make where another worker may have noted a narrower one since this was planned.
+
+        Args:
+            note: of the bucket, or the empty text.
+        """
+        noted = self.suspected(note) if note else None
+        if noted is None or noted.after != self.after:
+            return self
+        return max(self, noted, key=lambda one: (-one.entries, one.deaths, one.waits))
 
     def __str__(self) -> str:
         if self[2:] == _FIRST:

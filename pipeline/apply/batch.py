@@ -15,7 +15,7 @@ from pipeline.apply.misfits import Shape, is_like, misfit, shape_in
 from pipeline.caches import MOST_DEFINITIONS
 from pipeline.errors import BadOp, NewerOp, NotAnOp
 from pipeline.events import Event
-from pipeline.model.op import FORGED, INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
+from pipeline.model.op import DELETE, FORGED, INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
 from pipeline.model.schema import TableSchema, is_hash, is_hash_of
 from pipeline.model.sheet import Read, Sheet, SheetEntry, count_ops
 from pipeline.model.wait_reason import WaitReason
@@ -210,7 +210,7 @@ class Batch:
         if seen < count:
             self._miss(entry, last)
             self.last[pair] = entry.producer_seq + count - 1
-            self.sheets.append(entry.behind(seen) if seen else entry)
+            self.sheets.append(entry.part(seen) if seen else entry)
 
     def _miss(self, entry: Read, last: int) -> None:
         """Note what is between an op and the last of its producer: these come in order, so that is gone for good."""
@@ -218,11 +218,18 @@ class Batch:
             epoch = entry.position.epoch
             self._lose(LostRange(entry.bucket, epoch, entry.producer, last + 1, entry.producer_seq - 1))
 
-    def take_apart(self) -> None:
-        """Put the ops of the sheets among the others, one by one."""
+    def take_apart(self, refused: Iterable[Reject] | None = None) -> None:
+        """Put the ops of sheets among the others, one by one.
+
+        Args:
+            refused: only the sheets with one of these are taken apart; None: all are.
+        """
         if self.sheets:
-            every = [*self.items, *items_of(self.sheets)]
-            self.items, self.sheets = sorted(every, key=attrgetter("place")), []
+            apart = self.sheets if refused is None else _with_any(self.sheets, refused)
+            every = [*self.items, *items_of(apart)]
+            places = {entry[:2] for entry in apart}
+            self.items = sorted(every, key=attrgetter("place"))
+            self.sheets = [entry for entry in self.sheets if entry[:2] not in places]
 
     def skip_used(self, session: NodeSession) -> None:
         """Drop the ops whose idempotency key another op has used up.
@@ -299,8 +306,17 @@ class Batch:
         return WaitReason(kind, self.facts.shard, self.facts.shard, detail)
 
     def stop(self, op: Op) -> WaitReason | None:
-        """Return why the table of *op* is stopped, or None."""
-        return next((self.stopped[one.table] for one in op.named if one.table in self.stopped), None)
+        """Return why the table of *op* is stopped, or one in which it may delete rows; None: neither is."""
+        if (own := next((self.stopped[one.table] for one in op.named if one.table in self.stopped), None)) is not None:
+            return own
+        return next(
+            (why for table, why in self.stopped.items() if any(self._reaches(one, table) for one in op.named)), None
+        )
+
+    def _reaches(self, op: Op, table: str) -> bool:
+        """Return whether an op deletes a row to which rows of a table may refer."""
+        facts = self.facts.known.get(op.schema) if op.kind == DELETE else None
+        return facts is not None and self.facts.database_name(table) in facts.constraints.children
 
     def _puzzle(self, op: Op) -> WaitReason | None:
         """Return why an op must wait, or None."""
@@ -325,6 +341,8 @@ class FactBook:
         self.shard, self._session, self._log = shard, session, log
         #: By the schema's hash.
         self.known: dict[str, Facts] = {}
+        #: The names in the database of tables that this worker may not have met, by their names.
+        self._names: dict[str, str] = {}
         #: The shapes of ops that fitted, each with its table, by the schema's hash; bounded by `_MOST_SHAPES`.
         self.fitting: dict[str, dict[Shape, str]] = {}
 
@@ -386,7 +404,13 @@ class FactBook:
         Args:
             table: its name in the model.
         """
-        return next((one.database_name for one in self.known.values() if one.schema.name == table), table)
+        if (found := next((one.database_name for one in self.known.values() if one.schema.name == table), "")) != "":
+            return found
+        if table not in self._names:
+            self._names = {
+                name: TableSchema.from_json(text).name_there for name, text in self._log.newest_schemas().items()
+            }
+        return self._names.setdefault(table, table)
 
     def bound(self) -> None:
         """Forget all where it is too much: whoever writes to Redis may publish definitions without end."""
@@ -396,6 +420,7 @@ class FactBook:
     def forget(self) -> None:
         """Forget all constraints: the schema of the database may have changed."""
         self.known.clear()
+        self._names.clear()
         self.fitting.clear()
 
 
@@ -405,6 +430,18 @@ def _junk(entry: Entry, why: str = "not an op: the entry has not the fields that
 
 def _key_of(item: Item) -> tuple[int, str] | None:
     return None if item.op.idempotency_key is None else (item.entry.bucket, item.op.scoped_key)
+
+
+def _with_any(sheets: Iterable[SheetEntry], refused: Iterable[Reject]) -> list[SheetEntry]:
+    """Return the sheets that have one of the refused ops."""
+    places: dict[int, list[Position]] = {}
+    for one in refused:
+        places.setdefault(one.entry.bucket, []).append(one.entry.position)
+    return [
+        entry
+        for entry in sheets
+        if any(entry.position <= position <= entry.last for position in places.get(entry.bucket, ()))
+    ]
 
 
 def _gap(entry: Read, before: Position) -> LostRange | None:

@@ -1,8 +1,8 @@
-"""Order the ops of several buckets by time, and tell whether an op that a constraint refuses is early.
+"""Order the ops of several buckets by time, and decide whether an op that a constraint refuses is early.
 
 A database enforces order across buckets: a child's row needs its parent's, a unique value has to be free. A log keeps
-order within one bucket. So a constraint's word is final once what was enqueued before the op is applied or set aside;
-and a row to which others may refer is deleted then.
+order within one bucket. So a constraint's word is final once what was enqueued before the op is applied or set aside. A
+row to which others may refer is deleted then.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from math import inf
 from typing import NamedTuple
 
 from pipeline import clock
+from pipeline.apply.batch import Batch
 from pipeline.apply.grouping import Item
 from pipeline.errors import PipelineError
-from pipeline.model.op import Entry, Position, enqueued_ms
+from pipeline.model.op import DELETE, Entry, Position, enqueued_ms
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
@@ -30,6 +31,10 @@ CLOCKS_MS, CLOCKS_S = 250.0, 1.0
 #: The share of that time that a delete waits at most. An op of its bucket that was enqueued before it may be behind it,
 #: sent from a spool; and what needs that op waits, too. Of the two the delete goes on: a child is gone either way.
 DELETES = 0.25
+#: When an op has its turn, ms; and its rank among those of one time.
+_Turn = tuple[float, int]
+#: How often turns are made later at most: where two deletes stand before what should come before the other, never ends.
+_ROUNDS = 4
 #: How many entries of a bucket are looked at before an op is rejected.
 DEEP = 100
 #: How many waiting ops a process keeps in mind before it forgets those that are decided.
@@ -92,28 +97,32 @@ class EarlierOps:
     def __init__(self, shard: str, session: NodeSession, log: Work, wait_s: float):
         self._shard, self._session, self._log, self._wait_s = shard, session, log, wait_s
         self._waits: dict[Place, Wait] = {}
-        #: Of each bucket for which an op has waited as long as it may, its watermark.
+        #: Of each bucket for which an op has waited as long as it may, its watermark; and of those for which a delete
+        #: has waited once more.
         self._stuck: dict[int, Position] = {}
+        self._stuck_still: dict[int, Position] = {}
+        #: The op of the open transaction that waits no longer. It is one alone: others may wait for just that op.
+        self._let_go: Place | None = None
         #: Of each bucket, its op that was put off; and those that the open transaction puts off.
         self._put_off: dict[int, Position] = {}
         self._putting_off: dict[int, Position] = {}
         #: The refused ops of the open transaction that are refused for good, see `settle`.
         self._settled: set[Place] = set()
-        self._after: Mapping[int, Position] = {}
-        self._marks: Mapping[int, Position] = {}
+        self._batch: Batch | None = None
+        self._marks: dict[int, Position] = {}
         self._queued: dict[int, float] | None = None
         self._looked_deep = False
 
-    def begin(self, after: Mapping[int, Position], *, again: bool = False) -> None:
+    def begin(self, batch: Batch, *, again: bool = False) -> None:
         """Begin a transaction.
 
         Args:
-            after: the watermarks that it leaves: what is behind one is queued, what is before it is executed in order.
+            batch: what it applies; what is behind that is queued.
             again: whether it is the last one without its early ops.
         """
         if not again:
-            self._putting_off, self._settled = {}, set()
-        self._after, self._queued, self._looked_deep = after, None, False
+            self._putting_off, self._settled, self._let_go = {}, set(), None
+        self._batch, self._queued, self._looked_deep = batch, None, False
 
     def awaited_by(self, item: Item, *, refused: bool = True) -> WaitReason | None:
         """Return why an op that a constraint refuses, or that deletes, waits; None where it has its turn.
@@ -127,21 +136,28 @@ class EarlierOps:
             self._queued = self._oldest_queued()
         at_ms, bucket = item.op.at_ms, item.entry.bucket
         near = _until(at_ms + younger_ms, self._queued, bucket)
-        if not near and refused and not self._looked_deep:  # else the database's word would be final
-            self._looked_deep = True
+        if not self._looked_deep and not any(sent_ms < at_ms for sent_ms in near.values()):
+            self._looked_deep = True  # else the database's word would be final, and the row gone
             self._queued = self._oldest_queued(self._queued, DEEP)
             near = _until(at_ms + younger_ms, self._queued, bucket)
         if not near:
             return None
         older = [one for one, sent_ms in near.items() if sent_ms < at_ms]
-        if not refused and all(self._stuck.get(one) == self._marks[one] for one in older):
+        now = {one: self._marks[one] for one in older}
+        stuck = not refused and now.items() <= self._stuck.items()
+        if stuck and now.items() <= self._stuck_still.items():
             return None  # the deletes of a bucket would wait for as long, one after another
         waited_s = self._waited_s(item.place, older)
-        if waited_s >= most_s:
-            self._stuck |= {one: self._marks[one] for one in older}
+        # the delete that waited for these buckets may be what they waited for: they have a moment to get on
+        if waited_s >= (min(most_s, LOOK_S) if stuck else most_s) and self._let_go in (None, item.place):
+            self._let_go = item.place
+            self._stuck |= now
+            self._stuck_still |= now if stuck else {}
             return None
         if not older and waited_s >= CLOCKS_S:
             return None
+        if not waited_s:  # else a bucket would rest that a worker drained on a primary that died since
+            self._log.mark_dirty(self._shard, near)
         self._queued[bucket] = min(at_ms, self._queued.get(bucket, at_ms))  # this one is queued from now on
         return self._reason(item)
 
@@ -173,12 +189,19 @@ class EarlierOps:
         return item.place in self._settled
 
     def has_others(self, item: Item) -> bool:
-        """Return whether ops of other buckets in the transaction may help a refused op that was not put off before.
+        """Return whether ops of other buckets in the transaction may help a refused op.
+
+        If it was put off before, only older ones may: the transaction that was committed without it lacked them.
 
         Args:
             item: the op.
         """
-        return len(self._after) > 1 and self._put_off.get(item.entry.bucket) != item.entry.position
+        if self._batch is None or len(self._batch.after) < 2:
+            return False
+        bucket, at_ms = item.entry.bucket, item.op.at_ms
+        put_off = self._put_off.get(bucket) == item.entry.position
+        others = (one for one in self._batch.items if one.entry.bucket != bucket)
+        return not put_off or any(one.op.at_ms < at_ms for one in others)
 
     def put_off(self, item: Item) -> WaitReason:
         """Return why an op waits that is taken after the rest of its batch: next time it is the first of its bucket.
@@ -191,10 +214,15 @@ class EarlierOps:
         self._putting_off[item.entry.bucket] = item.entry.position
         return self._reason(item)
 
-    def committed(self) -> None:
-        """Note that the transaction is committed without the ops that were put off."""
+    def committed(self, after: Mapping[int, Position]) -> None:
+        """Note that the transaction is committed without the ops that were put off.
+
+        Args:
+            after: the watermarks that it has left.
+        """
         self._put_off |= self._putting_off
         self._putting_off = {}
+        self._marks.update(after)
 
     def _reason(self, item: Item) -> WaitReason:
         detail = f"{item.entry.bucket}:{item.entry.position} for at most [apply] early_wait_s = {self._wait_s:g} s"
@@ -210,12 +238,34 @@ class EarlierOps:
             entries: how many are looked at in each. An older one is behind a younger where a host has spooled it.
         """
         marks = ledger.marks(self._session)
-        self._marks = {bucket: mark.position for bucket, mark in marks.items()}
-        behind = {bucket: self._after.get(bucket, mark.position) for bucket, mark in marks.items() if mark.owned}
+        now = {bucket: mark.position for bucket, mark in marks.items()}
+        if any(now.get(bucket, before) < before for bucket, before in self._marks.items()):
+            # a primary without the last commits was promoted: what was waited for is undone
+            self._waits, self._stuck, self._stuck_still, self._put_off = {}, {}, {}, {}
+        self._marks = now
+        after = self._batch.after if self._batch is not None else {}
+        behind = {bucket: after.get(bucket, mark.position) for bucket, mark in marks.items() if mark.owned}
         wanted = behind if some is None else {bucket: after for bucket, after in behind.items() if bucket in some}
-        found = self._log.read(wanted, dict.fromkeys(wanted, entries))
-        oldest = {bucket: min(map(_sent_ms, queued)) for bucket, queued in found.items() if queued}
+        oldest = dict[int, float]()
+        while wanted:
+            found = self._log.read(wanted, dict.fromkeys(wanted, entries))
+            unseen = self._unseen(found)
+            hidden = [bucket for bucket, queued in found.items() if not unseen[bucket] and len(queued) == entries]
+            if entries >= DEEP:
+                unseen |= {bucket: found[bucket] for bucket in hidden}
+            oldest |= {bucket: min(map(_sent_ms, queued)) for bucket, queued in unseen.items() if queued}
+            wanted, entries = {bucket: wanted[bucket] for bucket in hidden if entries < DEEP}, DEEP
         return {bucket: min(sent_ms, (some or {}).get(bucket, inf)) for bucket, sent_ms in oldest.items()}
+
+    def _unseen(self, found: Mapping[int, Sequence[Entry]]) -> dict[int, Sequence[Entry]]:
+        """Return the entries that are to be applied yet; others were sent again when an epoch had ended."""
+        pairs = {(entry.bucket, entry.producer) for queued in found.values() for entry in queued}
+        last = ledger.seen(self._session, pairs) if pairs else {}
+        last |= self._batch.last if self._batch is not None else {}
+        return {
+            bucket: [entry for entry in queued if entry.producer_seq > last[bucket, entry.producer]]
+            for bucket, queued in found.items()
+        }
 
 
 def _until(end_ms: float, queued: Mapping[int, float], but: int) -> dict[int, float]:
@@ -241,17 +291,43 @@ def oldest(entries: Mapping[int, Sequence[Entry]], counts: Mapping[int, int], mo
 def by_time(items: Sequence[Item]) -> list[Item]:
     """Order ops of several buckets by the time of their calls, and keep the order within each bucket.
 
+    An op has its turn behind younger ones that stand before it in its bucket. What comes too early is refused, and
+    tried again after all else; a delete that came before such an op would take the row away that the op refers to.
+    So deletes have their turn after all that was enqueued before them.
+
     Args:
         items: bucket by bucket, of each in order.
     """
-    sent_ms: list[float] = []
-    for _, own in groupby(items, key=_bucket):
-        sent_ms += accumulate((item.op.at_ms for item in own), max)  # a clock may have been set back
-    return [items[n] for n in sorted(range(len(items)), key=sent_ms.__getitem__)]
+    turns = _in_buckets(items, [(item.op.at_ms, 0) for item in items])  # a clock may have been set back
+    for _ in range(_ROUNDS if any(map(_deletes, items)) and items[0].entry.bucket != items[-1].entry.bucket else 0):
+        before, turns = turns, _in_buckets(items, _deletes_last(items, turns))
+        if turns == before:
+            break
+    return [items[n] for n in sorted(range(len(items)), key=turns.__getitem__)]
 
 
-def _bucket(item: Item) -> int:
-    return item.entry.bucket
+def _in_buckets(items: Sequence[Item], turns: Sequence[_Turn]) -> list[_Turn]:
+    """Return turns so that no op comes before the one before it in its bucket."""
+    pairs = zip(items, turns, strict=True)
+    return [turn for _, own in groupby(pairs, key=_bucket) for turn in accumulate((turn for _, turn in own), max)]
+
+
+def _deletes_last(items: Sequence[Item], turns: list[_Turn]) -> list[_Turn]:
+    """Return turns so that no delete comes before an op that was enqueued before it."""
+    found, latest = list(turns), (-inf, 0)
+    for n in sorted(range(len(items)), key=lambda n: items[n].op.at_ms):
+        if latest >= turns[n] and _deletes(items[n]):
+            found[n] = latest[0], latest[1] + 1
+        latest = max(latest, turns[n])
+    return found
+
+
+def _deletes(item: Item) -> bool:
+    return any(op.kind == DELETE for op in item.op.members)
+
+
+def _bucket(pair: tuple[Item, _Turn]) -> int:
+    return pair[0].entry.bucket
 
 
 def _sent_ms(entry: Entry) -> float:

@@ -7,22 +7,24 @@ Atomic groups run under a savepoint: many under one, and halved where one of the
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
 
 from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early
 from pipeline.apply.footprint import versioned
-from pipeline.apply.grouping import Group, Item, items_of, statements_of
+from pipeline.apply.grouping import Group, Item, SheetItems, taken_sheets
 from pipeline.apply.held_rows import HeldRows
-from pipeline.apply.judge import Judge, check_upsert
+from pipeline.apply.judge import Judge, NeededOps, check_upsert
 from pipeline.apply.pace import Lessons, Portion, accused, around, chunk, halves
 from pipeline.errors import PipelineError
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPSERT, Entry, Op, Position
 from pipeline.model.sheet import SheetEntry
 from pipeline.model.wait_reason import WaitReason
-from pipeline.shard.driver_errors import code_of, may_be_early, sentence_of
+from pipeline.shard.driver_errors import code_of, is_about_related_rows, may_be_early, sentence_of
 from pipeline.shard.records.ledger import Reject
+from pipeline.shard.records.set_aside import why_needy
 from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import MOST_STATEMENT_BYTES, CannotRender, copy_statement, insert_of, most, statement
 from pipeline.shard.table_facts import Facts
@@ -40,6 +42,7 @@ class Executor:
         earlier: tells which ops may be early; None: none is.
         last_try: see `Judge`.
         patient: whether the others are executed where one may be early, to find all that may be.
+        awaited: tells which ops need what waits for longer; None: none does.
 
     Attributes:
         rejects: the ops that were rejected or parked.
@@ -57,9 +60,11 @@ class Executor:
         *,
         last_try: bool,
         patient: bool,
+        awaited: NeededOps | None,
     ):
         self._session, self._known, self._rows, self._step = session, known, rows, step
         self._lessons, self._earlier, self._patient = lessons, earlier, patient
+        self._awaited = awaited
         self._judge = Judge(session, lessons, last_try=last_try)
         self._misled = False  # the server has named a row that was not the bad one
         self._limit = min(session.statement_bytes() - 1024, MOST_STATEMENT_BYTES)
@@ -106,23 +111,15 @@ class Executor:
             yield some
 
     def _insert(self, sheets: Sequence[SheetEntry], facts: Facts) -> None:
-        """Insert the rows of sheets of one shape; where one may be refused, their ops one by one as all others."""
-        for some in statements_of(sheets):
-            if self._early or self._rows.held or not self._lessons.trusts(facts) or not self._inserted(some, facts):
-                for items in self._chunks(INSERT, items_of(some), facts):
-                    self._run(INSERT, items, facts)
+        """Insert the rows of sheets of one shape: as one op's row would be, but in parts of sheets."""
+        rest = deque(sheets)
+        while rest:
+            self._run(INSERT, SheetItems(taken_sheets(rest, self._lessons.rows_of_sheets(facts))), facts)
 
-    def _inserted(self, sheets: Sequence[SheetEntry], facts: Facts) -> bool:
-        try:
-            with _rendering():
-                sql = insert_of([entry.sheet for entry in sheets], facts)
-            self._send(sql)
-        except Exception as error:
-            if not self._judge.blames_op(error, facts):
-                raise
-            self._lessons.learn(facts, failed=True)
-            return False
-        return True
+    def _inserted(self, sheets: Sequence[SheetEntry], facts: Facts) -> None:
+        with _rendering():
+            sql = insert_of([entry.sheet for entry in sheets], facts)
+        self._send(sql)
 
     def _hold_deletes(self, groups: Iterable[Group]) -> None:
         """Let the delete of a row to which others may refer wait for older ops: children may be among them."""
@@ -162,7 +159,10 @@ class Executor:
         waiting = [Portion(items)]
         for part, fails, _ in self._portions(waiting):
             try:
-                self._statement(kind, [item.op for item in part], facts)
+                if isinstance(part, SheetItems):
+                    self._inserted(part.sheets, facts)
+                else:
+                    self._statement(kind, [item.op for item in part], facts)
             except Exception as error:
                 self._misled |= fails is False
                 # asked before the next statement is sent
@@ -172,14 +172,15 @@ class Executor:
                 if len(part) == 1:
                     self._refuse(part[0], error)
                 else:
-                    self._lessons.learn(facts, failed=True)
+                    if part is items:
+                        self._lessons.learn(facts, len(part), failed=True)
                     bad = None if row is None else accused(kind, part, row)
                     waiting += reversed(halves(part, self._refused) if bad is None else around(part, bad))
                 continue
             self._misled |= fails is True
             if part is items:
-                self._lessons.learn(facts, failed=False)
-            if kind == INSERT and part[0].op.id is None:
+                self._lessons.learn(facts, len(part), failed=False)
+            if kind == INSERT and not isinstance(part, SheetItems) and part[0].op.id is None:
                 self._learn_ids(part)
 
     def _atomic(self, items: Sequence[Item], group: Group, facts: Facts) -> None:
@@ -189,11 +190,11 @@ class Executor:
             failed = self._all_or_none(self._members(part, group))
             if failed and len(part) == 1:
                 self._refuse(part[0], *failed)
-            elif failed:
-                self._lessons.learn(facts, failed=True)
-                waiting += reversed(halves(part, self._refused))
-            elif part is items:
-                self._lessons.learn(facts, failed=False)
+            else:
+                if part is items:
+                    self._lessons.learn(facts, len(part), failed=failed is not None)
+                if failed:
+                    waiting += reversed(halves(part, self._refused))
 
     def _portions(self, waiting: list[Portion]) -> Iterator[Portion]:
         """Take portions from the end of *waiting*, and yield of each what is to be executed now, if anything.
@@ -268,21 +269,32 @@ class Executor:
         return copy_statement(ops, facts, self._known[read.schema], self._session.dialect)
 
     def _refuse(self, item: Item, error: Exception, member: Op | None = None) -> None:
-        """Reject an op; or let its bucket end before it, if what it needs may still come."""
-        if self._earlier is not None and may_be_early(error) and not self._earlier.is_settled(item):
-            if (reason := self._earlier.awaited_by(item)) is not None:
-                self._early[item.entry.bucket] = item.entry.position, reason
-                self._early_ms = min(self._early_ms, item.op.at_ms)
-                if not self._patient:
-                    raise Early(self._early)
-                return
-            # another worker may have committed what the op needs between its refusal and the question what is queued
-            if self._taken(item):
-                if item.op.kind == INSERT and item.op.id is None:
-                    self._learn_ids([item])
-                return
+        """Reject an op, or set it aside if what it needs is, too; or let its bucket end before it, if that may come."""
+        early = self._earlier is not None and may_be_early(error) and not self._earlier.is_settled(item)
+        if early and self._earlier is not None and (reason := self._earlier.awaited_by(item)) is not None:
+            self._end_before(item, reason)
+            return
+        related = self._awaited is not None and is_about_related_rows(error)
+        needs = self._awaited.of(member or item.op) if self._awaited is not None and related else ""
+        # another worker may have committed what the op needs between its refusal and the question what waits
+        if (early or related) and self._taken(item):
+            if item.op.kind == INSERT and item.op.id is None:
+                self._learn_ids([item])
+            return
+        if early:
             self._doubtful.append(item)
-        self._reject(item, error, member)
+        if not needs or self._awaited is None:
+            self._reject(item, error, member)
+        elif (reason := self._awaited.in_log(needs)) is not None:
+            self._end_before(item, reason)
+        else:
+            self.rejects.append(self._rows.wait_all(item, why_needy(needs)))
+
+    def _end_before(self, item: Item, reason: WaitReason) -> None:
+        self._early[item.entry.bucket] = item.entry.position, reason
+        self._early_ms = min(self._early_ms, item.op.at_ms)
+        if not self._patient:
+            raise Early(self._early)
 
     def _taken(self, item: Item) -> bool:
         return self._all_or_none([one] for one in item.op.ops or (item.op,)) is None
@@ -305,11 +317,13 @@ class Executor:
         return self._earlier is not None and self._earlier.has_others(item) and self._taken(item)
 
     def _free(self, items: Sequence[Item], waiting: list[Portion]) -> Sequence[Item]:
-        """Return what to execute now: leave out what is behind an early op in its bucket, park what is behind a held
-        row, and put off what is to be judged after that.
+        """Return what to execute now. What is behind an early op in its bucket is left out, what is behind a held row
+        is parked, and what is to be judged after that is put off.
 
         Asked before each statement: ops of one group may be of one row, and the first of them may have been refused.
         """
+        if isinstance(items, SheetItems) and not self._early:  # no row of theirs is held, and none comes twice
+            return items
         free, parked, rest = self._rows.part(self._on_time(items))
         self.rejects += parked
         if rest:

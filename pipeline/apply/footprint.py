@@ -1,4 +1,4 @@
-"""Tell what ops touch: rows, values of unique indexes, parents. Ops that touch nothing in common may change places.
+"""Find what ops touch: rows, values of unique indexes, parents. Ops that touch nothing in common may change places.
 
 Where it is unknown what an op touches (an update by query, an old unique value), the op touches all of its table.
 

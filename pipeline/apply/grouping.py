@@ -5,8 +5,8 @@ row (table and id), on a value of a unique index, and on a row that a foreign ke
 op touches (an update by query, an old unique value), the op conflicts with all of its table. A copy also reads a row of
 another table, so it conflicts with every write to that row.
 
-Two kinds of groups have ops that conflict with each other: upserts of one key, since an INSERT takes its rows in order;
-and atomic groups, whose members are grouped by these same rules.
+Ops that conflict with each other share a group in two cases. An INSERT takes upserts of one key in order. The members
+of atomic groups are grouped by these same rules.
 
 A sheet stays whole where its rows can conflict on nothing but their ids and their parents' ids, and where no other op
 of the batch touches these tables. Else its ops are grouped as all others.
@@ -17,9 +17,10 @@ Debezium and Confluent batch by kind, and so reorder ops (kafka-connect-jdbc#156
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from pipeline.apply.footprint import (
     ANY,
@@ -36,11 +37,11 @@ from pipeline.apply.footprint import (
     versioned_shape,
 )
 from pipeline.model.op import COPY, GROUP, Entry, Op, Position
-from pipeline.model.sheet import SheetEntry
+from pipeline.model.sheet import SheetEntry, count_ops
 from pipeline.shard.statements import most
 from pipeline.shard.table_facts import Facts
 
-#: The most rows of one INSERT of sheets, and the bytes that it is aimed at. What fails is executed again op by op.
+#: The most rows of one INSERT of sheets, and the bytes that it is aimed at.
 SHEETS_ROWS, SHEETS_BYTES = 1_000, 500_000
 
 
@@ -63,6 +64,42 @@ def items_of(sheets: Iterable[SheetEntry]) -> list[Item]:
         sheets: in order.
     """
     return [Item(*pair) for sheet in sheets for pair in sheet.pairs()]
+
+
+class SheetItems(Sequence[Item]):
+    """The ops of sheets of one shape, made when they are asked for; a part is made of parts of the sheets.
+
+    Args:
+        sheets: in order.
+    """
+
+    __slots__ = ("_count", "sheets")
+
+    def __init__(self, sheets: Sequence[SheetEntry]):
+        self.sheets, self._count = sheets, count_ops(sheets)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> Item: ...
+    @overload
+    def __getitem__(self, at: slice) -> SheetItems: ...
+    def __getitem__(self, at: int | slice) -> Item | SheetItems:
+        if isinstance(at, slice):
+            return SheetItems(list(self._part(*at.indices(self._count)[:2])))
+        first = next(self._part(at, at + 1))
+        return Item(*next(first.pairs()))
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(items_of(self.sheets))
+
+    def _part(self, start: int, stop: int) -> Iterator[SheetEntry]:
+        for entry in self.sheets:
+            rows = len(entry.sheet)
+            if start < rows and stop > 0:
+                yield entry if start <= 0 and stop >= rows else entry.part(max(0, start), min(stop, rows))
+            start, stop = start - rows, stop - rows
 
 
 @dataclass(slots=True)
@@ -140,22 +177,27 @@ def grouped_sheets(sheets: Iterable[SheetEntry], known: Mapping[str, Facts]) -> 
     return groups
 
 
-def statements_of(group: Sequence[SheetEntry]) -> Iterator[list[SheetEntry]]:
-    """Yield the sheets of each statement.
+def taken_sheets(rest: deque[SheetEntry], most_rows: int) -> list[SheetEntry]:
+    """Take the sheets of one statement, and return them: at least a part of the first.
 
     Args:
-        group: sheets of one shape.
+        rest: sheets of one shape, one at least.
+        most_rows: the most rows.
     """
     some: list[SheetEntry] = []
-    rows = size_bytes = 0
-    for entry in group:
-        rows, size_bytes = rows + len(entry.sheet), size_bytes + entry.sheet.size_bytes
-        if some and (rows > SHEETS_ROWS or size_bytes > SHEETS_BYTES):
-            yield some
-            some, rows, size_bytes = [], len(entry.sheet), entry.sheet.size_bytes
+    size_bytes = 0
+    while rest and most_rows > 0:
+        entry = rest.popleft()
+        size_bytes += entry.sheet.size_bytes
+        if some and size_bytes > SHEETS_BYTES:
+            rest.appendleft(entry)
+            break
+        if len(entry.sheet) > most_rows:
+            rest.appendleft(entry.part(most_rows))
+            entry = entry.part(0, most_rows)
         some.append(entry)
-    if some:
-        yield some
+        most_rows -= len(entry.sheet)
+    return some
 
 
 class _Plan(NamedTuple):

@@ -12,6 +12,7 @@ from pipeline.apply.grouping import Item
 from pipeline.config.settings import TableSettings
 from pipeline.errors import PipelineError
 from pipeline.model.op import Op, Position
+from pipeline.model.sheet import SheetEntry
 from pipeline.model.wait_reason import WaitReason
 from pipeline.shard.records import set_aside
 from pipeline.shard.records.ledger import HALTED, HOLDING, Mark, Reject
@@ -70,8 +71,8 @@ class HeldRows:
     def part(self, items: Sequence[Item]) -> tuple[Sequence[Item], list[Reject], Sequence[Item]]:
         """Return the first ops that may be executed, those that are parked, and the rest.
 
-        The rest begins with an op that is behind another, and of a row of one that may be executed: whether that one
-        holds its row is to be known before.
+        The rest begins with an op that is behind another, and shares a row with one that may be executed. Whether that
+        one holds its row must be known before.
 
         Args:
             items: ops in order.
@@ -119,9 +120,18 @@ class HeldRows:
             if (behind := self._behind(item)) is not None:
                 aside.append(self.park(item, *behind))
                 continue
-            keys = self._keys(item) | table_keys(item.op)
-            aside.append(self.wait(item, keys, f"its table {reason.scope} was stopped", WAITING))
+            why = set_aside.why_stopped(reason.scope, {one.table for one in item.op.named})
+            aside.append(self.wait_all(item, why))
         return aside
+
+    def wait_all(self, item: Item, why: str) -> Reject:
+        """Set aside an op that waits for a table. It holds its tables, so that later ops of these wait behind it.
+
+        Args:
+            item: the op.
+            why: what it waits for.
+        """
+        return self.wait(item, self._keys(item) | table_keys(item.op), why, WAITING)
 
     def wait(self, item: Item, keys: frozenset[str], why: str, state: str = set_aside.PARKED) -> Reject:
         """Leave an op set aside for a reason of its own.
@@ -170,6 +180,26 @@ class HeldRows:
 
     def _keys(self, item: Item) -> frozenset[str]:
         return row_keys(item.op, {one.schema: self._known[one.schema].schema for one in item.op.named})
+
+
+def meet_held_rows(session: NodeSession, sheets: Iterable[SheetEntry], known: Mapping[str, Facts]) -> bool:
+    """Return whether a row of sheets may be held by an op that is set aside; also where too many are held to look.
+
+    Args:
+        session: inside the transaction.
+        sheets: of buckets in which ops are set aside.
+        known: the facts of every schema that one names, by hash.
+    """
+    held = set_aside.held_in(session, {entry.bucket for entry in sheets})
+    if held is None:
+        return True
+    for entry in sheets:
+        keys, sheet = held.get(entry.bucket, set()), entry.sheet
+        row = f"{known[sheet.schema].schema.name_there} "
+        ids = {key[len(row) :] for key in keys if key.startswith(row)}
+        if f"{sheet.table} *" in keys or not ids.isdisjoint(map(str, sheet.ids) if ids else ()):
+            return True
+    return False
 
 
 def record(

@@ -1,11 +1,15 @@
-"""Judge an error: is the op wrong, is the shard behind its schema, or is the transaction to be tried again?"""
+"""Judge an error: is the op wrong, does it need what waits, is the shard behind its schema, or is to be tried again?"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from pipeline.apply.batch import FactBook
 from pipeline.apply.pace import Lessons
 from pipeline.caches import keep_newest
 from pipeline.errors import PipelineError, Rejected
-from pipeline.model.op import Op
+from pipeline.model.op import DELETE, Op
+from pipeline.model.wait_reason import WaitReason
 from pipeline.shard.driver_errors import (
     Fault,
     code_of,
@@ -16,9 +20,10 @@ from pipeline.shard.driver_errors import (
     required_column,
     sentence_of,
 )
+from pipeline.shard.records.replays import tables_waiting
 from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import CannotRender
-from pipeline.shard.table_facts import Facts, constraints_of
+from pipeline.shard.table_facts import Facts, constraints_in, constraints_of
 
 
 class SchemaBehind(PipelineError):
@@ -53,6 +58,53 @@ class NeverSeen(PipelineError):
 
 class MissingIndex(PipelineError):
     """An upsert's key has no unique index in the database, or has none for the moment."""
+
+
+class NeededOps:
+    """Tells whether an op that a foreign key refuses may need ops of another table, which wait for longer than a batch.
+
+    Args:
+        session: of the shard's primary, inside the transaction.
+        facts: of the tables.
+        stopped: why the ops of tables are set aside, by the table's name.
+        queued: why the ops of tables wait in their logs.
+        aside: whether ops that are set aside, and are to be replayed, count as those of a table that is stopped.
+    """
+
+    def __init__(
+        self,
+        session: NodeSession,
+        facts: FactBook,
+        stopped: Mapping[str, WaitReason],
+        queued: Mapping[str, WaitReason],
+        *,
+        aside: bool = True,
+    ):
+        self._session, self._facts, self._stopped, self._queued = session, facts, stopped, queued
+        self._aside = aside
+
+    def of(self, op: Op) -> str:
+        """Return the name of the table that an op waits for; the empty string where it is refused for good.
+
+        Args:
+            op: a row write that a foreign key refuses.
+        """
+        waiting = {*self._stopped, *self._queued, *(tables_waiting(self._session) if self._aside else ())}
+        names, facts = {table: self._facts.database_name(table) for table in waiting}, self._facts.known[op.schema]
+        if op.kind == DELETE:
+            found = [table for table, name in names.items() if name in facts.constraints.children]
+        else:
+            theirs = constraints_in(self._session, sorted(names.values())) if names else {}
+            found = [table for table, name in names.items() if facts.database_name in theirs[name].children]
+        return min(found, key=lambda name: (name not in self._queued, name not in self._stopped, name), default="")
+
+    def in_log(self, table: str) -> WaitReason | None:
+        """Return why an op stays in its log; None where it is set aside, as those are that it waits for.
+
+        Args:
+            table: what it waits for.
+        """
+        return self._queued.get(table)
 
 
 class Judge:

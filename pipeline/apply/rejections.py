@@ -1,4 +1,4 @@
-"""Tell an application which ops its database refused: functions that `pipeline.on_reject` registers, after the commit.
+"""Report to an application which ops its database refused: call what `pipeline.on_reject` registers, after the commit.
 
 A function can neither fail nor hold up a batch: what it raises is logged, and it has a few seconds for all of a batch.
 A worker that dies between its commit and the call calls no function; `pipeline dead list` has every rejection.

@@ -16,6 +16,7 @@ from pipeline.apply.batch import Batch
 from pipeline.apply.earlier_ops import by_time
 from pipeline.apply.grouping import Item
 from pipeline.apply.held_rows import HeldRows
+from pipeline.apply.judge import NeededOps
 from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
 from pipeline.apply.turns import ShardTurns
 from pipeline.config.settings import ApplySettings, TableSettings
@@ -25,7 +26,7 @@ from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard import actions
 from pipeline.shard.driver_errors import Fault, fault_of, passes_by_itself
-from pipeline.shard.records import ledger, replays
+from pipeline.shard.records import ledger, replays, set_aside
 from pipeline.shard.records.ledger import Reject
 from pipeline.shard.records.moves import moving
 from pipeline.shard.records.replays import DROPPED, REPLAYED, Aside, Place
@@ -77,6 +78,7 @@ class Replay(ShardTurns):
         settings: what one transaction may take.
         tables: what the configuration says of tables, by name.
         despite: a table of which ops are replayed although it is stopped.
+        patient: whether an op that a foreign key refuses waits for ops that are to be replayed.
 
     Attributes:
         became: what has become of each op of the last turn, in order.
@@ -91,11 +93,13 @@ class Replay(ShardTurns):
         settings: ApplySettings,
         tables: Mapping[str, TableSettings],
         despite: str = "",
+        *,
+        patient: bool = True,
     ):
         self._trial, self._done = False, Replayed()
         self.became, self.left = list[Became](), dict[int, str]()
         self._work = ReplayTransaction(shard, session, log, settings, self._before, tables)
-        self._work.despite = despite
+        self._work.despite, self._work.patient = despite, patient
         super().__init__(shard, session, log, self._work)
 
     def run(
@@ -155,12 +159,12 @@ class ReplayTransaction(ApplyTransaction):
         todo: the positions that are left, by bucket.
         result, became: of the last transaction.
         refused: why, of each bucket in which nothing may be replayed now.
-        despite: a table of which ops are replayed although it is stopped.
+        despite, patient: see `Replay`.
     """
 
     result: tuple[Outcome, Batch]
     became: list[Became]
-    despite = ""
+    despite, patient = "", True
 
     def begin(self, chosen: Mapping[int, Iterable[Position]], who: str, *, drop: bool) -> None:
         """Take over what is to be done.
@@ -285,7 +289,7 @@ class ReplayTransaction(ApplyTransaction):
             if isinstance(one, Reject):
                 left.append(as_it_was)
             elif (stop := batch.stop(one.op)) is not None:
-                late.append((one, f"its table {stop.scope} was stopped"))
+                late.append((one, set_aside.why_stopped(stop.scope, {op.table for op in one.op.named})))
             elif puzzle is not None:
                 late.append((one, puzzle.sentence()))
             else:
@@ -294,7 +298,8 @@ class ReplayTransaction(ApplyTransaction):
         rows = HeldRows(self.facts.known, self._tables, None)
         rows.read(self._session, batch.items, without={op.place for op in ops[: len(batch.taken)]})
         left += [rows.wait(item, keys[item.entry.bucket, item.entry.position], why) for item, why in late]
-        executor = self._executed(by_time(batch.items), rows, take, last_try=last_try)
+        awaited = NeededOps(self._session, self.facts, batch.stopped, {}, aside=self.patient)
+        executor = self._executed(by_time(batch.items), rows, take, last_try=last_try, awaited=awaited)
         if executor.ids:
             ledger.keep_ids(self._session, executor.ids)
         batch.use_keys(self._session, executor.rejects)

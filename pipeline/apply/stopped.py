@@ -16,6 +16,7 @@ from pipeline.apply.grouping import Item
 from pipeline.caches import keep_newest
 from pipeline.errors import NotMigrated, Unavailable
 from pipeline.events import Event
+from pipeline.model.op import Position
 from pipeline.model.sheet import SheetEntry
 from pipeline.model.wait_reason import WaitReason
 from pipeline.shard.records import ledger_queries
@@ -124,7 +125,7 @@ class Breaker:
         Args:
             items: the ops that were tried, in order of each bucket.
             aside: those among them that were set aside.
-            sheets: sheets of ops that took effect, where nothing was set aside.
+            sheets: sheets of ops that took effect.
         """
         refused = {(one.entry.bucket, one.entry.position): one for one in aside if one.state == REJECTED}
         if not refused:
@@ -137,7 +138,13 @@ class Breaker:
         last: dict[str, Reject] = {}
         became: dict[str, list[bool]] = {}
         buckets = {bucket for bucket, _ in refused}
-        for item in items:
+        every: list[Item | SheetEntry] = [*items]
+        if entries := list(sheets):
+            every = sorted([*items, *entries], key=_place_of)
+        for item in every:
+            if isinstance(item, SheetEntry):
+                became.setdefault(item.sheet.table, []).extend(repeat(False, len(item.sheet)))
+                continue
             bucket = item.entry.bucket
             reject = refused.get((bucket, item.entry.position)) if bucket in buckets else None
             table = item.op.table if reject is None else reject.table
@@ -164,3 +171,7 @@ class Breaker:
         count = sum(refused)
         row = next((n for n, was in enumerate(reversed(refused)) if not was), len(refused))
         return (count >= LEAST and count > SHARE * len(refused)) or row >= IN_A_ROW
+
+
+def _place_of(one: Item | SheetEntry) -> tuple[int, Position]:
+    return one[:2] if isinstance(one, SheetEntry) else one.place

@@ -15,7 +15,8 @@ from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.earlier_ops import EarlierOps, Early, by_time, oldest
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import Item, grouped, grouped_sheets, may_stay
-from pipeline.apply.held_rows import HeldRows, halted, record
+from pipeline.apply.held_rows import HeldRows, halted, meet_held_rows, record
+from pipeline.apply.judge import NeededOps
 from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
@@ -34,6 +35,10 @@ TOGETHER_S = 1
 OVER = 1.5
 #: The longest rest of a bucket whose next op waits for a lock, s.
 LOCK_REST_S = 5.0
+
+
+#: No notes of any bucket.
+NO_NOTES: Mapping[int, str] = {}
 
 
 @dataclass(slots=True)
@@ -115,15 +120,19 @@ class Take:
         """Whether earlier notes are to be replaced: what they say is known."""
         return self.again or self.alone is not None
 
-    def suspect(self, earlier: Mapping[int, str]) -> None:
+    def suspect(self, earlier: Mapping[int, str], void: Mapping[int, str] = NO_NOTES) -> None:
         """Leave out the buckets with which an earlier attempt failed.
 
         Args:
             earlier: the notes that were found instead of being written, by bucket.
+            void: notes of this process's own that mean nothing, by bucket.
         """
         for bucket, note in earlier.items():
+            meant = Attempt.parse(note) if void.get(bucket) == note else None
+            if meant is not None and not meant.entries:
+                continue
             mistrusted = self.noted.pop(bucket)
-            self.suspects[bucket] = Attempt.suspected(note) or mistrusted.failed()
+            self.suspects[bucket] = meant or Attempt.suspected(note) or mistrusted.failed()
 
 
 class ApplyTransaction:
@@ -142,6 +151,8 @@ class ApplyTransaction:
         stopped: what is paused or halted on the shard.
         pace: how much one transaction takes.
         notes_at: where attempts are noted.
+        noted: the notes of the last transaction, by bucket.
+        void: notes of this process's own that mean nothing, by bucket.
         step: called with the name of each step before it is taken.
         elsewhere: the state of the buckets that the last transaction met, and that another shard owns.
     """
@@ -157,6 +168,7 @@ class ApplyTransaction:
     ):
         self._shard, self._session, self._log, self._tables = shard, session, log, tables
         self.notes_at, self.elsewhere = shard, dict[int, str]()
+        self.noted = self.void = NO_NOTES
         self._settings, self.step, self._longest_s = settings, step, settings.statement_s
         self.facts, self.stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
         self.pace = Pace(settings, log)
@@ -190,10 +202,14 @@ class ApplyTransaction:
         self._record(batch, executor, locked, take)
         return self._outcome(batch, executor), batch
 
-    def committed(self) -> None:
-        """Note that a transaction is committed."""
+    def committed(self, after: Mapping[int, Position]) -> None:
+        """Note that a transaction is committed.
+
+        Args:
+            after: the watermarks that it has left.
+        """
         if self._earlier is not None:
-            self._earlier.committed()
+            self._earlier.committed(after)
 
     def note_ended(self, take: Take) -> None:
         """Note that an attempt ended in an orderly way.
@@ -245,26 +261,47 @@ class ApplyTransaction:
         rows.read(self._session, (one for one in every if locked[one.entry.bucket].state == HOLDING))
         stopped = rows.stop(batch.halted)
         if self._earlier is not None:
-            self._earlier.begin(batch.after, again=bool(take.early))
-        executor = self._executed(by_time(batch.items), rows, take, batch.sheets, last_try=last_try)
+            self._earlier.begin(batch, again=bool(take.early))
+        queued = {reason.scope: reason for reason in batch.blocked.values()}
+        queued |= batch.stopped if batch.room <= 0 else {}
+        awaited = NeededOps(self._session, self.facts, batch.stopped, queued)
+        items = by_time(batch.items)
+        executor = self._executed(items, rows, take, batch.sheets, awaited=awaited, last_try=last_try)
         executor.rejects += [*batch.unreadable, *stopped]
         if executor.rejects:
-            batch.take_apart()  # which of them, is asked of each op
+            batch.take_apart(executor.rejects)  # which of its ops, is asked of each
         return executor
 
     def _stay(self, batch: Batch, locked: Mapping[int, Mark], take: Take) -> bool:
         """Return whether sheets are inserted as they are: nothing is unusual, and no other op is of their tables."""
         unusual = take.alone is not None or take.whole or take.ends or take.early or batch.halted
-        holding = any(locked[entry.bucket].state == HOLDING for entry in batch.sheets)
-        return not unusual and not holding and may_stay(batch.sheets, batch.items, self.facts.known)
+        if unusual or not may_stay(batch.sheets, batch.items, self.facts.known):
+            return False
+        holding = [entry for entry in batch.sheets if locked[entry.bucket].state == HOLDING]
+        return not holding or not meet_held_rows(self._session, holding, self.facts.known)
 
     def _executed(
-        self, items: Sequence[Item], rows: HeldRows, take: Take, sheets: Sequence[SheetEntry] = (), *, last_try: bool
+        self,
+        items: Sequence[Item],
+        rows: HeldRows,
+        take: Take,
+        sheets: Sequence[SheetEntry] = (),
+        *,
+        last_try: bool,
+        awaited: NeededOps | None = None,
     ) -> Executor:
         self.step("execute")
-        known, earlier = self.facts.known, self._earlier
+        known, earlier, patient = self.facts.known, self._earlier, take.patient
         executor = Executor(
-            self._session, known, rows, self.step, self._lessons, earlier, last_try=last_try, patient=take.patient
+            self._session,
+            known,
+            rows,
+            self.step,
+            self._lessons,
+            earlier,
+            last_try=last_try,
+            patient=patient,
+            awaited=awaited,
         )
         if take.alone is not None and (verdict := self._verdict(take.alone)):
             executor.condemn(items, verdict)
@@ -286,6 +323,12 @@ class ApplyTransaction:
     def _read(self, take: Take, mine: Mapping[int, Position]) -> Mapping[int, list[Read]] | dict[int, list[Entry]]:
         """Note what is attempted, and read the entries for it. Suspected buckets are left out."""
         if take.alone is not None:
+            if not take.noted:  # later tries would find the note of the first
+                notes = self._log.attempts(self.notes_at)
+                note = next(
+                    (notes.get(bucket, "") for bucket in mine if notes.get(bucket) != self.void.get(bucket)), ""
+                )
+                take.alone = take.alone.after_note(note)
             take.noted = {b: take.alone for b, position in mine.items() if position == take.alone.after}
             counts = {bucket: self.pace.most(bucket, one.after, one.entries) for bucket, one in take.noted.items()}
         else:
@@ -294,8 +337,9 @@ class ApplyTransaction:
             take.noted = {bucket: Attempt(mine[bucket], count) for bucket, count in counts.items()}
         self.step("read")
         after = {bucket: mine[bucket] for bucket in counts}
+        self.noted = take.notes
         entries, earlier = self._log.read_noted(self.notes_at, after, counts, take.notes, anew=take.anew)
-        take.suspect(earlier)
+        take.suspect(earlier, self.void)
         entries = {bucket: found for bucket, found in entries.items() if bucket in take.noted}
         if take.whole:
             return oldest({bucket: singly(found) for bucket, found in entries.items()}, counts, self._rows(take))

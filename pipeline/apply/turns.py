@@ -148,7 +148,9 @@ class ShardTurns(ABC):
                 self._explain(bucket, reason, attempt)
             try:
                 done, batch = self._with_retries(take)
+                attempt = take.alone or attempt
             except Contended as error:
+                attempt = take.alone or attempt
                 attempt = self._after_contention(bucket, attempt, error, outcome)
                 continue
             if bucket not in batch.before:
@@ -182,32 +184,10 @@ class ShardTurns(ABC):
         blocked, attempt, met = self._blocked(), 1, 1
         self._facts.bound()
         while True:
-            started = clock.mono_s()
             try:
-                with self._session.transaction():
-                    result = self._transaction.run(take, blocked, last_try=met >= LAST_TRY)
-                    self._step("commit")
-                    committing = clock.mono_s()
-                result[0].ms, result[0].commit_us = ms_since(started), round((clock.mono_s() - committing) * 1e6)
-                self._step("committed")
-                return result
-            except SchemaBehind as error:  # each time another schema is left out: no try is used up
-                self._facts.forget()
-                blocked[error.schema] = reason = WaitReason(error.kind, self.shard, error.table, error.why)
-                self._behind[error.schema] = (clock.mono_s() + SCHEMA_DELAY_MS / 1000, reason)
-                logger.warning(
-                    Event("ops_wait", shard=self.shard, kind=reason.kind, scope=reason.scope, text=reason.sentence())
-                )
-                take.again = True
-                continue
-            except Halt as error:  # each time a bucket ends earlier: no try is used up
-                take.ends[error.bucket] = error.position
-                take.again = True
-                continue
-            except Early as error:  # each time another bucket ends, or ends earlier: no try is used up
-                if not take.patient:
-                    raise Crossed from error
-                take.early |= error.ops
+                return self._once(take, blocked, last_try=met >= LAST_TRY)
+            except (SchemaBehind, Halt, Early) as error:  # each time something else is left out: no try is used up
+                self._leave_out(error, take, blocked)
                 take.again = True
                 continue
             except ConstraintsChanged as error:
@@ -229,6 +209,36 @@ class ShardTurns(ABC):
             clock.sleep_s(clock.backoff_s(attempt, first_s=0.01, most_s=0.1))
             attempt += 1
 
+    def _once(self, take: Take, blocked: dict[str, WaitReason], *, last_try: bool) -> tuple[Outcome, Batch]:
+        started = clock.mono_s()
+        with self._session.transaction():
+            result = self._transaction.run(take, blocked, last_try=last_try)
+            self._step("commit")
+            committing = clock.mono_s()
+        result[0].ms, result[0].commit_us = ms_since(started), round((clock.mono_s() - committing) * 1e6)
+        self._step("committed")
+        return result
+
+    def _leave_out(self, error: SchemaBehind | Halt | Early, take: Take, blocked: dict[str, WaitReason]) -> None:
+        """Let the next transaction do without a schema, or end a bucket earlier.
+
+        Raises:
+            Crossed: early ops are for a turn of all buckets.
+        """
+        if isinstance(error, SchemaBehind):
+            self._facts.forget()
+            blocked[error.schema] = reason = WaitReason(error.kind, self.shard, error.table, error.why)
+            self._behind[error.schema] = (clock.mono_s() + SCHEMA_DELAY_MS / 1000, reason)
+            logger.warning(
+                Event("ops_wait", shard=self.shard, kind=reason.kind, scope=reason.scope, text=reason.sentence())
+            )
+        elif isinstance(error, Halt):
+            take.ends[error.bucket] = error.position
+        elif take.patient:
+            take.early |= error.ops
+        else:
+            raise Crossed from error
+
     def _retried(self, take: Take, error: Exception) -> Exception:
         """Return an error of the driver after which the transaction is retried in place.
 
@@ -245,6 +255,9 @@ class ShardTurns(ABC):
             raise Contended(error) from error
         # a statement may have ended the server: its note is to be believed
         take.again = not ended_abruptly(error)
+        if take.alone is not None and take.noted and not take.again:
+            # a retry in place would replace the note, and the next crash would not count
+            raise self._given_up(take, error) from error
         return error
 
     def _given_up(self, take: Take, failure: Exception) -> PipelineError:

@@ -1,4 +1,4 @@
-"""Queue updates and deletes of an attached table: one op where the query tells its place, else one op for each row.
+"""Queue updates and deletes of an attached table: one op where the query names its place, else one op for each row.
 
 The rows that a query names are read from the primaries, since replicas may lack the latest. A row is changed only if it
 still matches when its op is applied: the op carries the whole query.
@@ -134,7 +134,7 @@ class Changes:
         return len(rows)
 
     def _listed(self, query: Any) -> tuple[Any, list[int]] | None:
-        """Return the part `id.belongs([5, 6])` of a query, and its ids, if they tell the shard: no database is read."""
+        """Return the part `id.belongs([5, 6])` of a query, and its ids, if they name the shard: no database is read."""
         table = self._table
         for part in conjuncts(query):
             if op_name(part) == "belongs" and part.first is table._id and isinstance(part.second, list | tuple | set):

@@ -78,7 +78,7 @@ def _check(form: Any) -> None:
 
 
 def _is_delete(form: Any) -> bool:
-    """Return whether the user asked to delete the record, and may.
+    """Return whether the user wants to delete the record, and may.
 
     web2py sets `deleted` for whoever asks; with dbio=False py4web takes a delete for an edit.
     """

@@ -7,7 +7,7 @@ Invariant: a write to an attached table becomes ops or an error, never SQL. `exe
 can catch SQL text, so one that names an attached table is logged.
 
 `db.import_from_csv_file` gets a map of ids. By default pyDAL adds one offset to all ids of a table, as a database
-numbers its rows; the pipeline's ids do not follow each other, so references would point nowhere.
+numbers its rows. The pipeline's ids do not follow each other, so references would point nowhere.
 """
 
 from __future__ import annotations

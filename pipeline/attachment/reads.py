@@ -4,7 +4,7 @@ A statement's text names its tables, whoever wrote it: pyDAL, a subselect, `exec
 that runs statements is replaced. The user sees own writes where the DAL is on the primary, as with a single shard.
 
 MySQL shows the state of a transaction's first read to its end. So the first read of any table waits, not the first one
-of an attached table; and `reads = "own"` puts the connection at READ COMMITTED, where each statement has a state of its
+of an attached table. And `reads = "own"` puts the connection at READ COMMITTED, where each statement has a state of its
 own.
 """
 
@@ -82,6 +82,11 @@ class Reading:
         text = _LITERAL.sub("", text)
         plain, words = set(_NAME.findall(text)), set(_WORD.findall(text))
         return frozenset(name for name, one in near.items() if one.written in (words if one.qualified else plain))
+
+    @property
+    def db(self) -> Any:
+        """The DAL."""
+        return self._adapter.db
 
     @cached_property
     def frozen(self) -> bool:

@@ -17,10 +17,9 @@ from pipeline.cli.maintenance import outbox, rebuilt_command, spool
 from pipeline.cli.migrate import migrate_command, tables
 from pipeline.cli.move import move_group
 from pipeline.cli.rebalance import rebalance_command
-from pipeline.cli.status import status_command
+from pipeline.cli.status import status_command, trace_command
 from pipeline.cli.stops import drain_command, pause_command, resume_command, why_command
 from pipeline.cli.top import top_command
-from pipeline.cli.trace import trace_command
 from pipeline.errors import PipelineError
 from pipeline.owners import unsafe_import
 

@@ -107,8 +107,8 @@ def remove_command(config: str | None, name: str, prints: bool) -> None:
 def restore_command(config: str | None, shard: str | None, queue: bool, yes: bool, as_json: bool) -> None:
     """Let the database of SHARD, which was restored from a backup, go on behind what was applied, never at the start.
 
-    A backup with the pipeline's tables says what it has: the log is applied from there, as far as it reaches, and what
-    it has deleted is recorded as lost. A backup without them goes on behind the last op that was applied.
+    A backup with the pipeline's tables says what it has. The log is applied from there, as far as it reaches. What it
+    has deleted is recorded as lost. A backup without them goes on behind the last op that was applied.
 
     \f
 

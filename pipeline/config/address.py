@@ -98,6 +98,11 @@ class Address:
         return self.scheme in _SOCKETS
 
     @property
+    def default_port(self) -> int:
+        """The port of each host of Redis or Sentinel that is given none."""
+        return 26379 if self.scheme == "sentinel" else 6379
+
+    @property
     def number(self) -> int:
         """The number of Redis's database."""
         if self.on_socket:

@@ -68,7 +68,7 @@ def spelt_by(column: Column, table: TableSettings) -> TableSettings:
 
 
 def canonical(key: Any, table: TableSettings) -> bytes:
-    """Return the text by which *key* is hashed and looked up.
+    """Return the text by which *key* is hashed and found.
 
     An int becomes its decimal digits, a date or datetime ISO 8601, a Decimal its `str`. A str becomes UTF-8 with
     nothing normalised; bytes stay as they are.

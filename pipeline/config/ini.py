@@ -107,8 +107,8 @@ def read_sections(path: Path) -> dict[str, dict[str, str]]:
 def own_address(uri: str, folder: str | Path | None, *, decoded: bool = False) -> str:
     """Return the address by which the pipeline opens an application's own database.
 
-    The application may leave the driver to pyDAL, and ask for fewer characters; a file of SQLite is in its folder.
-    pyDAL reads a user's name, a password and a database's name as they stand, and the pipeline percent-encoded.
+    The application may leave the driver to pyDAL, and set a smaller character set; a file of SQLite is in its folder.
+    pyDAL takes a user's name, a password and a database's name literally, and the pipeline percent-encoded.
 
     Args:
         uri: what the application gives to `DAL(...)`.

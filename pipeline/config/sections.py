@@ -291,6 +291,7 @@ class ApplySettings:
     breaker: bool = True
     replica_away_s: int = 21_600
     rejects_days: int = 90
+    rejects_mb: int = 1_000
 
     CHECKS: ClassVar[Mapping[str, Validator]] = {
         "target_ms": whole_number(1, 10_000),
@@ -304,6 +305,7 @@ class ApplySettings:
         "breaker": flag,
         "replica_away_s": whole_number(1, 31_536_000),
         "rejects_days": whole_number(0, 36_500),
+        "rejects_mb": whole_number(0, 1_000_000),
     }
 
     def __post_init__(self) -> None:

@@ -29,6 +29,8 @@ from pipeline.model.values import lenient
 NOT_OURS = ("auth_", "web2py_session_", "scheduler_", "pipeline_")
 #: The longest list or table that a fingerprint has in full, characters.
 MOST_WORDS = 120
+#: A number from here on is refused: it may have more digits than Python writes.
+_END = 10**400
 
 
 class Topology:
@@ -151,7 +153,7 @@ class Topology:
         if column.kind in ("id", "reference"):
             # a number that is no id names no row, and is no fault: one database finds nothing, too
             number = lenient(name, replace(column, type="bigint"))
-            return lambda key: place(key if type(key) is int else number(key))
+            return lambda key: place(key if type(key) is int and -_END < key < _END else number(key))
         final = lenient(name, column)
         return lambda key: place(final(key))
 

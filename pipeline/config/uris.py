@@ -140,7 +140,7 @@ def with_login_of(uri: str, other: str) -> str:
 
 
 def with_zone(uri: str, zone: str | None) -> str:
-    """Return an address of MySQL or MariaDB that asks for sessions in a time zone; any other address as it is.
+    """Return an address of MySQL or MariaDB that sets the time zone of sessions; any other address as it is.
 
     Args:
         uri: pyDAL's URI.
@@ -211,7 +211,7 @@ def _redis_fault(address: Address) -> str | None:
 
 
 def with_all_characters(uri: str) -> str:
-    """Return an address that asks for utf8mb4 where it asks for another character set.
+    """Return an address with utf8mb4 where it names another character set.
 
     Args:
         uri: pyDAL's URI of an application's database.

@@ -93,6 +93,23 @@ def real_name(table: Any) -> str:
     return str(getattr(table, "_dalname", table._tablename))
 
 
+def changed_by_delete(db: Any, name: str) -> set[str]:
+    """Return the tables of which rows go, or lose a reference, where rows of a table are deleted.
+
+    Args:
+        db: the DAL.
+        name: the table's name.
+    """
+    found, waiting = set[str](), [name]
+    while waiting:
+        for field in db[waiting.pop()]._referenced_by:
+            table, rule = real_name(field._table), str(field.ondelete or "CASCADE").upper()
+            if table not in found and rule not in ("NO ACTION", "RESTRICT"):
+                found.add(table)
+                waiting += [table] if rule == "CASCADE" else []
+    return found
+
+
 def renamed(table: Any) -> bool:
     """Return whether a table has another name in the database; pyDAL fills `rname` with the quoted one if not.
 
@@ -208,7 +225,8 @@ def rebuilt_on(part: Any, db: Any, table: Any) -> Any:
         query = rebuilt_on(part._query, db, table)
         return db(query).nested_select(*fields, correlated=part._correlated, **options)
     if type(part) in (list, tuple):
-        return type(part)(rebuilt_on(item, db, table) for item in part)
+        # a value may be a list of any depth, which holds nothing of pyDAL's
+        return type(part)(rebuilt_on(item, db, table) if kind_of(item) else item for item in part)
     return part
 
 

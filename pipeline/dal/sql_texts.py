@@ -51,6 +51,8 @@ _COMPARISONS = frozenset(("eq", "ne", "lt", "lte", "le", "gt", "gte", "ge"))
 _TYPED = _COMPARISONS | {"belongs", "add", "sub", "mul", "div", "mod", "coalesce"}
 #: Beside these it takes a text for a condition or a term.
 _JOINS = frozenset(("_and", "_or", "_not", "invert", "on", "comma"))
+#: Digits before the point that a number may have: pyDAL writes all of them, which takes minutes for 1E+999999.
+_MOST_DIGITS = 400
 _OPTIONS = ("orderby", "groupby", "having", "left", "join", "distinct")
 #: Options that are conditions, or tables with one.
 _CONDITIONS = ("having", "left", "join")
@@ -75,8 +77,10 @@ def check_query(part: Any) -> None:
             met.add(id(part))
             check_read(part._query, part._attributes)
             waiting += part._qfields
-        elif isinstance(part, list | tuple):
+        elif isinstance(part, list | tuple | set | frozenset):
             waiting += part
+        elif isinstance(part, Decimal) and part.is_finite() and part.adjusted() > _MOST_DIGITS:
+            raise BadRead(f"{_brief(part)} is larger than any number of a database")
         if kind in ("Table", "Select"):
             _check_name(part._tablename)
 
@@ -96,6 +100,8 @@ def check_read(query: Any, options: Mapping[str, Any]) -> None:
     check_query([query, *map(options.get, _OPTIONS)])
     tables = list(tables_in([query, *map(options.get, _OPTIONS)]))
     for option in _OPTIONS:
+        if option != "distinct" or not isinstance(options.get(option), bool):
+            _check_terms(options.get(option) or (), f"{option}=")
         for text in _texts_of(options.get(option)):
             if option in _CONDITIONS:
                 _check_condition(text)
@@ -111,7 +117,7 @@ def check_limits(limits: Any) -> None:
         BadRead: naming it.
     """
     pair = isinstance(limits, list | tuple) and len(limits) == 2
-    if limits and not (pair and all(isinstance(one, int) for one in limits)):
+    if limits and not (pair and all(isinstance(one, int) and abs(one) < 2**63 for one in limits)):
         raise BadRead(f"limitby is (first, behind the last), two whole numbers, not {_brief(limits)}")
 
 
@@ -152,7 +158,7 @@ def guard(adapter: Any, among: Container[str] | None = None) -> None:
     def written(name: str, *args: Any, **options: Any) -> Any:
         try:
             return own[name](*args, **options)
-        except (ValueError, TypeError, OverflowError) as error:
+        except (ValueError, TypeError, OverflowError, RuntimeError) as error:
             if among is not None:
                 raise
             raise BadRead(f"pyDAL cannot write this read as SQL: {error}") from error
@@ -161,6 +167,8 @@ def guard(adapter: Any, among: Container[str] | None = None) -> None:
         if guarded(tables_in([query, *fields, *options.values()], inner=True)):
             check_read(query, options)
             check_query(list(fields))
+            for field in fields:
+                _check_terms(field, "a field", levels=0)
         return written("_select_wcols", query, fields, *rest, **options)
 
     def _count(query: Any, distinct: Any = None) -> Any:
@@ -265,6 +273,17 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, Raw | int | float | Decimal) or kind_of(value) != ""
 
 
+def _check_terms(terms: Any, where: str, levels: int = 1) -> None:
+    """Refuse what is no term, no text and no list of such: pyDAL would write it as it is, or fail on it."""
+    waiting = [(terms, levels)]
+    while waiting:
+        one, levels = waiting.pop()
+        if isinstance(one, list | tuple) and levels:
+            waiting += ((item, levels - 1) for item in one)
+        elif not (isinstance(one, str) or kind_of(one)):
+            raise BadRead(f"{where} got {_brief(one)}: give fields and expressions of pyDAL")
+
+
 def _texts_of(terms: Any) -> list[str]:
     """Return the texts among terms, in lists or joined with `|`, that are not vouched for."""
     found, waiting = [], [terms]
@@ -299,5 +318,8 @@ def _refused(text: Any, where: str, instead: str) -> BadRead:
 
 
 def _brief(value: Any) -> str:
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except (RecursionError, ValueError):  # too many levels; too many digits
+        shown = f"a {type(value).__name__} too large to be shown"
     return shown if len(shown) <= 60 else f"{shown[:59]}…"

@@ -1,10 +1,10 @@
 """Compare what is on each shard with what the file says must be there.
 
 The state at the end is computed from the file alone. A cancelled flight is gone, a corrected one has the file's delays,
-and any other has none yet; planes and weather are as in the file. The topology says only *where* a key is.
+and any other has none yet. Planes and weather are as in the file. The topology says only *where* a key is.
 
-A digest of rows is their number and a checksum that does not depend on their order: the sum of a 64-bit hash of
-each row, modulo 2**64. A sum, not an exclusive or, so a row that is there twice changes it. Digests of disjoint
+A digest of rows is their number and a checksum that does not depend on their order. The checksum is the sum of a 64-bit
+hash of each row, modulo 2**64. A sum, not an exclusive or, so a row that is there twice changes it. Digests of disjoint
 sets add up to that of their union.
 """
 

@@ -170,7 +170,7 @@ class Cluster:
             wait_ready(self.directory, [(service, relaunch(self.directory, service))], _silent)
 
     def stop(self, name: str, signal: int = signals.SIGTERM) -> None:
-        """Send a signal that asks a process to stop, and wait until it and its children are gone.
+        """Send a signal that stops a process, and wait until it and its children are gone.
 
         SIGSTOP and SIGCONT go to its children too, and nothing is waited for.
 

@@ -1,8 +1,8 @@
 """Keep shards in SQLite files, and copy each primary's file to its replicas a few times a second.
 
 A copy lags its source, as a real replica does. `python -m pipeline.devcluster.sqlite SOURCE TARGET` runs the process of
-one replica. SQLite's online backup writes the target in place and in one transaction (https://sqlite.org/backup.html):
-a reader of the target sees the source as it was at one moment.
+one replica. SQLite's online backup writes the target in place and in one transaction (https://sqlite.org/backup.html).
+A reader of the target sees the source as it was at one moment.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ class Dispatch:
         return receipt
 
     def take_many(self, made: Iterable[Addressed | Chunk], durability: str) -> Receipts:
-        """Take many ops, one round trip per chunk and shard; return their receipts, each made when looked at."""
+        """Take many ops, one round trip per chunk and shard; return their receipts, each made at its first use."""
         self.known_durability(durability)
         if self.gathering:
             single = [self.take(addressed, durability) for addressed in made if not isinstance(addressed, Chunk)]
@@ -351,7 +351,7 @@ class Dispatch:
         self._follow(place, durability, receipts)
 
     def _follow(self, place: OpPlace, durability: str, receipts: list[Receipt]) -> None:
-        """Note where an op stands, and see that it is as durable as was asked."""
+        """Note where an op is, and see that it is as durable as its caller wants."""
         for receipt in receipts:
             fill(receipt, place)
         if not place.durable:

@@ -2,10 +2,10 @@
 
 Raising an epoch asks databases, which may hang: a thread does it, and a request waits for as long as it can.
 
-A new epoch is above every watermark on every node that answers, above every epoch that the primary gave out, and at
-least the unix time. So no position comes twice, whatever Redis has forgotten. A replica that does not answer
-holds nothing that a primary did not give it, one that has no tables yet holds nothing; the clock covers one that was
-promoted and has died.
+A new epoch is above every watermark on every node that answers. It is above every epoch that the primary gave out, and
+at least the unix time. So no position comes twice, whatever Redis has forgotten. A replica that does not answer holds
+nothing that a primary did not give it. One that has no tables yet holds nothing. The clock covers one that was promoted
+and is gone.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class EpochCache:
         return self.known.get(scope.name) or self.after(scope, 0)
 
     def asked(self, scope: Scope) -> int:
-        """Ask the server for a scope's epoch, and learn it; raise it if it was given out on another; see `after`."""
+        """Read a scope's epoch from the server, and learn it; raise it if it was given out on another; see `after`."""
         return self._in_time(f"{scope.name} asked", lambda: self._asked(scope), scope)
 
     def after(self, scope: Scope, stale: int) -> int:
@@ -129,7 +129,7 @@ class EpochCache:
 
 
 class Authority:
-    """Asks the shards' databases, which are the authority on epochs and on what was lost.
+    """Queries the shards' databases, which are the authority on epochs and on what was lost.
 
     Args:
         log: has the epochs, and what is not applied yet.

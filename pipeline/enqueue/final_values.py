@@ -107,7 +107,7 @@ def update_values(
 
 
 def computed(table: Any, given: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """Let pyDAL run filters and `compute`, which may look at the other fields."""
+    """Let pyDAL run filters and `compute`, which may read the other fields."""
     row = getattr(table, method)(dict(given))
     return {field.name: value for field, value in row.op_values()}
 

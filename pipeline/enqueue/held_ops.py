@@ -232,7 +232,7 @@ class Chunk:
         return len(self._at) >= CHUNK_ROWS or self._bytes >= CHUNK_BYTES
 
     def placed(self, places: Mapping[int, OpPlace]) -> None:
-        """Note where the ops stand, and let the payloads go."""
+        """Note where the ops are, and let the payloads go."""
         self._places = places
         self.payloads = {}
 
@@ -303,7 +303,7 @@ def validated(table: Any, fields: Mapping[str, Any], insert: Callable[[dict[str,
 
 
 def fill_like(made: Receipt | None, receipts: Iterable[Receipt]) -> None:
-    """Note in the receipts of an entry where it stands.
+    """Note in the receipts of an entry where it is.
 
     Args:
         made: a receipt of the same entry; None: it was not taken.
@@ -315,7 +315,7 @@ def fill_like(made: Receipt | None, receipts: Iterable[Receipt]) -> None:
 
 
 def fill(receipt: Receipt, place: OpPlace) -> None:
-    """Note in a receipt where its op stands.
+    """Note in a receipt where its op is.
 
     Args:
         receipt: of the op.

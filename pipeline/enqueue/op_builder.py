@@ -55,7 +55,7 @@ class OpBuilder:
     # tables -------------------------------------------------------------------------------------------------
 
     def define(self, db: Any) -> None:
-        """Remember a DAL, so that its tables may be named by text. Lazy tables are looked at once per process."""
+        """Remember a DAL, so that its tables may be named by text. Lazy tables are read once per process."""
         self._tables.db = db
         vouch_for_selects(db._adapter)
         lazy = getattr(db, "_LAZY_TABLES", {})

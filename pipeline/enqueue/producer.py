@@ -21,7 +21,7 @@ from pipeline import clock
 from pipeline.enqueue.shipment import Acked, OpPlace, Shipment, parse_claim
 from pipeline.errors import LogUnavailable
 from pipeline.model.op import Position, new_producer
-from pipeline.oplog.appends import HOLE, Append, Appended, Line, Scope
+from pipeline.oplog.appends import HELD, HOLE, Append, Appended, Line, Scope
 
 #: A producer that is older ends, and another begins: Redis forgets its sequences after two days, a shard after seven.
 FRESH_S = 86_400
@@ -66,7 +66,7 @@ class Producer:
             self._in_doubt(error, first)
             raise
         for append, placed in zip(appends, answer.placed, strict=False):
-            if placed.code != HOLE:
+            if placed.code not in (HOLE, HELD):
                 self.acked[append.bucket] = append.first + len(append.payloads) - 1, placed.position.epoch
         return answer, first
 
@@ -152,7 +152,9 @@ def resend(
         ring.update(answer.ring)
         behind: dict[int, Run] = {}
         for (bucket, run), (code, position) in zip(left.items(), answer.placed, strict=True):
-            if code != HOLE:
+            if code == HELD:
+                behind[bucket] = run
+            elif code != HOLE:
                 reached[bucket] = Position(position.epoch, position.seq + len(run.payloads) - 1)
             elif position.seq >= run.first:
                 behind[bucket] = Run(position.seq + 1, run.payloads[position.seq + 1 - run.first :])

@@ -21,7 +21,7 @@ from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import LogUnavailable, PipelineFull, Unavailable
 from pipeline.events import Event
 from pipeline.model.op import Position
-from pipeline.oplog.appends import HOLE, Appends, EpochStale, Scope
+from pipeline.oplog.appends import HELD, HOLE, Appends, EpochStale, Scope
 from pipeline.oplog.doorbell import Bell, SilentBell
 from pipeline.spool.store import Number
 
@@ -253,7 +253,8 @@ class Publisher(Acknowledged):
                 placed = dict(zip(part.runs, answer.placed, strict=True))
                 places |= {b: OpPlace(at, producer.producer, first[b]) for b, (_, at) in placed.items()}
                 holes = {bucket: at.seq for bucket, (code, at) in placed.items() if code == HOLE}
-                rest = {bucket: run for bucket, run in left.runs.items() if bucket in holes or bucket not in placed}
+                taken = {bucket for bucket, (code, _) in placed.items() if code not in (HOLE, HELD)}
+                rest = {bucket: run for bucket, run in left.runs.items() if bucket not in taken}
                 if not rest:
                     return places
                 if holes:

@@ -1,4 +1,4 @@
-"""Follow ops: what became of a receipt, and waiting until it is applied. The databases are asked; Redis only hints."""
+"""Follow ops: what became of a receipt, and waiting until it is applied. The databases decide; Redis only hints."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries, moves
 from pipeline.shard.records.ledger import GONE, MOVED, OWNED
 from pipeline.shard.records.ledger_queries import Fate
+from pipeline.shard.records.set_aside import GIVEN_UP
 from pipeline.shard.records.stops import stop_reasons
 from pipeline.shard.session import NodeSession
 from pipeline.spool.null_spool import NullSpool
@@ -241,7 +242,8 @@ class Follower:
             raise Lost(f"the op at {receipt.bucket}:{receipt.position} was lost by Redis before it was applied")
         if state in ("rejected", "dropped"):
             _, reason, code = self._reject(receipt)
-            by = " was dropped by an operator after it" if state == "dropped" else ""
+            by_hand = state == "dropped" and not reason.startswith(GIVEN_UP)
+            by = " was dropped by an operator after it" if by_hand else ""
             raise Rejected(f"the op at {receipt.bucket}:{receipt.position}{by}", reason, code)
         return state
 

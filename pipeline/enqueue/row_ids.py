@@ -147,14 +147,14 @@ class RowIds:
         return given
 
     def _wanted(self, shard: str, least: int) -> dict[int, int]:
-        """Return how many ids to ask for: twice what was used, so that a bulk load asks ever less often."""
+        """Return how many ids to fetch: twice what was used, so that a bulk load fetches ever less often."""
         buckets = self._topology.buckets_of(shard)
         used = [self._sizes.get(one, 0) - length_hint(self._blocks.get(one, ())) for one in buckets]
         least = max(least, 2 * sum(used) // len(used))
         return {one: min(max(2 * n, least), MOST) for one, n in zip(buckets, used, strict=True)}
 
     def _asked(self, shard: str, wanted: dict[int, int]) -> dict[int, range]:
-        """Ask the log; fetch a span where it has none."""
+        """Take them from the log; fetch a span where it has none."""
         starts = self._log.give_ids(shard, wanted).starts
         if starts is None:
             try:
@@ -194,7 +194,7 @@ class RowIds:
             return None
 
     def _asked_at_last(self, bucket: int, most: int) -> dict[int, range]:
-        """Ask once more, for as long again: a new host has no reserve, and under load other things take the time."""
+        """Try once more, for as long again: a new host has no reserve, and under load other things take the time."""
         shard, wait_budgets = self._topology.shard_of(bucket), self._away.wait_budgets
         with wait_budgets.within(wait_budgets.budget()):
             try:
@@ -204,7 +204,7 @@ class RowIds:
         return {bucket: self._away.spool.reserve.take(bucket, most)}
 
     def _see_to_the_reserve(self) -> None:
-        """See that the host has a reserve: each process looks once a minute, and once an hour one of them renews it."""
+        """See that the host has a reserve: each process checks once a minute, and one renews it once an hour."""
         now_s, away, spool = clock.mono_s(), self._away, self._away.spool
         if isinstance(spool, NullSpool) or now_s < self._reserve_due_s:
             return

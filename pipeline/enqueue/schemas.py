@@ -20,7 +20,7 @@ logger = logging.getLogger("pipeline.publish")
 
 
 class SchemaPublisher:
-    """Publishes definitions, and looks once whether a table can keep its ids and its shard key."""
+    """Publishes definitions, and checks once whether a table can keep its ids and its shard key."""
 
     def __init__(self, log: Entries, nodes: Nodes, topology: Topology, away: RedisAway):
         self._log, self._nodes, self._topology, self._away = log, nodes, topology, away
@@ -70,11 +70,11 @@ class SchemaPublisher:
         self._log.publish_schemas((schema.name, schema.hash, schema.to_json()) for schema in schemas)
 
     def approve(self, schema: TableSchema) -> None:
-        """Ask one shard that answers; where the table is not there yet, migrate will make it right.
+        """Check on one shard that answers; where the table is not there yet, migrate will make it right.
 
         Where none answers within half of the caller's wait budget, the op is taken. A worker, whose database does
-        answer, rejects the op with the database's reason if the id does not fit; the shard key's collation is then for
-        `check` to find.
+        answer, rejects the op with the database's reason if the id does not fit. `check` then finds the shard key's
+        collation.
 
         Raises:
             BadOp: the table keeps its ids in an INT column, where a 53-bit id does not fit; or its shard key in a

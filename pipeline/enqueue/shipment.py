@@ -1,4 +1,4 @@
-"""The value that travels from a call to the log or to the spool, how large an op in it may be, and what comes back."""
+"""The value that travels from a call to the log or the spool, how large its ops may be, and what comes back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger("pipeline.door")
 
 
 class Shipment(msgspec.Struct, frozen=True):
-    """Encoded ops, and what their caller asks for.
+    """Encoded ops, and what their caller wants.
 
     Attributes:
         runs: of each bucket its ops, in order.
@@ -66,7 +66,7 @@ def shipment_of(bucket: int, op: Op, durability: str) -> Shipment:
 
 
 class OpPlace(msgspec.Struct, frozen=True):
-    """Where the first op of a bucket's run stands, and its producer's sequence; the others follow densely.
+    """The position of the first op of a bucket's run, and its producer's sequence; the others follow densely.
 
     Attributes:
         position: None: the op is in the spool.
@@ -107,7 +107,7 @@ class _Takes(msgspec.Struct):
 
 
 def check_size(payload: bytes, table: str, log: SharedState, wait_budgets: WaitBudgets) -> None:
-    """Refuse a large op that no worker could apply. Asks Redis, so only for ops above `UNCHECKED_BYTES`.
+    """Refuse a large op that no worker could apply. Reads from Redis, so only for ops above `UNCHECKED_BYTES`.
 
     Args:
         payload: the encoded op.

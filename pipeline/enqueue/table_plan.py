@@ -1,4 +1,4 @@
-"""Make ops of the calls on one pyDAL table; what is known of the table is looked up once, not per call."""
+"""Make ops of the calls on one pyDAL table; what is known of the table is found once, not per call."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TablePlan:
     """Makes the ops of one pyDAL table object. Threads may share it.
 
     The plan refers to its table and the table to its plan, and nothing else does: they end together. web2py makes its
-    tables anew at each request; other programs use one for ever, and must not pay each time.
+    tables anew at each request. Other programs use a table for ever, and must not pay each time.
 
     Args:
         row_ids: of the client whose plan this is: two clients may share a table.
@@ -319,7 +319,7 @@ class RowPlan:
     def _computed_row(
         self, values: Mapping[str, Any], filters: frozenset[str]
     ) -> tuple[tuple[int, ...], list[Any], int | None]:
-        """Check what was given; let pyDAL filter and compute the rest, which may look at the other fields."""
+        """Check what was given; let pyDAL filter and compute the rest, which may read the other fields."""
         compiled = self._compiled
         final = {name: compiled.check[name](value) for name, value in values.items() if name not in filters}
         for name, value in computed(self._table, values, "_fields_and_values_for_insert").items():

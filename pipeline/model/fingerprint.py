@@ -67,6 +67,11 @@ class Fingerprint(msgspec.Struct, frozen=True):
         except (msgspec.MsgspecError, UnicodeError):
             return None
 
+    @property
+    def placing(self) -> Fingerprint:
+        """What says into which bucket an op goes, and nothing else."""
+        return Fingerprint(self.buckets, (), self.tables, "", self.source)
+
     def spread(self, table: str) -> str:
         """Return how a table is spread, in words.
 
@@ -151,6 +156,18 @@ def table_differences(mine: Fingerprint, noted: Fingerprint) -> dict[str, str]:
         for name in names
         if mine.spread(name) != noted.spread(name)
     }
+
+
+def placed_otherwise(mine: Fingerprint, noted: Fingerprint | None) -> dict[str, str]:
+    """Return a sentence for each table whose ops the other configuration puts into other buckets; `""`: of each table.
+
+    Args:
+        mine: the `placing` of a process's own.
+        noted: that of another; None: none is known.
+    """
+    if noted is None or mine.buckets == noted.buckets:
+        return table_differences(mine, noted) if noted else {}
+    return {"": differences(mine, noted)[0]}
 
 
 def differences(mine: Fingerprint, noted: Fingerprint) -> list[str]:

@@ -59,7 +59,7 @@ class Receipt(msgspec.Struct, eq=False):
 
     @property
     def row(self) -> int | None:
-        """The row's id as far as it is known here; asks no database."""
+        """The row's id as far as it is known here; reads no database."""
         return self._id
 
     @property

@@ -36,7 +36,7 @@ class Seal:
         return hmac.digest(secret.encode(), self.deployment.encode(), sha256)
 
     def learn(self) -> None:
-        """Ask for the secret now, as long as Redis answers; else as `key`."""
+        """Read the secret now, as long as Redis answers; else as `key`."""
         _ = self.key
 
     def sign(self, kind: bytes, body: bytes) -> bytes:

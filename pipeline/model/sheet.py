@@ -81,7 +81,7 @@ class Sheet(Sequence[bytes]):
 
     @property
     def text(self) -> bytes:
-        """The sheet as a log keeps it: ids as their first, their number and the step between them where that tells."""
+        """The sheet as a log keeps it: ids as first, number and step between them where that names all."""
         if not self._text:
             ids, step = self.ids, 0
             if len(ids) > 1:
@@ -165,15 +165,16 @@ class SheetEntry(NamedTuple):
         """The position of the last op."""
         return Position(self.position.epoch, self.position.seq + len(self.sheet) - 1)
 
-    def behind(self, count: int) -> SheetEntry:
-        """Return the part without the first ops.
+    def part(self, start: int, stop: int | None = None) -> SheetEntry:
+        """Return the part with some of the ops.
 
         Args:
-            count: how many are left out.
+            start: the first of them.
+            stop: the first behind them; None: all from the start.
         """
         epoch, seq = self.position
-        place = self.bucket, Position(epoch, seq + count), self.producer, self.producer_seq + count
-        return SheetEntry(*place, self.sheet[count:])
+        place = self.bucket, Position(epoch, seq + start), self.producer, self.producer_seq + start
+        return SheetEntry(*place, self.sheet[start:stop])
 
     def pairs(self) -> Iterator[tuple[Entry, Op]]:
         """Yield the ops one by one, each with its entry."""

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from pipeline.model.op import Position
 
 #: Codes of `Placed`.
-APPENDED, SEEN, HOLE = 0, 1, 2
+APPENDED, SEEN, HOLE, HELD = 0, 1, 2, 3
 #: From this size on the log notes the size of a bucket's largest op, so that a worker measures its ops before it reads
 #: them. Ops of other buckets are read unmeasured: 3,900 of them fit into a batch of 8 MB.
 BIG_BYTES = 2_048
@@ -41,7 +41,9 @@ class Placed(NamedTuple):
     """The place of the first op of an `Append`.
 
     Attributes:
-        code: APPENDED, SEEN (the log had the ops already) or HOLE (nothing was written: ops before them are missing).
+        code: APPENDED, SEEN (the log had the ops already), HOLE (nothing was written: ops before them are missing) or
+            HELD (nothing was written, for a hole of another log: ops of a call come into their logs together, so that
+            none passes an older one of another bucket).
         position: in the log; after HOLE, `position.seq` is the last sequence number that the log has seen.
     """
 

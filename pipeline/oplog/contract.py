@@ -1,7 +1,7 @@
 """Define what a log does, in five roles. `RedisLog` plays them over Redis or Valkey, `MemoryLog` in this process.
 
 A user of the log takes one role. A producer takes `Appends` (see `appends`), a reader of ops `Entries`, a worker `Work`
-with `Waits` (see `waits`); what processes share beside the ops is `SharedState` (see `shared_state`). The wiring takes
+with `Waits` (see `waits`). What processes share beside the ops is `SharedState` (see `shared_state`). The wiring takes
 a whole `Log`.
 """
 
@@ -151,7 +151,7 @@ class Work(Entries, Waits, Protocol):
         ...
 
     def leave(self, shard: str, holder: str, *, within_ms: int | None = None) -> tuple[bool, int]:
-        """Give up a bell, and look once more; return whether to ring and how many buckets are dirty.
+        """Give up a bell, and check once more; return whether to ring and how many buckets are dirty.
 
         Args:
             shard: the shard's name.

@@ -15,6 +15,8 @@ APPLIED = "applied"
 REJECTED = "rejected"
 #: Transactions, and `batch_ms <bound>`: those that took so long at most, by the least bound that holds.
 BATCHES, BATCH_MS = "batches", "batch_ms"
+#: What an operator has ordered on the shard: stops, and their ends.
+ORDERS = "orders"
 #: `commit_ms <bound>`: the same of their COMMITs alone; and the sums of both.
 COMMIT_MS, BATCH_SUM_MS, COMMIT_SUM_US = "commit_ms", "batch_sum_ms", "commit_sum_us"
 #: Ops that were set aside without being refused; ops that the shard had already.

@@ -20,7 +20,7 @@ from urllib.parse import quote
 from pipeline import clock
 from pipeline.config.address import Address, host_of, parse
 from pipeline.events import Event
-from pipeline.oplog.redis.connection import connect, default_port, tls_options, to_sentinels
+from pipeline.oplog.redis.connection import connect, tls_options, to_sentinels
 from pipeline.per_process import PerProcess
 
 #: The task that drains a shard. Rung by name: the web process never imports the workers.
@@ -37,7 +37,7 @@ logger = logging.getLogger("pipeline.bell")
 
 
 class Later:
-    """What the bell's thread does a while after it was asked to, beside ringing."""
+    """What the bell's thread does beside ringing, a while after it was ordered."""
 
     __slots__ = ()
 
@@ -347,7 +347,7 @@ def _broker_url(address: Address) -> str:
     """Return an address as kombu takes it; of several Sentinels each is an address of its own."""
     if address.on_socket:
         return f"redis+socket://{address.login}{quote(address.path)}?virtual_host={address.number}"
-    hosts = (host_of(host, default_port(address)) for host in address.hosts)
+    hosts = (host_of(host, address.default_port) for host in address.hosts)
     return ";".join(f"{address.scheme}://{address.login}{host}/{address.number}" for host in hosts)
 
 

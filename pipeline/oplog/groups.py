@@ -337,6 +337,15 @@ class GroupedLog(RedisLog):
             held, settled = held | there, settled | here
         return held, settled
 
+    def stirs(self, shards: Iterable[str]) -> dict[str, str]:
+        found = dict[str, str]()
+        for log, names in self._by_log(shards).items():
+            found |= log.stirs(names)
+        beside = [shard for shard in found if self.at(shard) is not self.first]
+        for shard, said in self.first.stirs(beside).items() if beside else ():
+            found[shard] = f"{found[shard]} {said}" if found[shard] and said else ""
+        return found
+
     def release_lease(self, name: str, token: str) -> None:
         self._at_chore(name).release_lease(name, token)
 

@@ -50,6 +50,16 @@ class SharedState(Protocol):
         """
         ...
 
+    def stirs(self, shards: Iterable[str]) -> dict[str, str]:
+        """Return of each shard a text that is another one after each batch and order, in one round trip.
+
+        It is empty while the shard has work, or somebody is at it.
+
+        Args:
+            shards: their names.
+        """
+        ...
+
     def release_lease(self, name: str, token: str) -> None:
         """End a lease, if it is still held under the token.
 

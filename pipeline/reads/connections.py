@@ -23,7 +23,7 @@ from pipeline.shard.dialect import Dialect
 from pipeline.shard.driver_errors import connection_lost, refused_write, sentence_of
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
-from pipeline.shard.records.ledger import Mark
+from pipeline.shard.records.ledger import ASIDE_IN, Mark
 from pipeline.shard.session import NodeSession
 
 #: A connection that was idle for longer is tried before it is relied on, s.
@@ -49,6 +49,7 @@ class _Known(threading.local):
         self.connected = False
         self.opened_at_s = self.used_at_s = 0.0
         self.marks: dict[int, Position] = {}
+        self.holding: set[int] = set()  # among these, the buckets in which ops are set aside
         self.sequences: dict[int, dict[int, int]] = {}
 
 
@@ -81,7 +82,8 @@ class NodeReader:
         )
         self.db: Any = self.session.db
         self.adapter: Any = self.session.adapter
-        self._known = _Known()
+        #: What this thread knows of it.
+        self.here = _Known()
         self.tables = NodeTables(self.db)
         #: The node's own table for one of the caller's; a query, field or expression.
         self.table, self.own, self.come = self.tables.table, self.tables.own, self.tables.come
@@ -98,7 +100,7 @@ class NodeReader:
         Raises:
             ShardUnavailable: the node does not answer.
         """
-        known = self._known
+        known = self.here
         if known.connected and clock.mono_s() - known.used_at_s < IDLE_S:
             return
         for again in (True, False):
@@ -121,7 +123,7 @@ class NodeReader:
         Returns:
             what `relied` takes to end it.
         """
-        known = self._known
+        known = self.here
         before = known.relied_on
         known.relied_on = known.opened if needed else None
         return before
@@ -132,11 +134,11 @@ class NodeReader:
         Args:
             before: what `rely` returned.
         """
-        self._known.relied_on = before
+        self.here.relied_on = before
 
     def discard(self) -> None:
         """Close this thread's connection."""
-        self._known.forget()
+        self.here.forget()
         self.session.discard()
 
     # watermarks ---------------------------------------------------------------------------------------------
@@ -147,7 +149,7 @@ class NodeReader:
         Args:
             needs: what the node must have, by bucket.
         """
-        known = self._known
+        known = self.here
         return all(
             need.reached(known.marks.get(bucket, _NOWHERE), known.sequences.get(bucket, {}))
             for bucket, need in needs.items()
@@ -166,7 +168,7 @@ class NodeReader:
             found = ledger_queries.sequences(self.session, pairs)
             most = max(MOST_PRODUCERS, len(pairs))
             for (bucket, producer), seq in found.items():
-                keep_newest(self._known.sequences.setdefault(bucket, {}), producer, seq, most)
+                keep_newest(self.here.sequences.setdefault(bucket, {}), producer, seq, most)
         return self.has(needs)
 
     def marks(self, buckets: Iterable[int] | None = None) -> dict[int, Position]:
@@ -177,8 +179,18 @@ class NodeReader:
         """
         found = ledger_queries.marks_of(self.session, buckets)
         marks = {bucket: mark.position for bucket, mark in found.items()}
-        self._known.marks.update(marks)
+        self.here.marks.update(marks)
+        self.here.holding.difference_update(marks)
+        self.here.holding.update(bucket for bucket, mark in found.items() if mark.state in ASIDE_IN)
         return marks
+
+    def waits_aside(self, needs: Mapping[int, Need]) -> bool:
+        """Ask the node whether something of what a read must see is set aside, and still to be applied.
+
+        Args:
+            needs: what the node must have, by bucket.
+        """
+        return ledger_queries.waits_aside(self.session, {bucket: need.certain for bucket, need in needs.items()})
 
     def states(self, buckets: Iterable[int] | None = None) -> dict[int, Mark]:
         """Ask the node for watermarks and states.
@@ -194,7 +206,7 @@ class NodeReader:
 
     def connected_for_s(self) -> float:
         """Return the age of this thread's connection, s; 0 where there is none."""
-        known = self._known
+        known = self.here
         return clock.mono_s() - known.opened_at_s if known.connected else 0.0
 
     # rows ---------------------------------------------------------------------------------------------------
@@ -248,7 +260,7 @@ class NodeReader:
 
     def _watch(self) -> None:
         """Note when a connection is made and used, and turn the driver's errors into ours, for every statement."""
-        connecting, executing, known = self.adapter.after_connection, self.adapter.execute, self._known
+        connecting, executing, known = self.adapter.after_connection, self.adapter.execute, self.here
 
         def after_connection() -> None:
             known.forget()

@@ -1,7 +1,7 @@
 """Read on from rows that the pipeline has read: their references, back references and `Rows.join`.
 
-A node has the rows of one shard, so what a row leads to is read by the rules of any read: on the shard that has it, as
-fresh as the row was asked for. Tables that stay in the application's own database are read there.
+A node has the rows of one shard, so what a row leads to is read by the rules of any read. It is read on the shard that
+has it, as fresh as the row. Tables that stay in the application's own database are read there.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Onward(NamedTuple):
         return [place.shard for place in places_of_query(self.topology, query, tables)] == [self.near.shard]
 
     def _stays(self, query: Any, fields: Any) -> bool:
-        """Return whether a query asks the application's own database alone."""
+        """Return whether a query reads the application's own database alone."""
         names = {real_name(table) for table in tables_in([query, *fields])}
         theirs = {name for name in names if not self.topology.ours(name)}
         if theirs and theirs != names:

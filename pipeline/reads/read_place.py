@@ -1,8 +1,9 @@
-"""Find where a read has to go: which buckets of which shards can hold the rows that it asks for."""
+"""Find where a read has to go: which buckets of which shards can hold its rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from pipeline.chance import chance
@@ -23,7 +24,7 @@ class NoRowMatches(BadRead):
 
 
 class ReadPlace(NamedTuple):
-    """A shard, and the buckets that matter there; None stands for all of them. `seen` is the map that says so."""
+    """A shard, and the buckets that matter there; None means all of them. `seen` is the map that says so."""
 
     shard: str
     buckets: tuple[int, ...] | None
@@ -244,8 +245,8 @@ def whole_id(table: Any, row_id: Any) -> int:
         BadRead: it is none.
     """
     try:
-        if isinstance(row_id, bool | float):
-            raise ValueError
+        if isinstance(row_id, bool | float) or (isinstance(row_id, Decimal) and row_id.adjusted() > 20):
+            raise ValueError  # Python takes minutes for the digits of 1E+999999
         return int(row_id)
     except (TypeError, ValueError):
         raise BadRead(f"the id of a row of {table._tablename!r} is a whole number, not {shown(row_id)}") from None

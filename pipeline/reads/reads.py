@@ -203,7 +203,7 @@ class Reads:
         return ReadSession(self._seal.read(text) if text else Token(), self._seal)
 
     def joined(self, session: ReadSession, value: Any) -> After:
-        """Return what a session and an `after=` ask for together; the session takes up the answer.
+        """Return what a session and an `after=` need together; the session takes up the answer.
 
         Args:
             session: of the reader.
@@ -257,7 +257,7 @@ class Reads:
         return self._router.open(place, needs, onward.bounds, session=after.session)
 
     def _row_anywhere(self, table: Any, row_id: int, onward: Onward) -> Any:
-        """Return the row with an id that does not carry its shard: all are asked."""
+        """Return the row with an id that does not carry its shard: all are read."""
         rows = self._gather.select(table._id == row_id, (), onward, {})
         if len(rows) > 1:
             name = table._tablename

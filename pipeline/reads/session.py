@@ -95,6 +95,11 @@ class Need:
     producers: Sequences = field(default_factory=dict, hash=False)
     older: Sequences = field(default_factory=dict, hash=False)
 
+    @property
+    def certain(self) -> Position | None:
+        """The position behind which, in its epoch, nothing is meant; None where only producers say what is."""
+        return None if self.older else self.position
+
     def reached(self, mark: Position, seen: Mapping[int, int]) -> bool:
         """Return whether a node with that watermark has it.
 

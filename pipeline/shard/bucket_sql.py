@@ -1,7 +1,7 @@
 """Write the SQL that gives the bucket of a row: `config/bucket_rules` for what is stored, computed by the database.
 
-Rows are found by it while a bucket moves. So a rule that a database does not compute exactly is refused: a row whose
-bucket is wrong by one would be left behind, or be read twice.
+Rows are found by it while a bucket moves. So a rule that a database does not compute exactly is refused. A row with a
+wrong bucket would be left behind, or be read twice.
 """
 
 from __future__ import annotations

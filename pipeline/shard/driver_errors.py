@@ -42,6 +42,8 @@ _MYSQL_PERMANENT = {
 #: What depends on other rows, and so on the order of ops: duplicate keys (1062, 1586), foreign keys. All others of the
 #: list are about the values of the row itself.
 _MYSQL_OTHER_ROWS = {1062, 1216, 1217, 1451, 1452, 1586, 1761, 1762}
+#: Of these, what a foreign key says.
+_MYSQL_RELATED_ROWS = {1216, 1217, 1451, 1452, 1761, 1762}
 #: SIGNAL: a trigger may have looked at other rows, too.
 _MYSQL_SIGNAL = 1644
 #: What SQLite says of a row's own values, and of nothing else.
@@ -131,6 +133,16 @@ def is_about_other_rows(error: BaseException) -> bool:
     """
     code = code_of(error)
     return code is None or code in _MYSQL_OTHER_ROWS
+
+
+def is_about_related_rows(error: BaseException) -> bool:
+    """Return whether *error* is the word of a foreign key.
+
+    Args:
+        error: as the driver raised it.
+    """
+    code = code_of(error)
+    return str(error).startswith("FOREIGN KEY") if code is None else code in _MYSQL_RELATED_ROWS
 
 
 def may_be_early(error: BaseException) -> bool:

@@ -170,7 +170,7 @@ def _decimal(column: Column, quote: str = "") -> Encode:
 
 
 def _moment(kind: type[date | time], length: int, marks: str, at: slice) -> Encode:
-    """Return the closure for one form of moments, told by its length and by what stands between its numbers."""
+    """Return the closure for one form of moments, known by its length and by what is between its numbers."""
     parse = kind.fromisoformat
 
     @lru_cache(KNOWN)

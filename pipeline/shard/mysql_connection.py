@@ -1,10 +1,10 @@
 """Connect to MySQL and MariaDB: exact credentials, verified TLS, and no password for a server that nobody verified.
 
-PyMySQL speaks TLS with a server that offers it, and verifies no certificate unless it is configured to; it gives a
-server whatever that asks for, the bare password too (`mysql_clear_password`). So these connections configure both.
+PyMySQL speaks TLS with a server that offers it, and verifies no certificate unless it is configured to. It sends a
+server whatever that requests, the bare password too (`mysql_clear_password`). So these connections configure both.
 
-A context of TLS may read all certificates that the machine trusts: 28 ms of processor time, where all the rest of a
-connect takes 1.5 ms. Connections of a process share it, until one of its files changes.
+A context of TLS may read all certificates that the machine trusts. That takes 28 ms of processor time; all the rest of
+a connect takes 1.5 ms. Connections of a process share it, until one of its files changes.
 """
 
 from __future__ import annotations
@@ -102,7 +102,12 @@ class NodeConnection(_Connection):
         super()._get_server_information()  # type: ignore[misc]  # PyMySQL's own, which the stubs leave out
         if self._asked and not this.server_capabilities & CLIENT.SSL:
             # PyMySQL before 1.2 would go on without TLS
-            raise OperationalError(CR.CR_SSL_CONNECTION_ERROR, "the server offers no TLS, which its address asks for")
+            raise OperationalError(
+                CR.CR_SSL_CONNECTION_ERROR,
+                "the server offers no TLS, which its address asks for: give the server ssl_cert and ssl_key, or take "
+                "ssl_ca, ssl_cert, ssl_key and ssl_verify out of the address, and anybody between can read and change "
+                "what passes",
+            )
         if not self._tells and this._auth_plugin_name in _TELLING:
             # the first packet would hold the password; a server that wants it still is refused then
             this._auth_plugin_name = "mysql_native_password"

@@ -1,4 +1,4 @@
-"""Tell which other tables a write may reach: through foreign keys that a database enforces, and through its triggers.
+"""Find which other tables a write may reach: through foreign keys that a database enforces, and through its triggers.
 
 What cannot be seen counts as reaching everything. MySQL and MariaDB show triggers only to a user with the privilege
 TRIGGER, and routines only to one that may run them.
@@ -189,8 +189,8 @@ def sees_triggers(session: NodeSession) -> bool:
 def may_see_triggers(grants: Iterable[str], database: str) -> bool:
     """Return whether grants let their user see all triggers of a database; in doubt they do not.
 
-    A grant on the database by its own name decides before any on a pattern of names, and patterns must agree: the
-    server takes one of them.
+    A grant on the database by its own name decides before any on a pattern of names. Patterns must agree: the server
+    takes one of them.
 
     Args:
         grants: the lines of SHOW GRANTS.

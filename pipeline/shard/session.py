@@ -1,6 +1,6 @@
 """Open one node's database session: pyDAL's connection, pinned to settings under which nothing is bent or cut.
 
-pyDAL replaces MySQL's `sql_mode` after every connect (strict mode off), so a session sets its own mode after pyDAL's.
+pyDAL replaces MySQL's `sql_mode` after every connect (strict mode off). So a session sets its own mode after pyDAL's.
 pyDAL also leaves an idle reader frozen in its snapshot, so every read or write ends its transaction.
 """
 

@@ -1,8 +1,8 @@
 """Read, compare, write and delete rows of one shard as they are stored, by ranges of their ids.
 
 A digest is over values as they are stored, whatever collations say. Floats count with all their digits, and NULL is no
-empty text. Sessions are set so that a row is written as it was read: zero dates, the id 0, rows whose parents are not
-there yet, moments in UTC.
+empty text. Sessions are set so that a row is written as it was read. That concerns zero dates, the id 0, rows whose
+parents are not there yet, and moments in UTC.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ def copied_columns(source: NodeSession, target: NodeSession, schema: TableSchema
 
 
 class Row(NamedTuple):
-    """What tells a row from another: a digest of its values, and about how many bytes these have."""
+    """What distinguishes a row from another: a digest of its values, and about how many bytes these have."""
 
     digest: str
     bytes: int
 
 
 class RangeTotal(NamedTuple):
-    """What tells two ranges of rows apart: how many they are, and a checksum; and about how many bytes they have."""
+    """What distinguishes two ranges of rows: how many they are, and a checksum; and about how many bytes they have."""
 
     rows: int
     checksum: object

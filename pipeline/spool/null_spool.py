@@ -1,4 +1,4 @@
-"""Stand in for the spool of a deployment without one: nothing waits in it, and it takes nothing."""
+"""Replace the spool of a deployment without one: nothing waits in it, and it takes nothing."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ class NullSpool:
     def keeps(self, bucket: int, producer: int, up_to: int) -> bool:
         """Return False."""
         return False
+
+    def agree(self) -> None:
+        """Do nothing: no op is taken in."""
 
     def keep_definitions(self, definitions: Iterable[tuple[str, str, str]], *, wait: bool) -> None:
         """Raise `SpoolUnavailable`."""

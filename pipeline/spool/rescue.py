@@ -18,6 +18,7 @@ BESIDE = ("-wal", "-shm")
 _RESCUED = {
     "definitions": "hash, table_name, text, waits",
     "entries": "bucket, producer, seq, kept, sent, payload",
+    "agreed": "one, text",
 }
 logger = logging.getLogger("pipeline.spool")
 

@@ -223,9 +223,10 @@ class SpoolFile:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
             db.execute("PRAGMA secure_delete = ON")  # what was sent, or replaced, is overwritten
-            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'rescued'").fetchone():
+            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'agreed'").fetchone():
                 sql = (files("pipeline.spool") / "tables.sql").read_text(encoding="utf-8")
-                own = int.from_bytes(os.urandom(4), "big") >> 1
+                [own] = db.execute("PRAGMA user_version").fetchone()
+                own = own or int.from_bytes(os.urandom(4), "big") >> 1
                 db.executescript(f"BEGIN IMMEDIATE;\nPRAGMA user_version = {own};\n{sql}\nCOMMIT;")
         except BaseException:
             db.close()

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import clock
-from pipeline.errors import Unavailable
+from pipeline.errors import Unavailable, WrongDeployment
+from pipeline.model.fingerprint import Fingerprint, placed_otherwise
 from pipeline.model.op import new_producer
 from pipeline.per_process import PerProcess
 from pipeline.spool.id_reserve import IdReserve
@@ -27,6 +28,13 @@ FRESH_MS = 86_400_000
 SHARED_MS = FRESH_MS // 2
 #: Ops and bytes that one look takes.
 HEAD_OPS, HEAD_BYTES = 1000, 4_000_000
+
+#: What is said of ops that another configuration has placed, or would place, elsewhere.
+ASTRAY = (
+    "{ops} ops in the spool {path} were placed by another configuration: {fault}; send them by that one, with "
+    "`pipeline spool drain --config`, or move the spool's files aside and give up what is in there"
+)
+REFUSED = "{fault}; the spool {path} takes ops by the configuration only that was compared with the deployment last"
 
 #: The producer of a run, and its first sequence.
 Number = tuple[int, int]
@@ -60,10 +68,17 @@ class Counts(NamedTuple):
 
 
 class Spool:
-    """One host's spool, shared by its processes and threads. The file is made when it is first needed."""
+    """One host's spool, shared by its processes and threads. The file is made when it is first needed.
 
-    def __init__(self, path: Path, max_bytes: int):
+    Args:
+        path: of the file.
+        max_bytes: how large the file may grow.
+        placing: of this process's configuration; None where ops are neither made nor sent.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, placing: Fingerprint | None = None):
         self.path = path
+        self._placing = placing.placing if placing else None
         self.file = SpoolFile(path, max_bytes)
         self.reserve = IdReserve(self.file)
         #: Threads of one process share an fsync.
@@ -94,6 +109,7 @@ class Spool:
 
         Raises:
             PipelineFull, SpoolUnavailable: none was taken in, but for those that are `numbered`.
+            WrongDeployment: none was taken in: the configuration places ops otherwise than what was compared last.
         """
         wish = _Wish(runs, kept, dict(numbered or {}), behind)
         self._together().done(wish)
@@ -102,6 +118,26 @@ class Spool:
                 wish.error.numbered = wish.numbers if wish.committed else {}
             raise wish.error
         return {bucket: wish.numbers[bucket] for bucket in runs} if wish.taken else {}
+
+    def agree(self) -> None:
+        """Note that this process's configuration fits the deployment: by it this host places ops from now on.
+
+        Raises:
+            SpoolUnavailable: the file cannot be used.
+            WrongDeployment: ops are in here that another configuration has placed elsewhere; nothing was noted.
+        """
+        mine = self._placing
+        if mine is None:
+            return
+        with self.file.reading() as db:
+            if mine == _agreed(db):
+                return
+        with self.file.writing(room=DRAINING_ROOM) as db:
+            for table, fault in placed_otherwise(mine, _agreed(db)).items():
+                of_table = "SELECT COUNT(*) FROM entries WHERE instr(payload, ?)"
+                if ops := db.execute(of_table, (_named(table),)).fetchone()[0]:
+                    raise WrongDeployment([ASTRAY.format(ops=ops, path=self.path, fault=fault)])
+            db.execute("INSERT OR REPLACE INTO agreed VALUES (1, ?)", (mine.to_json(),))
 
     def buckets(self) -> list[int]:
         """Return the buckets of all ops in here."""
@@ -238,6 +274,7 @@ class Spool:
                 for wish in wishes:
                     wish.taken = self.waiting() or not wish.behind
                     if wish.taken:
+                        self._refuse_misplaced(db, wish)
                         self.file.mark()
                         wish.insert(db)
             committed = True
@@ -245,6 +282,14 @@ class Spool:
         except BaseException as error:
             for wish in wishes:
                 wish.error, wish.committed = error, committed
+
+    def _refuse_misplaced(self, db: sqlite3.Connection, wish: _Wish) -> None:
+        """Raise where ops are new that the configuration which was compared last would place elsewhere."""
+        noted = _agreed(db)
+        for table, fault in placed_otherwise(self._placing, noted).items() if self._placing else ():
+            new = (ops for bucket, ops in wish.runs.items() if bucket not in wish.numbers)
+            if any(_named(table) in op for ops in new for op in ops):
+                raise WrongDeployment([REFUSED.format(path=self.path, fault=fault)])
 
 
 @dataclass(slots=True)
@@ -299,6 +344,17 @@ def _producer(db: sqlite3.Connection, bucket: int, now: int) -> int:
     producer = new_producer(kept=True)
     db.execute("INSERT INTO producers (producer, made_ms) VALUES (?, ?)", (producer, now))
     return producer
+
+
+def _agreed(db: sqlite3.Connection) -> Fingerprint | None:
+    """Return what was compared last on this host."""
+    found = db.execute("SELECT text FROM agreed").fetchone()
+    return Fingerprint.noted(found[0]) if found else None
+
+
+def _named(table: str) -> bytes:
+    """Return what is in each op of a table, and seldom in another; of no table, what is in all."""
+    return f'"{table}"'.encode() if table else b""
 
 
 def _list(values: Iterable[int]) -> str:

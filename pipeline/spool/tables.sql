@@ -49,6 +49,12 @@ CREATE TABLE IF NOT EXISTS secret (
     text TEXT NOT NULL
 );
 
+-- Of the configuration that a process of this host last compared with its deployment, what places ops: JSON.
+CREATE TABLE IF NOT EXISTS agreed (
+    one  INTEGER PRIMARY KEY CHECK (one = 1),
+    text TEXT NOT NULL
+);
+
 -- The removed or damaged files whose ops have been taken over, by the number that each file has as its user_version.
 CREATE TABLE IF NOT EXISTS rescued (
     file INTEGER PRIMARY KEY

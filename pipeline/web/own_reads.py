@@ -13,9 +13,10 @@ from typing import Any
 
 from pipeline import attachment
 from pipeline.calls import Calls
-from pipeline.dal.objects import real_name, tables_in
+from pipeline.dal.objects import changed_by_delete, real_name, tables_in
 from pipeline.errors import BadRead, Unavailable, WaitTimeout
 from pipeline.events import Event
+from pipeline.model.op import DELETE, Op
 from pipeline.model.receipt import Receipt
 from pipeline.reads.session import Token
 from pipeline.web.user_session import UserSession
@@ -61,6 +62,8 @@ class OwnReads(Calls):
         #: The tables of the ops of this transaction; how many of them were sent before its end.
         self._written: set[str] = set()
         self._early = 0
+        #: The tables of which it deletes rows.
+        self._deleted: set[str] = set()
 
     @abstractmethod
     def _send(self, *, early: bool = False) -> None:
@@ -76,8 +79,11 @@ class OwnReads(Calls):
         Raises:
             as `see_own`, where it reads an attached table with `reads = "own"`.
         """
-        tables = self._written & reading.tables if self._written else frozenset()
-        if tables & reading.own:
+        tables = set(self._written & reading.tables) if self._written else set[str]()
+        behind = self._deleting(reading.db, reading.tables) if self._deleted else {}
+        changed = tables.union(*behind.values())
+        tables |= behind.keys()
+        if changed & reading.own:
             self.see_own(tables, frozen=reading.frozen)
             return
         self._catch_up(reading)
@@ -92,12 +98,19 @@ class OwnReads(Calls):
         named = [self.client.op_builder.table(one) for one in parts if isinstance(one, str) and one in self._written]
         found = {real_name(one): one for one in (*named, *tables_in(parts))}
         tables = self._written & found.keys()
+        for one in found.values():
+            tables |= set(self._deleting(one._db, found.keys()))
         if not any(map(self.unsent, tables)):
             return
         if any(map(attachment.sees_own, found.values())):
             self.see_own(tables)
         else:
             self._warn_of_older(tables)
+
+    def _deleting(self, db: Any, tables: Set[str]) -> dict[str, Set[str]]:
+        """Return the tables of which this request deletes rows, each with those of *tables* that this changes, too."""
+        changed = {name: tables & changed_by_delete(db, name) for name in self._deleted if name in db.tables}
+        return {name: found for name, found in changed.items() if found}
 
     def before_node(self, table: str, known: Set[str]) -> None:
         """Warn of a read, on a node that was chosen earlier, of a *table* that this request has written since.
@@ -141,7 +154,7 @@ class OwnReads(Calls):
             if not self._user.settle(OWN_S):
                 raise WaitTimeout("what this request has written", OWN_S, "queued")
         self._settled, self._has_read = self._user.known, True
-        self._written.clear()
+        self._forget_written()
 
     def _catch_up(self, reading: attachment.Reading) -> None:
         """Give the primaries the time to get what the user has written before, ahead of a read through `db`.
@@ -185,8 +198,16 @@ class OwnReads(Calls):
         self._transaction_over()
 
     def _transaction_over(self) -> None:
-        self._written.clear()
+        self._forget_written()
         self._early, self._has_read = 0, False
+
+    def _wrote(self, op: Op) -> None:
+        self._written.add(op.table)
+        self._deleted.update(one.table for one in op.members if one.kind == DELETE)
+
+    def _forget_written(self) -> None:
+        self._written.clear()
+        self._deleted.clear()
 
 
 def _listed(tables: Set[str]) -> str:

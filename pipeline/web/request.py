@@ -76,7 +76,7 @@ class Request(OwnReads):
         with self._holding():
             receipt = self.client.dispatch.take(addressed, durability)
         self._unsent.append(receipt)
-        self._written.add(addressed.op.table)
+        self._wrote(addressed.op)
         self._note_sent()
         return receipt
 
@@ -240,7 +240,10 @@ class Request(OwnReads):
 
     def _noted(self, made: Iterator[Addressed | Chunk]) -> Iterator[Addressed | Chunk]:
         for one in made:
-            self._written |= {one.op.table} if isinstance(one, Addressed) else {table for _, _, table in one.what}
+            if isinstance(one, Addressed):
+                self._wrote(one.op)
+            else:
+                self._written |= {table for _, _, table in one.what}
             yield one
 
     def _end(self, *, well: bool) -> None:

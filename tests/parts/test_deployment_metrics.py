@@ -32,6 +32,7 @@ S0 = ShardRecord(
     parked=1,
     lost=0,
     forged=0,
+    given_up=0,
     nodes=(NODE,),
     waits=WAITS,
     owned=96,

@@ -397,3 +397,30 @@ def test_a_node_that_fails_slowly_costs_one_more_try_only(monkeypatch: pytest.Mo
         reads.tried_on(failing(3, tries))
 
     assert len(tries) == 2
+
+
+@pytest.mark.parametrize("source", ["the prober", "this thread", "an older prober"])
+def test_a_read_that_must_see_what_is_set_aside_is_marked_whoever_knows_of_it(there: Deployment, source: str) -> None:
+    replica = there.readers["s0-r0"]
+    replica.aside, replica.age_s = True, 0.5
+    if source == "this thread":
+        replica.known, replica.here.holding = dict(HAS), {3}
+    else:
+        holding = None if source == "an older prober" else frozenset({3})
+        there.published["s0-r0"] = lagging(0.1, marks=HAS, holding=holding)
+
+    info = there.read(NEEDS)
+
+    assert (info.node, info.stale, info.reason) == ("s0-r0", True, "set-aside")
+    assert not there.read().stale
+    replica.aside = False  # a refused op holds its row, and is not to come
+    assert not there.read(NEEDS).stale
+
+
+def test_a_session_keeps_what_was_set_aside_on_any_node(there: Deployment) -> None:
+    marks = {3: Position(1, 10), 4: Position(1, 2)}
+    reports = {"s0": frozenset[int](), "s0-r0": frozenset({3}), "s0-r1": frozenset[int]()}
+    for node, holding in reports.items():
+        there.published[node] = lagging(0.1, marks=marks, holding=holding)
+
+    assert there.router.passed("s0") == {4: Position(1, 2)}

@@ -14,6 +14,7 @@ from support.sandbox.spooled import payloads
 
 from pipeline import clock
 from pipeline.errors import PipelineFull, SpoolUnavailable
+from pipeline.model.fingerprint import Fingerprint
 from pipeline.spool.store import FRESH_MS, Spool
 from pipeline.spool.turns import GroupCommit
 
@@ -223,6 +224,23 @@ def test_a_file_of_an_older_release_goes_on_with_a_table_that_nobody_needs_any_m
     newer.add({3: [b"b"]})
 
     assert payloads(newer, 3) == [b"a", b"b"]
+    newer.close()
+
+
+def test_a_file_of_before_configurations_were_noted_goes_on_under_its_number(spool: Spool):
+    spool.add({3: [b"a"]})
+    with spool.file.writing() as db:
+        [number] = db.execute("PRAGMA user_version").fetchone()
+        db.execute("DROP TABLE agreed")
+    spool.close()
+
+    newer = Spool(spool.path, 1_000_000, Fingerprint(64, (), (), "pl", "web.toml"))
+    newer.agree()
+    newer.add({3: [b"b"]})
+
+    assert payloads(newer, 3) == [b"a", b"b"]
+    with newer.file.reading() as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (number,)
     newer.close()
 
 

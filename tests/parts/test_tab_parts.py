@@ -40,6 +40,7 @@ FINE = ShardRecord(
     parked=0,
     lost=0,
     forged=0,
+    given_up=0,
     nodes=NODES,
     owned=32,
 )

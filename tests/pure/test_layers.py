@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -199,3 +200,16 @@ def test_only_the_clock_reads_clocks():
     found = [module_of(p) for p in FILES for n in imports_of(p) if n == "time" and module_of(p) != "pipeline.clock"]
 
     assert found == []
+
+
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_the_files_that_a_map_of_the_house_names_are_there(document: str):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z0-9_/]+(?:\.py|\.lua|/))`", text))
+    rooms = [ROOT / room for room in ("pipeline", "workers", "tests")]
+    there = [f"/{path.relative_to(ROOT)}" for room in rooms for path in (room, *room.rglob("*"))]
+
+    missing = [name for name in named if not any(path.endswith(f"/{name.rstrip('/')}") for path in there)]
+
+    assert len(named) > 20
+    assert missing == []

@@ -210,6 +210,7 @@ def test_a_report_is_published_in_the_fields_that_every_version_reads_and_its_ti
         "unfit": "it was away",
         "still": True,
         "statement_bytes": 0,
+        "holding": None,
     }
     assert Report.from_json(text) == report
     assert Report.from_json('{"out":true,"a later field":1}', 5.0) == Report(out=True, published_s=5.0)

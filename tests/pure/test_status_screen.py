@@ -82,6 +82,7 @@ def test_where_nothing_is_wrong_it_says_so():
     [
         (replace(FINE, rejected=17), "17 ops were refused for good"),
         (replace(FINE, lost=1), "1 op was lost by Redis"),
+        (replace(FINE, given_up=2), "2 ops were refused, and given up to make room"),
         (replace(FINE, waits=(WaitReason("breaker", "s0", "event", "no"),)), "event is halted: no"),
         (replace(FINE, depth=1, oldest_ms=60_001), "the oldest op has waited 60 s, more than 60 s"),
     ],

@@ -220,4 +220,4 @@ def test_statements_are_short_after_one_with_a_bad_op_and_grow_again(
     assert apply(["good"] * (MAX_ROWS + 1)) == [MAX_ROWS, 1]
     apply(["bad", "good"])
     assert apply(["good"] * 200)[:3] == [FEW_ROWS, FEW_ROWS + MORE_ROWS, FEW_ROWS + 2 * MORE_ROWS]
-    assert max(apply(["good"] * 12_000)) == MAX_ROWS
+    assert max(apply(["good"] * 12_000)) > MAX_ROWS  # sheets

@@ -129,6 +129,41 @@ def test_an_op_that_kills_its_worker_is_rejected_and_all_others_are_applied(db: 
     assert reason.startswith("poison: alone, it ended the worker")
 
 
+def test_a_worker_that_suspects_a_bucket_learns_what_another_has_met_there_since(db: Any, box: Sandbox, meet: Meet):
+    bad, others, behind = queue(db, "poison")
+    meet("poison", Died)
+    deaths = 0
+    with suppress(Died):
+        applier(box).apply()
+
+    for _ in range(20):
+        late, other = applier(box), applier(box)
+        alone = late._alone
+
+        def after_another(*told: Any, other: Applier = other, alone: Callable[..., None] = alone) -> None:
+            nonlocal deaths
+            if told[0] == bad.bucket:
+                box.log.ahead_ms += LATER_MS
+                try:
+                    other.apply()
+                except Died:
+                    deaths += 1
+            alone(*told)
+
+        late._alone = after_another  # type: ignore[method-assign]
+        box.log.ahead_ms += LATER_MS
+        try:
+            late.apply()
+        except Died:
+            deaths += 1
+        if not box.log.dirty("s0"):
+            break
+
+    assert bad.status() == "rejected"
+    assert states(others + behind) == {"applied"}
+    assert 3 < deaths <= 7
+
+
 def test_the_record_names_the_bucket_under_test(db: Any, box: Sandbox, meet: Meet):
     bad, _, _ = queue(db, "poison")
     meet("poison", Died)
@@ -228,14 +263,23 @@ def test_an_op_that_always_takes_too_long_is_rejected_and_never_delays_the_other
     assert states(behind) == {"applied"}
 
 
-def test_an_op_whose_statement_ends_the_server_is_rejected(db: Any, box: Sandbox, meet: Meet):
+def test_an_op_whose_statement_ends_the_server_is_rejected_and_each_time_counts(db: Any, box: Sandbox, meet: Meet):
     bad, others, behind = queue(db, "crash")
-    meet("crash", mysql_error(2013))
+    crashes: list[int] = []
+    lost = mysql_error(2013)
 
-    turns(box, most=40)
+    def crash() -> BaseException:  # the server is there again before the worker tries again
+        crashes.append(1)
+        return lost()
+
+    meet("crash", crash)
+
+    turns(box, most=30)
 
     assert bad.status() == "rejected"
     assert states(others + behind) == {"applied"}
+    # together, alone, an eighth of its bucket, and then the op alone
+    assert 3 < len(crashes) <= 6
 
 
 def test_a_server_that_is_full_is_no_fault_of_any_op(db: Any, box: Sandbox, meet: Meet):
@@ -268,6 +312,34 @@ def test_a_redis_that_goes_away_again_and_again_is_no_fault_of_any_op(
     worker.apply()
 
     assert good.status() == "applied"
+
+
+def test_a_turn_in_which_redis_went_away_forgets_nothing_that_others_have_noted(
+    db: Any, box: Sandbox, meet: Meet, monkeypatch: pytest.MonkeyPatch
+):
+    bad, others, behind = queue(db, "poison")
+    meet("poison", Died)
+    cut_short, deaths = applier(box), 0
+
+    def away(*told: Any, **more: Any) -> None:
+        raise LogUnavailable("it went away")
+
+    for _ in range(20):
+        with monkeypatch.context() as patch:
+            patch.setattr(box.log, "read_noted", away)
+            cut_short.apply()
+        for worker in (applier(box), cut_short):
+            box.log.ahead_ms += LATER_MS
+            try:
+                worker.apply()
+            except Died:
+                deaths += 1
+        if not box.log.dirty("s0"):
+            break
+
+    assert bad.status() == "rejected"
+    assert states(others + behind) == {"applied"}
+    assert 3 < deaths <= 7
 
 
 def test_an_op_that_waits_for_a_lock_delays_its_own_bucket_alone_and_is_applied_in_the_end(

@@ -261,6 +261,32 @@ def test_a_request_sees_its_own_writes_where_the_table_is_attached_so(
 
 
 @pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize("ondelete", ["CASCADE", "SET NULL"])
+def test_a_request_sees_what_its_own_deletes_do_to_the_rows_that_refer_to_them(box: Sandbox, db: Any, ondelete: str):
+    db.define_table("part", Field("item", "reference item", ondelete=ondelete), migrate=False)
+    db.define_table("grandpart", Field("part", "reference part"), migrate=False)
+    box.client.define_tables(db)
+    request, row_id = request_of(box, db, reads="next"), db.item.insert(qty=1)
+    for table in (db.part, db.grandpart):
+        request.attach(table, reads="own")
+    part_id = db.part.insert(item=row_id)
+    db.grandpart.insert(part=part_id)
+    request.finish()
+    box.drain()
+
+    request = request_of(box, db, reads="next")
+    for table in (db.part, db.grandpart):
+        request.attach(table, reads="own")
+    db(db.item.id == row_id).delete()
+    left = [db(db.part.item == row_id).count(), db(db.grandpart).count()]
+    asked = request.count(db.grandpart)
+
+    assert left == [0, int(ondelete == "SET NULL")]
+    assert asked == left[1]
+    request.finish()
+
+
+@pytest.mark.usefixtures("worker")
 def test_a_read_of_what_a_request_has_not_written_sends_nothing(box: Sandbox, db: Any, other: Any):
     request = request_of(box, db, reads="own")
     db.item.insert(qty=1, name="a 'word'")

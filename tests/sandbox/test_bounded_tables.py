@@ -105,4 +105,4 @@ def test_a_thread_remembers_the_sequences_of_the_newest_producers(
     for producer in range(100, 100 + 3 * FEW):
         assert reader.probe({0: Need(Position(1, 1), older={producer: 1})})
 
-    assert len(reader._known.sequences[0]) <= FEW
+    assert len(reader.here.sequences[0]) <= FEW

@@ -18,6 +18,7 @@ from pipeline.apply.stopped import IN_A_ROW, LEAST, WINDOW, Breaker
 from pipeline.config.settings import ApplySettings
 from pipeline.model.op import Entry, Op, Position
 from pipeline.model.receipt import Receipt
+from pipeline.model.sheet import Sheet, SheetEntry
 from pipeline.shard.records.ledger import Reject
 from pipeline.shard.records.stops import Stop, stops_of
 from pipeline.testing import Sandbox, sandbox
@@ -181,6 +182,16 @@ def test_a_table_halts_for_its_share_of_refusals(good: int, bad: int, halts: boo
     found = breaker.learn([item(n) for n in range(good, good + bad)], [reject(n) for n in range(good, good + bad)])
 
     assert bool(found) is halts
+
+
+def test_sheets_that_took_effect_count_in_their_place_beside_those_with_a_refused_op():
+    breaker = Breaker()
+    apart = [item(110 * n + at) for n in range(60) for at in range(10)]
+    sheets = [
+        SheetEntry(0, Position(1, 110 * n + 10), 1, 1, Sheet("event", "h", 0, range(1, 101), (), ())) for n in range(60)
+    ]
+
+    assert breaker.learn(apart, [reject(110 * n) for n in range(60)], sheets) == []
 
 
 def item(n: int) -> Item:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,23 +18,36 @@ from pipeline.admin.release import release
 from pipeline.apply import transaction
 from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
+from pipeline.enqueue.producer import Run
 from pipeline.errors import LogUnavailable
+from pipeline.model.op import START
 from pipeline.testing import Sandbox, sandbox
+
+TABLES = ("event", "parent", "child", "grandchild", "leaf", "node")
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers read the stops before each batch."""
+    monkeypatch.setattr("pipeline.apply.stopped.READ_EVERY_S", 0.0)
 
 
 @pytest.fixture
 def db() -> Iterator[Any]:
     db = DAL("sqlite:memory")
     db.define_table("event", Field("who", "integer"), Field("note", unique=True))
-    db.define_table("parent", Field("who", "integer"), Field("note", unique=True))
-    db.define_table("child", Field("who", "integer"), Field("up", "reference parent"))
+    db.define_table("parent", Field("who", "integer"), Field("note", unique=True), Field("more"))
+    db.define_table("child", Field("who", "integer"), Field("up", "reference parent"), Field("note"))
+    db.define_table("grandchild", Field("who", "integer"), Field("up", "reference child"))
+    db.define_table("leaf", Field("who", "integer"), Field("up", "reference parent", ondelete="SET NULL"))
+    db.define_table("node", Field("who", "integer"), Field("up", "reference node"))
     yield db
     db.close()
 
 
 @pytest.fixture
 def box(db: Any) -> Iterator[Sandbox]:
-    tables = {name: {"shard_key": "who"} for name in ("event", "parent", "child")}
+    tables = {name: {"shard_key": "who"} for name in TABLES}
     with sandbox(tables, shards=1, buckets=4) as box:
         pipeline.define_tables(db)
         yield box
@@ -131,6 +147,52 @@ def test_a_child_before_its_parent_is_not_rejected_because_the_log_goes_away_bef
     assert [parent.status(), child.status()] == ["applied", "applied"]
 
 
+def test_a_child_that_was_put_off_is_so_again_where_the_commit_of_its_parent_is_undone_by_a_fail_over(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    began_ns = clock.wall_ns()
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+
+    def enqueued(after_ms: int, table: Any, **values: Any) -> Any:
+        monkeypatch.setattr(clock, "wall_ns", lambda: began_ns + after_ms * 10**6)
+        return pipeline.enqueue_insert(table, **values)
+
+    enqueued(900, db.event, who=first)  # directly, while what follows was in the spool of another host
+    parent = enqueued(100, db.parent, who=first)
+    child = enqueued(400, db.child, who=second, up=parent.id)
+    monkeypatch.undo()
+    path = box.client.settings.shards["s0"].primary.removeprefix("sqlite://")
+    with closing(sqlite3.connect(":memory:")) as older:
+        with closing(sqlite3.connect(path)) as primary:
+            primary.backup(older)
+        while parent.status() != "applied":
+            worker.apply()
+        assert child.status() == "queued"
+        with closing(sqlite3.connect(path)) as primary:
+            older.backup(primary)
+    while box.log.dirty("s0") or child.status() == "queued":
+        box.log.mark_dirty("s0", [parent.bucket, child.bucket])
+        worker.apply()
+
+    assert [parent.status(), child.status()] == ["applied", "applied"]
+
+
+def test_what_a_delete_waits_for_is_applied_though_its_bucket_was_not_marked_dirty(db: Any, box: Sandbox) -> None:
+    first, second = two_buckets(box)
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    box.drain()
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    deleted = pipeline.enqueue_delete((db.parent.id == parent.id) & (db.parent.who == first))
+    box.log.mark_clean("s0", [child.bucket])  # a worker drained it on a primary that died since
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+
+    while box.log.dirty("s0"):
+        worker.apply()
+
+    assert [child.status(), deleted.status()] == ["applied", "applied"]
+
+
 def test_an_op_is_rejected_that_only_a_younger_delete_would_help_which_waits_for_it(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,26 +258,280 @@ def test_refused_ops_wait_for_what_is_behind_a_batch_only_at_its_end(
     assert {one.status() for one in doubled} == {"rejected"}
 
 
-def test_children_of_a_paused_table_are_refused_until_it_goes_on_and_are_replayed_then(db: Any, box: Sandbox) -> None:
+@pytest.mark.parametrize("times", [2, 50])
+def test_no_op_waits_for_what_is_sent_again_and_was_applied_before(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    monkeypatch.setattr(transaction, "FIRST_ROWS", 4)
+    first, second = two_buckets(box)
+    at, now_s = after(monkeypatch), clock.mono_s()
+
+    def deleted(row: Any, who: int) -> None:
+        pipeline.enqueue_delete((db.parent.id == row.id) & (db.parent.who == who))
+
+    at(100)
+    seen = [pipeline.enqueue_insert(db.event, who=second) for _ in range(times)]
+    bucket = seen[0].bucket
+    kept = box.log.read({bucket: START}, {bucket: 1_000})[bucket]
+    rows = [pipeline.enqueue_insert(db.parent, who=who) for who in (first, second)]
+    box.drain()
+    at(200)
+    deleted(rows[0], first)
+    at(300)
+    deleted(rows[1], second)
+    pipeline.enqueue_insert(db.event, who=second)  # a batch ends behind it
+    box.log.fail_over(box.log.replica())
+    box.client.publisher.resend(kept[0].producer, {bucket: Run(1, [entry.payload for entry in kept])})
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=4))
+    for _ in range(30):
+        box.log.postpone("s0", [0, 1, 2, 3], 0)
+        worker.apply()
+    monkeypatch.undo()
+
+    assert (box.rows("parent"), len(box.rows("event"))) == ([], times + 1)
+
+
+def test_an_older_op_is_waited_for_though_one_that_is_hardly_younger_stands_before_it(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    at, now_s = after(monkeypatch), clock.mono_s
+    at(350)
+    pipeline.enqueue_insert(db.event, who=first)  # from another host, while what follows was in a spool
+    at(200)
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    at(300)
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    for looks in range(5):
+        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
+        box.log.postpone("s0", [parent.bucket], 3_600_000)
+        box.log.postpone("s0", [child.bucket], 0)
+        worker.apply()
+    assert child.status() == "queued"
+    monkeypatch.undo()
+    box.log.postpone("s0", [parent.bucket, child.bucket], 0)
+    box.drain()
+
+    assert [parent.status(), child.status()] == ["applied", "applied"]
+
+
+def test_a_delete_comes_after_an_older_child_that_stands_behind_a_younger_op_in_its_bucket(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    parent = pipeline.enqueue_insert(db.parent, who=second)
+    box.drain()
+    at = after(monkeypatch)
+    at(500)
+    pipeline.enqueue_insert(db.event, who=first)  # from another host, while what follows was on its way
+    at(400)
+    child = pipeline.enqueue_insert(db.child, who=first, up=parent.id)
+    at(450)
+    pipeline.enqueue_delete((db.parent.id == parent.id) & (db.parent.who == second))
+    monkeypatch.undo()
+    box.drain()
+
+    assert child.status() == "applied"
+    assert [box.rows(name) for name in ("parent", "child")] == [[], []]
+
+
+def test_a_delete_does_not_pass_what_the_delete_before_it_has_held_up(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    one, two = (pipeline.enqueue_insert(db.parent, who=second) for _ in range(2))
+    box.drain()
+    at, now_s = after(monkeypatch), clock.mono_s
+    at(200)
+    pipeline.enqueue_delete((db.parent.id == one.id) & (db.parent.who == second))
+    at(100)
+    parent = pipeline.enqueue_insert(db.parent, who=second)  # was in the spool of another host
+    at(150)
+    children = [pipeline.enqueue_insert(db.child, who=first, up=parent.id)]
+    at(300)
+    children.append(pipeline.enqueue_insert(db.child, who=first, up=two.id))
+    at(400)
+    pipeline.enqueue_delete((db.parent.id == two.id) & (db.parent.who == second))
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    for looks in range(20):
+        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
+        box.log.postpone("s0", [parent.bucket, children[0].bucket], 0)
+        worker.apply()
+    monkeypatch.undo()
+
+    assert [child.status() for child in children] == ["applied", "applied"]
+    assert [row["id"] for row in box.rows("parent")] == [parent.id]
+
+
+def test_an_op_is_put_off_until_the_older_op_that_helps_it_is_committed(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    other = pipeline.enqueue_insert(db.parent, who=second)
+    box.drain()
+    at, now_s = after(monkeypatch), clock.mono_s
+    at(400)  # without the child this waits for it, and the parent behind it, too
+    pipeline.enqueue_delete((db.parent.id == other.id) & (db.parent.who == second))
+    at(200)
+    parent = pipeline.enqueue_insert(db.parent, who=second)  # was in the spool of another host
+    at(300)
+    child = pipeline.enqueue_insert(db.child, who=first, up=parent.id)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    for looks in range(20):
+        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
+        box.log.postpone("s0", [parent.bucket, child.bucket], 0)
+        worker.apply()
+    monkeypatch.undo()
+
+    assert [parent.status(), child.status()] == ["applied", "applied"]
+
+
+def test_what_needs_rows_of_a_paused_table_waits_with_it_and_goes_on_with_it(db: Any, box: Sandbox) -> None:
     first, second = two_buckets(box)
     paused = stops.target_of(box.client, "parent")
     stops.pause(box.client, paused, "")
     parent = pipeline.enqueue_insert(db.parent, who=first)
     child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    grandchild = pipeline.enqueue_insert(db.grandchild, who=first, up=child.id)
+    changed = pipeline.enqueue_update((db.child.id == child.id) & (db.child.who == second), note="changed")
+    event = pipeline.enqueue_insert(db.event, who=second, note="another table")
     box.drain()
-    assert [parent.status(), child.status()] == ["parked", "rejected"]
+    assert states(parent, child, grandchild, changed) == ["parked"] * 4
+    assert event.status() == "applied"
+    assert list(release(box.client, "s0", "ada")) == []  # nothing is tried that is known to wait
+
+    stops.resume(box.client, paused)
+    late = pipeline.enqueue_insert(db.child, who=first, up=parent.id)  # its parent is not released yet
+    box.drain()
+    assert late.status() == "parked"
+    assert sum(release(box.client, "s0", "ada")) == 5
+
+    assert states(parent, child, grandchild, changed, late) == ["replayed"] * 5
+    assert [(row["up"], row["note"]) for row in box.rows("child")] == [(parent.id, "changed"), (parent.id, None)]
+    assert list(dead.dead_ops(box.client, dead.Where())) == []
+
+
+def test_a_child_is_refused_at_last_whose_parent_does_not_come_with_what_was_paused(db: Any, box: Sandbox) -> None:
+    first, second = two_buckets(box)
+    paused = stops.target_of(box.client, "parent")
+    stops.pause(box.client, paused, "")
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    orphan = pipeline.enqueue_insert(db.child, who=second, up=parent.id + 2**20)
+    node = pipeline.enqueue_insert(db.node, who=second, up=parent.id)  # refused, and of no table that waits
+    box.drain()
+    assert states(parent, orphan, node) == ["parked", "parked", "rejected"]
+    stops.pause(box.client, stops.target_of(box.client, "node"), "")
+    lone = pipeline.enqueue_insert(db.node, who=second, up=parent.id)
+    box.drain()
+
+    for table in ("parent", "node"):
+        stops.resume(box.client, stops.target_of(box.client, table))
+    for _ in release(box.client, "s0", "ada"):
+        pass
+
+    assert states(parent, orphan, lone) == ["replayed", "rejected", "rejected"]
+
+
+def test_a_parent_is_deleted_after_what_was_paused_of_its_children(db: Any, box: Sandbox) -> None:
+    first, second = two_buckets(box)
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    box.drain()
+    paused = stops.target_of(box.client, "leaf")
+    stops.pause(box.client, paused, "")
+    leaf = pipeline.enqueue_insert(db.leaf, who=second, up=parent.id)
+    deleted = pipeline.enqueue_delete((db.parent.id == parent.id) & (db.parent.who == first))
+    box.drain()
+    assert states(leaf, deleted) == ["parked", "parked"]
+    assert list(release(box.client, "s0", "ada")) == []
 
     stops.resume(box.client, paused)
     for _ in release(box.client, "s0", "ada"):
         pass
-    assert child.position is not None
-    for _ in dead.replay(box.client, {"s0": {child.bucket: [child.position]}}):
-        pass
 
-    assert [row["up"] for row in box.rows("child")] == [parent.id]
+    assert states(leaf, deleted) == ["replayed", "replayed"]
+    assert [row["up"] for row in box.rows("leaf")] == [None]  # as without the pause: ON DELETE SET NULL
+
+
+def test_what_is_released_goes_on_whatever_transaction_its_parents_are_in(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = two_buckets(box)
+    paused = [stops.target_of(box.client, name) for name in ("parent", "child", "node")]
+    for one in paused:
+        stops.pause(box.client, one, "")
+    family, nodes, up = [], list[Any](), None
+    for n in range(40):
+        parent = pipeline.enqueue_insert(db.parent, who=places[n % 2])
+        family += [parent, pipeline.enqueue_insert(db.child, who=places[1 - n % 2], up=parent.id)]
+    for n in range(10):
+        nodes.append(pipeline.enqueue_insert(db.node, who=places[n % 2], up=up))
+        up = nodes[-1].id
+    box.drain()
+    for one in paused:
+        stops.resume(box.client, one)
+    small = replace(box.client.settings.apply, max_rows=7, buckets=1)
+    monkeypatch.setattr(box.client, "settings", replace(box.client.settings, apply=small))
+
+    assert sum(release(box.client, "s0", "ada")) == 90
+
+    assert set(states(*family, *nodes)) == {"replayed"}
+
+
+def test_a_child_stays_in_its_log_where_its_parent_does(db: Any, box: Sandbox) -> None:
+    first, second = two_buckets(box)
+    paused = stops.target_of(box.client, "parent")
+    stops.pause(box.client, paused, "")
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(set_aside=0, early_wait_s=0))
+    for _ in range(5):
+        box.log.postpone("s0", [parent.bucket, child.bucket], 0)
+        outcome = worker.apply()
+    assert states(parent, child) == ["queued", "queued"]
+    assert "parent is paused" in outcome.waiting
+
+    stops.resume(box.client, paused)
+    box.drain()
+
+    assert states(parent, child) == ["applied", "applied"]
+
+
+def test_a_child_waits_for_as_long_as_the_shard_is_behind_its_parents_definition(db: Any, box: Sandbox) -> None:
+    first, second = two_buckets(box)
+    session = box.client.nodes.primary("s0")
+    with session.transaction():
+        session.execute("ALTER TABLE parent DROP COLUMN more")
+    parent = pipeline.enqueue_insert(db.parent, who=first, more="x")
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    worker = Applier("s0", session, box.log, ApplySettings(early_wait_s=0))
+    for _ in range(5):
+        box.log.postpone("s0", [parent.bucket, child.bucket], 0)
+        worker.apply()
+    assert states(parent, child) == ["queued", "queued"]
+
+    with session.transaction():
+        session.execute("ALTER TABLE parent ADD COLUMN more")
+    for _ in clock.polls(5):
+        if states(parent, child) != ["queued", "queued"]:
+            break
+        box.drain()
+
+    assert states(parent, child) == ["applied", "applied"]
+
+
+def states(*receipts: Any) -> list[str]:
+    return [receipt.status() for receipt in receipts]
 
 
 def two_buckets(box: Sandbox) -> tuple[int, int]:
     """Return two shard keys of different buckets."""
     bucket_of = box.client.topology.bucket_of
     return 0, next(who for who in range(1, 100) if bucket_of("event", who) != bucket_of("event", 0))
+
+
+def after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return what sets the clock by which ops are enqueued to so many ms after now."""
+    began_ns = clock.wall_ns()
+    return lambda ms: monkeypatch.setattr(clock, "wall_ns", lambda: began_ns + ms * 10**6)

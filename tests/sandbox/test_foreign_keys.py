@@ -12,6 +12,7 @@ from support.sandbox.deployments import Site, drain, site
 from pipeline.admin import reshape
 from pipeline.admin.migrate import migrate, plan_of
 from pipeline.client import Client
+from pipeline.clock import polls
 from pipeline.errors import MigrationUnfinished, PipelineError
 from pipeline.model.schema import TableSchema, schema_of
 from pipeline.shard.co_location import refused
@@ -184,3 +185,24 @@ def keys(client: Client, shard: str) -> set[str]:
     for parents in found.values():
         assert all(isinstance(key, ForeignKey) and key.parent_columns == ("id",) for key in parents)
     return {f"{table}.{key.columns[0]}" for table, parents in found.items() for key in parents}
+
+
+def test_a_child_waits_with_the_parent_whose_schema_is_to_come_and_is_not_refused(site: Site) -> None:
+    client = ready(site, ONE, {"purchase": {"shard_key": "customer"}})
+    newer = DAL("sqlite:memory", migrate=False)
+    newer.define_table("customer", Field("name"), Field("colour"))
+    newer.define_table("purchase", Field("customer", "reference customer"))
+    client.define_tables(newer)
+    parent = client.enqueue_insert(newer.customer, name="a", colour="red")
+    child = client.enqueue_insert(newer.purchase, customer=parent.id)
+    assert child.bucket == parent.bucket
+
+    drain(client)
+    assert (parent.status(), child.status()) == ("queued", "queued")
+
+    migrate(client)
+    for _ in polls(30):  # the bucket rests for a second
+        drain(client)
+        if child.status() != "queued":
+            break
+    assert (parent.status(), child.status()) == ("applied", "applied")

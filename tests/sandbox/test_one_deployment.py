@@ -18,14 +18,17 @@ from support.sandbox.deployments import (
     run,
     site,
 )
+from support.sandbox.spooling import Switched
 
 from pipeline.admin.check import surroundings
 from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.migrate import migrate, plan_of
+from pipeline.client import Client
 from pipeline.enqueue.deployment import misfits_of
 from pipeline.errors import LogUnavailable, PipelineError, ShardUnavailable, WrongDeployment
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.memory.log import MemoryLog
+from pipeline.spool.store import Counts
 from workers import threads
 
 __all__ = ["site"]
@@ -96,6 +99,79 @@ def test_a_second_queue_over_the_same_databases_is_refused_an_epoch(
     with pytest.raises(WrongDeployment, match=why):
         migrate(second)
     assert second.log.epoch("s0")[0] == 0
+
+
+def test_a_file_that_does_not_fit_spools_nothing_though_the_caller_asks_for_the_spool_first(site: Site) -> None:
+    run(site, 7)
+    other = site.client(buckets=48, spool="a.spool")
+
+    with pytest.raises(WrongDeployment, match=r"buckets is 48 in web.toml, but 64 in worker.toml"):
+        insert(other, durability="spooled")
+
+    assert counts_of(other).waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("differs", "why"),
+    [
+        ({"buckets": 48}, r"buckets is 48 in web.toml, but 64 in right.toml"),
+        ({"tables": {**BY_CUSTOMER, "purchase": {"shard_key": "qty"}}}, r"\[tables\.purchase\] is spread by .*'qty'"),
+        ({"tables": {"country": {"reference": True}}}, r"\[tables\.purchase\] is spread by its own id"),
+    ],
+)
+def test_while_redis_is_away_a_host_spools_only_by_the_file_that_was_compared_last(
+    away_at_times: Switched, site: Site, differs: dict[str, Any], why: str
+) -> None:
+    run(site, 7)
+    right = site.client(spool="a.spool", file="right.toml")
+    insert(right)
+    other = site.client(spool="a.spool", **differs)
+
+    away_at_times.away = True
+    with pytest.raises(WrongDeployment, match=rf"{why}.*a\.spool"):
+        insert(other, 8)
+    kept = insert(right, 9)
+    away_at_times.away = False
+
+    assert kept.status() == "spooled"
+    assert counts_of(right).waiting == 1
+    drained(right)
+    drain(right)
+    assert kept.status() == "applied"
+
+
+def test_ops_that_wait_in_a_spool_are_not_sent_by_a_file_that_places_them_otherwise(
+    away_at_times: Switched, site: Site
+) -> None:
+    run(site)
+    before = site.client(spool="a.spool", file="before.toml")
+    insert(before)
+    away_at_times.away = True
+    waits = insert(before)
+    away_at_times.away = False
+    after = site.client(spool="a.spool", tables={**BY_CUSTOMER, "purchase": {"shard_key": "qty"}})
+
+    with pytest.raises(WrongDeployment, match=r"1 ops in .*a\.spool were placed by another .* in before\.toml"):
+        drained(after)
+
+    assert waits.status() == "spooled"
+    assert counts_of(after).waiting == 1
+
+
+@pytest.fixture
+def away_at_times(site: Site) -> Switched:
+    site.log = log = Switched()
+    return log
+
+
+def counts_of(client: Client) -> Counts:
+    assert client.spool is not None
+    return client.spool.counts()
+
+
+def drained(client: Client) -> None:
+    assert client.drainer is not None
+    assert client.drainer.drain().empty
 
 
 def test_staging_is_refused_production_s_queue(site: Site) -> None:

@@ -37,9 +37,9 @@ def sheets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     tried: list[int] = []
     inserted = Executor._inserted
 
-    def noted(self: Executor, entries: Any, facts: Any) -> bool:
+    def noted(self: Executor, entries: Any, facts: Any) -> None:
         tried.append(sum(len(entry.sheet) for entry in entries))
-        return inserted(self, entries, facts)
+        inserted(self, entries, facts)
 
     monkeypatch.setattr(Executor, "_inserted", noted)
     return tried
@@ -66,9 +66,33 @@ def test_a_refused_row_of_a_sheet_is_rejected_alone(database: Database, sheets: 
 
     found = database.apply(ops, at_once=AT_ONCE)
 
-    assert sheets == [9]
+    assert sheets == [9, 4, 2, 1, 1, 5]  # SQLite names no row
     assert found["rejects"] == [(13,)]
     assert [row[0] for row in found["plain"]] == [row for row in range(1, 19) if row != 13]
+
+
+def test_sheets_behind_a_refused_op_stay_whole_unless_it_holds_one_of_their_rows(database: Database, sheets: list[int]):
+    log = database._begun()
+    line, applier = log.line(), Applier("s0", database.session, log, ApplySettings())
+    sent = 0
+
+    def apply(*rows: int, value: int = 1) -> list[int]:
+        nonlocal sent
+        sheets.clear()
+        ops = [encode(insert(PLAIN, row, {1: value})) for row in rows]
+        line.append(SCOPE, EPOCH, PRODUCER, [Append(BUCKET, sent + 1, ops)], "", 0)
+        sent += len(ops)
+        while log.due("s0", 1):
+            applier.apply()
+        return sheets
+
+    assert apply(1, 2) == []  # learns the shape
+    assert apply(3, 4, value=9) == [2, 1, 1]
+    assert apply(5, 6, 7) == [3]
+    assert apply(8, 3, 10) == []  # 3 is held
+    parked = database.session.query("SELECT seq FROM pipeline_rejects WHERE state = 'parked'")
+    assert [row for (row,) in database.session.query("SELECT id FROM plain ORDER BY id")] == [1, 2, 5, 6, 7, 8, 10]
+    assert parked == [(8,)]
 
 
 def test_a_sheet_beside_an_op_of_its_table_is_taken_apart(database: Database, sheets: list[int]):

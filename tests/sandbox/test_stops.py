@@ -16,7 +16,8 @@ from pipeline.admin.release import release
 from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
-from pipeline.errors import BadOp, PipelineError
+from pipeline.errors import BadOp, PipelineError, StaleRead
+from pipeline.reads.health.probe import probe
 from pipeline.shard.records.stops import stops_of
 from pipeline.shard.session import NodeSession
 from pipeline.testing import Sandbox
@@ -311,3 +312,43 @@ def test_a_paused_shard_releases_nothing(box: Sandbox, event: Any):
 
     assert go_on(box, "event") == 0
     assert {receipt.status() for receipt in mine} == {"parked"}
+
+
+def test_a_read_of_ones_own_write_to_a_paused_table_is_marked_until_that_is_applied(box: Sandbox, event: Any):
+    reader = pipeline.session_token()
+    first = pipeline.enqueue_insert(event, who=7, note="a")
+    apply_all(box)
+    stops.pause(box.client, order(box, "event"))
+    later = pipeline.enqueue_update(event.id == first.id, note="b")
+    apply_all(box)
+
+    reader.wrote(later)
+    for after in (later, reader, reader, str(reader)):  # also what the session keeps of it from read to read
+        with pipeline.read(event, 7, after=after) as db:
+            assert [row.note for row in db(db.event).select()] == ["a"]
+            assert (db.read_info.stale, db.read_info.reason) == (True, "set-aside")
+    assert probe(box.client.nodes.primary("s0")).holding | probe(box.client.nodes.primary("s1")).holding == {
+        later.bucket
+    }
+    with pytest.raises(StaleRead, match="set aside") as refused:
+        pipeline.get(event, first.id, after=later, on_stale="error")
+    assert refused.value.stage == "aside"
+
+    go_on(box, "event")
+    for after in (later, reader):
+        with pipeline.read(event, 7, after=after) as db:
+            assert [row.note for row in db(db.event).select()] == ["b"]
+            assert not db.read_info.stale
+
+
+def test_a_read_that_asks_for_nothing_set_aside_is_not_marked(box: Sandbox, event: Any):
+    before = pipeline.enqueue_insert(event, who=7, note="a")
+    apply_all(box)
+    stops.pause(box.client, order(box, "event"))
+    pipeline.enqueue_insert(event, who=7, note="b")
+    apply_all(box)
+
+    for after in (None, before):
+        with pipeline.read(event, 7, after=after) as db:
+            assert db(db.event).count() == 1
+            assert not db.read_info.stale

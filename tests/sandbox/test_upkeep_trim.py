@@ -8,16 +8,23 @@ from typing import Any
 
 import pytest
 from pydal import DAL, Field
+from support.sandbox.deployments import Site, run, site
 
 import pipeline
 from pipeline import clock
 from pipeline.admin import replica_absence
-from pipeline.admin.dead import HEADS, Where, chosen, replay
+from pipeline.admin.dead import HEADS, Where, chosen, dead_ops, replay
+from pipeline.admin.moving import mover as movers
+from pipeline.admin.moving import orders
 from pipeline.admin.upkeep import FLOOR_S, trim
 from pipeline.client import Client
-from pipeline.errors import ShardUnavailable
+from pipeline.errors import Rejected, ShardUnavailable
 from pipeline.model.op import START
+from pipeline.shard import actions
+from pipeline.shard.records import ledger_queries
 from pipeline.testing import Sandbox, sandbox
+
+__all__ = ["site"]
 
 Forward = Callable[[float], None]
 
@@ -165,7 +172,7 @@ def refusing() -> Iterator[tuple[Sandbox, Any]]:
     with sandbox({"sale": {"shard_key": "who", "on_reject": "skip"}}, shards=1, buckets=4) as box:
         db = DAL("sqlite:memory", bigint_id=True)
         for name in ("sale", "note"):
-            db.define_table(name, Field("who", "integer"), Field("code", unique=True))
+            db.define_table(name, Field("who", "integer"), Field("code", unique=True), Field("story", "text"))
         pipeline.define_tables(db)
         for table in (db.sale, db.note):
             pipeline.enqueue_insert(table, who=1, code="A")
@@ -198,6 +205,8 @@ def test_a_refused_op_that_holds_no_row_is_given_up_after_some_days_and_no_other
     assert skipped.status() == ("dropped" if dropped else "rejected")
     assert (holding.status(), behind.status()) == ("rejected", "parked")
     assert (f"rejects_forgotten shard=s0 ops=1 days={days}" in caplog.text) is dropped
+    with pytest.raises(Rejected, match="given up by .apply. rejects_days: UNIQUE" if dropped else "rejected: UNIQUE"):
+        skipped.wait()
 
 
 def test_what_was_dropped_a_week_ago_leaves_the_shard_and_what_waits_stays(refusing: tuple[Sandbox, Any]):
@@ -214,3 +223,97 @@ def test_what_was_dropped_a_week_ago_leaves_the_shard_and_what_waits_stays(refus
         left.append(box.client.nodes.primary("s0").query("SELECT table_name FROM pipeline_rejects ORDER BY 1"))
 
     assert left == [[("note",), ("sale",)], [("note",)]]
+
+
+def bounded_to(box: Sandbox, megabytes: int) -> None:
+    settings = box.client.settings
+    box.client.settings = replace(settings, apply=replace(settings.apply, rejects_mb=megabytes))
+
+
+def bytes_aside(box: Sandbox) -> int:
+    [(size,)] = box.client.nodes.primary("s0").query("SELECT SUM(LENGTH(op) + LENGTH(reason)) FROM pipeline_rejects")
+    return int(size)
+
+
+def test_more_than_may_be_set_aside_goes_the_oldest_first_and_what_is_parked_never(
+    refusing: tuple[Sandbox, Any], caplog: pytest.LogCaptureFixture
+):
+    box, db = refusing
+    holding = pipeline.enqueue_insert(db.note, who=1, code="A", story="n" * 850_000)
+    behind = pipeline.enqueue_update(db.note.id == holding.id, story="m" * 850_000)
+    refused = []
+    for _ in range(4):
+        refused.append(pipeline.enqueue_insert(db.sale, who=1, code="A", story="s" * 300_000))
+        box.drain()
+        aged(box, 1)
+    bounded_to(box, 3)
+    trim(box.client, "s0")
+    assert [one.status() for one in refused] == ["rejected"] * 4  # 1.8 MB and 1.2 MB
+
+    refused.append(pipeline.enqueue_insert(db.sale, who=1, code="A", story="s" * 300_000))
+    box.drain()
+    box.log.release_lease("rejects:s0", "1")
+    trim(box.client, "s0")
+
+    assert [one.status() for one in refused] == ["dropped"] + ["rejected"] * 4
+    assert (holding.status(), behind.status()) == ("rejected", "parked")
+    assert "rejects_given_up shard=s0 ops=1 limit_mb=3" in caplog.text
+    assert bytes_aside(box) < 3_000_000
+    assert ledger_queries.counts(box.client.nodes.primary("s0"))["given_up"] == 1
+    with pytest.raises(Rejected, match=r"was rejected: given up by \[apply\] rejects_mb: .*UNIQUE"):
+        refused[0].wait()
+    [gone] = dead_ops(box.client, Where(state="dropped"))
+    assert gone.op.entry.payload == b"{}"
+
+
+def test_settled_ops_lose_their_values_before_a_refused_one_goes(refusing: tuple[Sandbox, Any]):
+    box, db = refusing
+    dropped, kept = (pipeline.enqueue_insert(db.sale, who=1, code="A", story="s" * 700_000) for _ in range(2))
+    box.drain()
+    first, _ = sorted(one.op.place for one in dead_ops(box.client, Where()))
+    list(replay(box.client, {"s0": {first[0]: [first[1]]}}, drop=True))
+    bounded_to(box, 1)
+
+    trim(box.client, "s0")
+
+    assert (dropped.status(), kept.status()) == ("dropped", "rejected")
+    assert 700_000 < bytes_aside(box) < 800_000
+    assert ledger_queries.counts(box.client.nodes.primary("s0"))["given_up"] == 0
+
+
+def test_nothing_goes_of_a_bucket_that_two_shards_compare(refusing: tuple[Sandbox, Any]):
+    box, db = refusing
+    moving, other = (pipeline.enqueue_insert(db.sale, who=who, code="A", story="s" * 700_000) for who in (1, 2))
+    box.drain()
+    aged(box, 91)
+    session = box.client.nodes.primary("s0")
+    with session.transaction():
+        assert actions.bound_rejects(session, 0, [moving.bucket]) == (1, 1)
+        assert actions.drop_old_rejects(session, 90, [moving.bucket]) == 0
+        actions.forget_settled(session, -1, [moving.bucket, other.bucket])
+
+    assert (moving.status(), other.status()) == ("rejected", "dropped")
+
+
+@pytest.mark.parametrize("trimmed", ["s0", "s1"])
+def test_what_was_settled_long_ago_stays_on_both_shards_while_its_bucket_moves(
+    site: Site, monkeypatch: pytest.MonkeyPatch, trimmed: str
+) -> None:
+    monkeypatch.setattr(movers, "HEARD_S", 0.0)
+    client = run(site, *range(8))
+    [bucket, *_] = client.topology.buckets_of("s0")
+    with client.nodes.primary("s0").transaction() as session:
+        session.execute(
+            "INSERT INTO pipeline_rejects (bucket, epoch, seq, producer, producer_seq, state, table_name, row_key,"
+            f" reason, op, rejected_ms, changed_ms) VALUES ({bucket}, 1, 0, 1, 1, 'dropped', '', '', '', '', 1, 1)"
+        )
+    steps = orders.order_move(client, [bucket], "s1", "me", keep_s=0).steps()
+    while not client.nodes.primary("s1").query("SELECT * FROM pipeline_rejects"):
+        next(steps)
+
+    trim(client, trimmed)
+
+    assert len(client.nodes.primary(trimmed).query("SELECT * FROM pipeline_rejects")) == 1
+    assert [*steps][-1].stage == "over"
+    trim(client, "s1")
+    assert client.nodes.primary("s1").query("SELECT * FROM pipeline_rejects") == []

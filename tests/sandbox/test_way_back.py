@@ -11,7 +11,7 @@ import pytest
 from support.sandbox.spooling import Shop
 
 from pipeline import clock
-from pipeline.enqueue.spooling import redis_away
+from pipeline.enqueue.spooling import drain, redis_away
 from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import LogUnavailable
 from pipeline.model.receipt import Receipt
@@ -164,6 +164,35 @@ def test_others_wait_only_for_a_moment_where_redis_hangs_at_the_last_ops(shop: S
     hangs.set()
     assert any(shop.drain().empty for _ in clock.polls(30))
     assert shop.bought() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("took_s", "given_s"), [(0.001, 0.02), (0.06, 0.12), (60.0, 0.25)])
+def test_the_last_ops_have_twice_as_long_as_redis_took_for_those_before_them_within_bounds(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, took_s: float, given_s: float
+):
+    past_s, given = [clock.mono_s()], list[float]()
+    drainer, resend, bounded = shop.client.drainer, shop.client.publisher.resend, drain.WaitBudget
+    monkeypatch.setattr(clock, "mono_s", lambda: past_s[-1])
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        past_s.append(past_s[-1] + took_s)
+        return resend(*arguments, **options)
+
+    def wait_budget(for_s: float) -> Any:
+        given.append(round(for_s, 2))
+        return bounded(for_s)
+
+    def buys(step: str) -> None:
+        if step == "sent":
+            drainer._step = lambda step: None
+            shop.buy(2)
+
+    monkeypatch.setattr(shop.client.publisher, "resend", slowly)
+    monkeypatch.setattr(drain, "WaitBudget", wait_budget)
+    drainer._step = buys
+    drainer.drain()
+
+    assert given[-1] == given_s
 
 
 def test_redis_that_forgets_all_before_the_last_ops_are_sent_gets_them_under_a_new_epoch(shop: Shop):

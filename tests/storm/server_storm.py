@@ -77,9 +77,8 @@ class Storm:
             caller.last()
         self._follow(callers)
         rows = rows_of(self.rig.primaries, owners)
-        may_lose, spooled = bool(FORGETTING & outcome.faults.keys()), any(map(_is_spooled, all_deeds(callers)))
-        # the order of what was spooled is "Not promised" in docs/reliability.md, and others wait for it
-        outcome.broken += verdict(callers, rows, may_lose=may_lose, in_order=not spooled)
+        may_lose = bool(FORGETTING & outcome.faults.keys())
+        outcome.broken += verdict(callers, rows, may_lose=may_lose, in_order=True)
         if "worker killed" not in outcome.faults:
             outcome.broken += [f"worker ended: {n}" for n, pid in mains.items() if not _lives(pid)]
         outcome.count(callers)
@@ -118,10 +117,6 @@ class Storm:
             open_deeds = [deed for deed in open_deeds if not set(deed.told.split(" and ")) <= set(FINAL)]
             if not open_deeds:
                 return
-
-
-def _is_spooled(deed: Deed) -> bool:
-    return any(receipt.position is None for receipt in deed.receipts)
 
 
 def _told(client: Any, deed: Deed) -> str:

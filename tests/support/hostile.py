@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, datetime, time
@@ -142,25 +143,33 @@ def _upsert(client: Client, db: Any, row: int, name: str, value: Any) -> Receipt
 
 
 def _expression(client: Client, db: Any, row: int, name: str, value: Any) -> Receipt:
-    computed = _of_pydal(lambda: db.event[name] + value)
+    computed = of_pydal(lambda: db.event[name] + value)
     return client.enqueue_update(db.event.id == row, {name: computed})
 
 
 def _where(client: Client, db: Any, row: int, name: str, value: Any) -> Receipt:
-    query = _of_pydal(lambda: (db.event.id == row + 2**50) & (db.event[name] == value))
+    query = of_pydal(lambda: (db.event.id == row + 2**50) & (db.event[name] == value))
     return client.enqueue_delete(query)
 
 
 def _belongs(client: Client, db: Any, row: int, name: str, value: Any) -> Receipt:
-    query = _of_pydal(lambda: (db.event.id == row + 2**50) & db.event[name].belongs([value, value]))
+    query = of_pydal(lambda: (db.event.id == row + 2**50) & db.event[name].belongs([value, value]))
     return client.enqueue_delete(query)
 
 
-def _of_pydal(make: Callable[[], Any]) -> Any:
-    """Return what pyDAL makes, which may refuse a value in its own way, before the pipeline sees the value."""
+def _key(client: Client, db: Any, row: int, name: str, value: Any) -> Receipt:
+    return client.enqueue_insert(db.event, {"id": row, "name": name}, idempotency_key=value)
+
+
+def of_pydal(make: Callable[[], Any]) -> Any:
+    """Return what pyDAL makes, which may refuse a value in its own way, before the pipeline sees the value.
+
+    Args:
+        make: makes it.
+    """
     try:
         return make()
-    except (TypeError, ValueError, ArithmeticError, SyntaxError, NotImplementedError, AttributeError) as error:
+    except (TypeError, ValueError, ArithmeticError, SyntaxError, RuntimeError, AttributeError) as error:
         raise PipelineError(str(error)) from error
 
 
@@ -173,7 +182,61 @@ VERBS: Mapping[str, Callable[[Client, Any, int, str, Any], Receipt]] = {
     "expression": _expression,
     "where": _where,
     "belongs": _belongs,
+    "key": _key,
 }
+
+
+#: How a read may be asked with a value: as a value of a field, or as anything else that a call takes.
+READS: Mapping[str, Callable[[Client, Any, str, Any], Any]] = {
+    "query": lambda client, db, name, value: client.select(of_pydal(lambda: db.event[name] == value)),
+    "order of values": lambda client, db, name, value: client.select(of_pydal(lambda: db.event[name] > value)),
+    "belongs": lambda client, db, name, value: client.select(of_pydal(lambda: db.event[name].belongs([value, value]))),
+    "counted": lambda client, db, name, value: client.count(of_pydal(lambda: db.event[name] != value)),
+    "in a read": lambda client, db, name, value: _within(client, db, lambda node: node.event[name] == value),
+    "orderby": lambda client, db, name, value: client.select(db.event, orderby=value),
+    "groupby": lambda client, db, name, value: client.select(db.event.id > 0, db.event.who, groupby=value),
+    "having": lambda client, db, name, value: client.select(
+        db.event.id > 0, db.event.who, groupby=db.event.who, having=value
+    ),
+    "fields": lambda client, db, name, value: client.select(db.event.id > 0, value),
+    "subselect": lambda client, db, name, value: client.select(of_pydal(lambda: db.event.id.belongs(value))),
+    "limits": lambda client, db, name, value: client.select(db.event.id > 0, limitby=value),
+    "id": lambda client, db, name, value: client.get(db.event, value),
+    "pending": lambda client, db, name, value: client.get(db.event, value, pending=True),
+    "after": lambda client, db, name, value: client.get(db.event, 1, after=value),
+    "after, many": lambda client, db, name, value: client.select(db.event.id > 0, after=value),
+    "shard key": lambda client, db, name, value: client.get(db.keyed, 1, shard_key=value),
+}
+#: What refuses a read; SQLite takes no NUL in a statement, and no parameter of more than 64 bits (line 3 of pyDAL).
+REFUSALS = (PipelineError, sqlite3.ProgrammingError, OverflowError)
+#: Reads that take a field and a value; the others take the value only.
+OF_A_FIELD = ("query", "order of values", "belongs", "counted", "in a read")
+
+
+def ask(client: Client, db: Any, values: Iterable[Any], names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Give each value to each read place; yield what was read, by what it was asked with, where it was not refused.
+
+    Each value and field meet in one of the places that take a field, the next one of all.
+
+    Args:
+        client: the deployment.
+        db: see `attack`.
+        values: what to ask with.
+        names: of the fields.
+    """
+    names, turn = tuple(names), cycle(OF_A_FIELD)
+    others = [way for way in READS if way not in OF_A_FIELD]
+    for value in values:
+        for way, name in [*((next(turn), name) for name in names), *((way, "") for way in others)]:
+            try:
+                yield f"{way} {name}", READS[way](client, db, name, value)
+            except REFUSALS:
+                continue
+
+
+def _within(client: Client, db: Any, query: Callable[[Any], Any]) -> Any:
+    with client.read(db.event, 1) as node:
+        return node(of_pydal(lambda: query(node))).select()
 
 
 def _deep(levels: int, wrap: Callable[[Any], Any]) -> Any:

@@ -26,6 +26,7 @@ FAMILIES: dict[str, tuple[tuple[str, ...], str]] = {
     "owned_buckets": (_SHARD, "Buckets that the shard owns by now, without that of reference tables."),
     "dirty_buckets": (_SHARD, "Buckets that are marked as having work."),
     "rejected_ops": (_SHARD, "Ops that are set aside because the database refused them."),
+    "given_up_ops": (_SHARD, "Rejected ops that were given up within a week, since too much was set aside."),
     "parked_ops": (_SHARD, "Ops that are set aside behind a rejected op, or because their table is stopped."),
     "poison_buckets": (_SHARD, "Buckets whose ops are tried alone, since one ended its worker or server."),
     "ops_lost": (_SHARD, "Ops that Redis had acknowledged and then lost."),
@@ -110,6 +111,7 @@ def _shard(made: Gauges, shard: ShardRecord) -> None:
     made.put("owned_buckets", shard.owned, of)
     made.put("dirty_buckets", shard.dirty, of)
     made.put("rejected_ops", shard.rejected, of)
+    made.put("given_up_ops", shard.given_up, of)
     made.put("parked_ops", shard.parked, of)
     made.put("poison_buckets", None if shard.why else len(shard.poison), of)
     made.put("ops_lost", shard.lost, of)

@@ -1,7 +1,7 @@
 """Count in a worker's pool processes, for its main process to read: memory that forked processes share.
 
-Each pool process has a page of its own and is its only writer, so no lock is held and none is left behind by a process
-that was killed. Celery gives a new pool process the number of one that ended: it goes on with that one's page, and no
+Each pool process has a page of its own and is its only writer. So no lock is held, and a process that was killed leaves
+none behind. Celery gives a new pool process the number of one that ended: it goes on with that one's page, and no
 number ever falls.
 """
 

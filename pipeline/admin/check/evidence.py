@@ -96,30 +96,19 @@ class Evidence:
 
 
 def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
-    """Ask all servers side by side; a server that does not answer is an error in its place.
+    """Query all servers side by side; a server that does not answer is an error in its place.
 
     Args:
         settings: the configuration.
         max_age_s: the age from which on a waiting op is a fault, seconds.
     """
-    topology, redis = Topology(settings), settings.redis
+    topology = Topology(settings)
     seen = ask_all({"log": lambda: _log(settings, topology)})["log"]
     told = _Told(seen) if isinstance(seen, PipelineError) else seen
     schemas = tuple(schema for schema in told.schemas if not topology.ignores(schema.name))
     names = _tables(topology, schemas)
     answer_s = ASK_S + TABLE_S * len(names)
-    questions: dict[str, Callable[[], object]] = {
-        "broker ": lambda: health_of(redis.broker_url),
-        "workers ": lambda: _listened(settings, topology),
-        "deployment ": lambda: _misfits(settings, topology),
-    }
-    questions |= {f"redis {name}": partial(_group, settings, name) for name in topology.groups}
-    of_primary = partial(survey, tables=names, primary=True, statement_s=answer_s, schemas=schemas, topology=topology)
-    of_replica = partial(survey, tables=names, primary=False, statement_s=answer_s)
-    for shard in settings.shards.values():
-        for node, uri in shard.addresses.items():
-            questions[node] = partial(of_primary if node == shard.name else of_replica, node, uri)
-    answers = ask_all(questions, answer_s)
+    answers = ask_all(_questions(settings, topology, schemas, names, answer_s), answer_s)
     broker, listened, misfits = (answers.pop(name) for name in ("broker ", "workers ", "deployment "))
     groups = {name: _health(answers.pop(f"redis {name}")) for name in topology.groups}
     heard = listened if isinstance(listened, set) else None
@@ -145,8 +134,27 @@ def gather(settings: Settings, max_age_s: float = MAX_AGE_S) -> Evidence:
     )
 
 
+def _questions(
+    settings: Settings, topology: Topology, schemas: tuple[TableSchema, ...], tables: list[str], statement_s: float
+) -> dict[str, Callable[[], object]]:
+    """Return the probe of each server by its name: nodes by theirs, and others by names that no node can have."""
+    questions: dict[str, Callable[[], object]] = {
+        "broker ": lambda: health_of(settings.redis.broker_url),
+        "workers ": lambda: _listened(settings, topology),
+        "deployment ": lambda: _misfits(settings, topology),
+    }
+    questions |= {f"redis {name}": partial(_group, settings, name) for name in topology.groups}
+    every = partial(survey, tables=tables, statement_s=statement_s)
+    of_primary = partial(every, primary=True, schemas=schemas, topology=topology)
+    of_replica = partial(every, primary=False)
+    for shard in settings.shards.values():
+        for node, uri in shard.addresses.items():
+            questions[node] = partial(of_primary if node == shard.name else of_replica, node, uri)
+    return questions
+
+
 def _tables(topology: Topology, schemas: tuple[TableSchema, ...]) -> list[str]:
-    """Return the names, in the databases, of all tables to look at: our own, published, and configured ones."""
+    """Return the names, in the databases, of all tables to check: our own, published, and configured ones."""
     published = {schema.name: schema.name_there for schema in schemas}
     configured = (name for name in topology.configured if name not in published)
     return [*(name for name, _ in own_tables("mysql")), *published.values(), *configured]
@@ -178,7 +186,7 @@ def _op_faults(settings: Settings, max_age_s: float) -> tuple[OpFault, ...]:
 
 
 class _Told(NamedTuple):
-    """What the log told, as in `Evidence`."""
+    """What the log answered, as in `Evidence`."""
 
     health: Health | PipelineError
     schemas: tuple[TableSchema, ...] = ()
@@ -210,7 +218,7 @@ def _health(answer: object) -> Health | PipelineError:
 
 
 def _group(settings: Settings, name: str) -> Health:
-    """Ask the Redis of a group, with this user's own rights there.
+    """Query the Redis of a group, with this user's own rights there.
 
     Raises:
         PipelineError: it does not answer, or refuses what the pipeline does.

@@ -1,4 +1,4 @@
-"""Judge whether Flower answers, and hears what workers tell: its own page says OK also where it hears nothing."""
+"""Judge whether Flower answers, and receives the events of workers: its own page says OK also without them."""
 
 from __future__ import annotations
 

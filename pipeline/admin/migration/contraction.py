@@ -1,4 +1,4 @@
-"""Find what a shard has and the newest definition no longer asks for. Nothing is run here.
+"""Find what a shard has and the newest definition no longer needs. Nothing is run here.
 
 Only what an older definition asked for is dropped or narrowed: a column that no definition ever named belongs to
 somebody else. The shard keeps every definition that was migrated, with the time when it first was.

@@ -1,7 +1,7 @@
-"""Make records: ask every node and Redis side by side, or follow what the prober has published about the nodes.
+"""Make records: query every node and Redis side by side, or follow what the prober has published about the nodes.
 
-What does not answer in time is unknown. Nothing here reads a log from end to end: positions are dense, so a queue is
-as long as its last position is away from its watermark.
+What does not answer in time is unknown. Nothing here reads a log from end to end. Positions are dense: a queue is as
+long as its last position is away from its watermark.
 """
 
 from __future__ import annotations
@@ -48,17 +48,23 @@ from pipeline.model.fingerprint import Fingerprint
 from pipeline.model.op import START, Position
 from pipeline.model.wait_reason import WaitReason, reasons_of
 from pipeline.oplog.groups import log_of
+from pipeline.oplog.quiet import Quiet
 from pipeline.oplog.redis.server_info import ANSWER_S
 from pipeline.shard.records import moves
 from pipeline.shard.records.moves import Leg
 
 #: Redis's name among the nodes; no node can have it.
 _REDIS = "redis "
-#: The time between two questions to a primary for what only it knows, s: counting 100,000 rejects takes it 20 ms. And
-#: between two searches for strange keys.
+#: The time between two questions to a primary for what only it knows, s: counting 100,000 rejects takes it 20 ms.
 COUNTS_S = 2.0
 #: The time over which rates are taken, s: reports of the prober and looks at the logs do not come at one moment.
 RATE_S = 4.0
+#: A quiet shard's primary gets its questions every so many times that others do.
+QUIET_COUNTS = 5
+#: The time between two records while all shards are quiet, s.
+QUIET_RECORD_S = 2.5
+#: The time between two searches for keys in Redis that nobody of ours has written, s: workers delete them.
+STRANGE_S = 10.0
 
 
 class Observer:
@@ -69,7 +75,9 @@ class Observer:
         self._log = log_of(settings, read_s=ANSWER_S)
         self._before: dict[str, deque[tuple[Reached, int | None]]] = {}
         self._counts: dict[str, OnPrimary | PipelineError] = {}
-        self._counted_s = -COUNTS_S
+        self._counted_s, self._searched_s, self._round = -COUNTS_S, -STRANGE_S, 0
+        self._followed_s = -QUIET_RECORD_S
+        self._quiet = Quiet(self._log, settings.shards)
         self._strange: tuple[str, ...] = ()
         self._reads = Window()
         self._queues_of = Queues(self._log)
@@ -101,17 +109,38 @@ class Observer:
     def follow(self) -> Record:
         """Return the record by what the prober has published; ask only Redis, and primaries every other second.
 
+        Primaries of quiet shards are asked less often.
+
         Raises:
             LogUnavailable: Redis does not answer.
         """
+        self._quiet.look()
+        self._followed_s = clock.mono_s()
         redis, news = self._redis(), news_of(self._log)
         found = {node: reported(node, news) for uris in self._uris.values() for node in uris}
         primaries = {shard: writing(shard, uris, news) for shard, uris in self._uris.items()}
         if clock.mono_s() - self._counted_s >= COUNTS_S:
-            asked = {s: partial(ask_primary, s, self._uris[s][node]) for s, node in primaries.items()}
-            self._counts = {shard: _counts_of(answer) for shard, answer in ask_all(asked).items()}
+            self._round += 1
+            asked = {
+                shard: partial(ask_primary, shard, self._uris[shard][node])
+                for number, (shard, node) in enumerate(primaries.items(), self._round)
+                if number % QUIET_COUNTS == 0 or not self._rests(shard)
+            }
+            self._counts |= {shard: _counts_of(answer) for shard, answer in ask_all(asked).items()}
             self._counted_s = clock.mono_s()
         return self._record(BY_WORKERS, redis, primaries, found, self._counts, news)
+
+    def will_do(self) -> bool:
+        """Return whether the last record still says what is: every shard is quiet, and it is some seconds old at most.
+
+        Whatever happens at a shard is seen at the next call.
+        """
+        self._quiet.look()
+        recent = clock.mono_s() - self._followed_s < QUIET_RECORD_S
+        return recent and all(map(self._rests, self._uris))
+
+    def _rests(self, shard: str) -> bool:
+        return self._quiet.is_quiet(shard) and isinstance(self._counts.get(shard), OnPrimary)
 
     def close(self) -> None:
         """Close the connection to Redis."""
@@ -119,7 +148,8 @@ class Observer:
 
     def _redis(self) -> RedisRecord:
         follow_noted(self._log, self._topology)
-        if clock.mono_s() - self._counted_s >= COUNTS_S:  # a quarter of the time of a record of 64 shards
+        if clock.mono_s() - self._searched_s >= STRANGE_S:  # a quarter of the time of a record of 64 shards
+            self._searched_s = clock.mono_s()
             self._strange = every_strange_key(self._log, self._topology)[:MOST_STRANGE]
         share, used = self._log.memory()
         return RedisRecord(share, used, self._log.full(), self._strange)
@@ -155,7 +185,7 @@ class Observer:
             news.reads if news is not None else None,
             source,
             deployment.deployment if deployment is not None else "",
-            self._topology.fingerprint.buckets,
+            self._topology.buckets,
             news.hosts if news is not None else (),
             moves_of(told, clock.wall_ms()),
         )
@@ -191,6 +221,7 @@ class Observer:
             parked=counts.get("parked"),
             lost=counts.get("lost"),
             forged=counts.get("forged"),
+            given_up=counts.get("given_up"),
             buckets=queue.deepest,
             nodes=with_news(found, news),
             waits=waits[:MOST_WAITS],
@@ -220,7 +251,8 @@ class Observer:
     ) -> dict[str, Queue]:
         try:
             marks = {shard: self._marks(shard, primary, least[shard]) for shard, primary in primaries.items()}
-            return {shard: self._queues_of.queue(shard, marks[shard]) for shard in marks}
+            quiet = {shard: self._quiet.is_quiet(shard) for shard in marks}
+            return {shard: self._queues_of.queue(shard, marks[shard], quiet=quiet[shard]) for shard in marks}
         except PipelineError as error:
             return dict.fromkeys(primaries, Queue(why=str(error)))
 

@@ -14,6 +14,8 @@ from pipeline.model.op import Position, enqueued_ms
 from pipeline.oplog.contract import Work
 from pipeline.oplog.waits import Noted
 
+#: A quiet shard's queue is looked at anew after so long, s.
+LOOK_S = 30.0
 #: Where Redis does not answer, no worker is said to be missing.
 _NOTHING = Noted(True, {})
 
@@ -33,6 +35,10 @@ class Queue:
     why: str = ""
 
 
+#: Of a shard that was not looked at yet.
+_UNKNOWN = Queue()
+
+
 class Queues:
     """The queues of all shards, read again and again.
 
@@ -43,6 +49,8 @@ class Queues:
     def __init__(self, log: Work):
         self._log = log
         self._windows: dict[str, Window] = {}
+        #: The last look at each shard: when, the watermarks, and its queue.
+        self._looks: dict[str, tuple[float, Mapping[int, Position], Queue]] = {}
         #: By shard and bucket: the watermark, and when the op behind it was enqueued.
         self._heads: dict[tuple[str, int], tuple[Position, float | None]] = {}
 
@@ -54,16 +62,27 @@ class Queues:
         """
         return self._windows.setdefault(shard, Window())
 
-    def queue(self, shard: str, marks: Mapping[int, Position]) -> Queue:
+    def queue(self, shard: str, marks: Mapping[int, Position], *, quiet: bool = False) -> Queue:
         """Return a shard's queue.
 
         Args:
             shard: the shard's name.
             marks: the watermark of each of its buckets.
+            quiet: whether nothing has happened at it of late: if it was empty, it is so still.
 
         Raises:
             LogUnavailable: Redis does not answer.
         """
+        now_s = clock.mono_s()
+        at_s, before, empty = self._looks.get(shard, (0.0, {}, _UNKNOWN))
+        if quiet and empty.depth == 0 and not empty.dirty and before == marks and now_s - at_s < LOOK_S:
+            self.window(shard).add(now_s, empty.counters)
+            return empty
+        found = self._look(shard, marks)
+        self._looks[shard] = now_s, marks, found
+        return found
+
+    def _look(self, shard: str, marks: Mapping[int, Position]) -> Queue:
         queued = self._log.queued(marks)
         behind = {bucket: marks[bucket] for bucket, ops in queued.items() if ops}
         oldest_ms = self._oldest_ms(shard, behind)

@@ -1,4 +1,4 @@
-"""Learn how far each node is: ask the node itself, or take the prober's report. What does not answer is unknown.
+"""Learn how far each node is: query the node itself, or take the prober's report. What does not answer is unknown.
 
 Servers are asked side by side; a dead one costs the time-out once.
 """

@@ -125,6 +125,7 @@ class ShardRecord:
         poison: what is tried again in smaller parts.
         queue_why: why the queue is unknown.
         why: why something of the primary is unknown.
+        given_up: refused ops that went within the last week since more was set aside than `[apply] rejects_mb`.
     """
 
     shard: str
@@ -148,6 +149,7 @@ class ShardRecord:
     queue_why: str = ""
     why: str = ""
     owned: int | None = None
+    given_up: int | None = None
 
     @property
     def stopped(self) -> dict[str, WaitReason]:
@@ -312,6 +314,9 @@ def _faults(shard: ShardRecord, max_age_s: float) -> Iterator[OpFault]:
             yield OpFault(shard.shard, reason.scope, f"is halted: {reason.detail}", f"run: pipeline why {reason.scope}")
     if shard.rejected:
         yield OpFault(shard.shard, *_ops(shard.rejected, "refused for good"), "run: pipeline dead list")
+    if shard.given_up:
+        fix = "mend what refuses them; pipeline dead list --where state=dropped has them; raise [apply] rejects_mb"
+        yield OpFault(shard.shard, *_ops(shard.given_up, "refused, and given up to make room"), fix)
     if shard.lost:
         yield OpFault(shard.shard, *_ops(shard.lost, "lost by Redis"), "enqueue again what pipeline_lost names")
     if shard.forged:

@@ -1,4 +1,7 @@
-"""Publish the record of the deployment once a second, from whichever worker holds the lease."""
+"""Publish the record of the deployment once a second, from whichever worker holds the lease.
+
+While nothing happens at any shard, every third second will do.
+"""
 
 from __future__ import annotations
 
@@ -82,6 +85,8 @@ class Recorder:
                 return EVERY_S
             if self._observer is None:
                 self._observer, self._spans = Observer(self._settings), Spans(started_s)
+            if self._observer.will_do():
+                return EVERY_S
             record = self._observer.follow()
             publish(self._log, record, self._spans.add(record, started_s))
         except PipelineError as error:

@@ -1,4 +1,4 @@
-"""Decide what a key does: what is selected, opened, asked and ordered; values only, no screen and no server."""
+"""Decide what a key does: what is selected, opened, confirmed and ordered; values only, no screen and no server."""
 
 from __future__ import annotations
 

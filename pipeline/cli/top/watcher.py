@@ -1,4 +1,4 @@
-"""Look and act in threads of their own: a server that is slow or away holds up neither a key nor the screen."""
+"""Observe and act in threads of their own: a server that is slow or away holds up neither a key nor the screen."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Watcher:
         return Sight(record, clock.mono_s() - at_s, aside if of == self.shard else ())
 
     def close(self) -> None:
-        """Look no more, from the next look on."""
+        """Stop at the next look."""
         self._over = True
 
     def _look(self) -> None:

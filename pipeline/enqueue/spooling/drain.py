@@ -1,7 +1,7 @@
 """Drain the spool into the logs, and forget what every node has.
 
-Invariant: of each bucket, ops are sent in the order in which they were spooled, and from the lowest that Redis may lack
-on: after a change of its lineage that is everything which is still kept.
+Invariant: of each bucket, ops are sent in the order in which they were spooled, beginning with the lowest that Redis
+may lack. After a change of Redis' lineage that is everything which is still kept.
 
 The way back: while others go on spooling, the spool may never be empty. So the last ops are sent while nobody else
 writes. Then the marker is removed, and whoever has waited for its turn goes directly (docs/notes/15).
@@ -23,7 +23,7 @@ from pipeline.oplog.appends import EpochStale, Scope
 from pipeline.oplog.contract import Entries
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
-from pipeline.spool.store import Definition, Spool, Spooled
+from pipeline.spool.store import HEAD_OPS, Definition, Spool, Spooled
 from pipeline.wait_budget import WaitBudget, WaitBudgetSpent
 
 #: How often a pass begins anew when Redis changes its lineage under it.
@@ -32,6 +32,9 @@ DRAIN_TRIES = 3
 PROBE_S = 0.5
 #: How many ops are the last, and how long others wait until Redis has them, s.
 LAST_OPS, LAST_S = 200, 0.02
+#: Where Redis took longer for the ops before them, since the machine is busy, the last ops have twice as long, up to
+#: that, s; and as many are the last as one look takes. At a load of 28 on two cores 20 ms were never enough.
+MOST_LAST_S = 0.25
 logger = logging.getLogger("pipeline.spool")
 
 
@@ -66,6 +69,7 @@ class Drainer:
         self._nodes, self._topology, self._step = nodes, topology, step
         self._reminded: dict[str, int] = {}  # scope -> the epoch under which Redis has all definitions
         self._budgets = publisher.away.wait_budgets
+        self._took_s = 0.0  # how long Redis took for the last call of this pass
 
     def drain(
         self, for_s: float = 3600.0, *, patient: bool = True, report: Callable[[int], None] = lambda sent: None
@@ -75,7 +79,7 @@ class Drainer:
         Raises:
             SpoolUnavailable: the file cannot be used.
         """
-        done, deadline = DrainResult(), clock.Deadline(for_s)
+        done, deadline, self._took_s = DrainResult(), clock.Deadline(for_s), 0.0
         with self._spool.lock().tried() as mine:
             if not mine:
                 done.mine = False
@@ -168,12 +172,15 @@ class Drainer:
             try:
                 with self._budgets.within(probe):
                     epoch = self._publisher.epoch_of(scope)
+                self._spool.agree()  # the configuration was compared with the epoch
                 self._remind(scope, epoch)
                 self._spool.renew(buckets, epoch)
                 while not deadline.passed and (head := self._spool.head(buckets)):
                     for producer, runs, ops in _turns(head):
                         self._step("send")
+                        began_s = clock.mono_s()
                         reached = self._publisher.resend(producer, runs, epoch=epoch, patient=patient)
+                        self._took_s = clock.mono_s() - began_s
                         self._step("sent")
                         self._spool.sent(ops, epoch)
                         self._publisher.remember(producer, {b: (runs[b].last, at) for b, at in reached.items()})
@@ -192,13 +199,14 @@ class Drainer:
 
     def _last_sent(self, done: DrainResult) -> bool:
         """Send the last ops while nobody else writes, and let all go directly again; whether nothing waits."""
+        last_s = max(LAST_S, min(MOST_LAST_S, 2 * self._took_s))
         with self._spool.file.alone():
             last = self._spool.head() if not done.why else []
-            if not last or len(last) > LAST_OPS:
+            if not last or len(last) > (LAST_OPS if last_s == LAST_S else HEAD_OPS):
                 return self._spool.settle()
             sent: dict[int, list[Spooled]] = {}
             try:
-                with self._budgets.within(WaitBudget(LAST_S)):
+                with self._budgets.within(WaitBudget(last_s)):
                     self._budgets.aside(lambda: self._send_last(last))
             except (WaitBudgetSpent, EpochStale, Unavailable) as error:
                 done.why = f"the last ops wait: {type(error).__name__}: {error}"

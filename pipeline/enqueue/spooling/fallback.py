@@ -1,11 +1,12 @@
-"""Publish through the spool where Redis does not take an op, or where the caller asks for it.
+"""Publish through the spool where Redis does not take an op, or where the caller chooses it.
 
-Invariant: once an op of this host waits in the spool, every later one goes behind it; and an op whose outcome is
-unknown goes there under the number that it was sent with, so that it cannot be doubled.
+Invariant: once an op of this host waits in the spool, every later one goes behind it. An op whose outcome is unknown
+goes there under the number that it was sent with, so it cannot be doubled.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from pipeline.enqueue.publisher import Publisher
@@ -13,10 +14,13 @@ from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.shipment import OpPlace, Shipment, queued
 from pipeline.enqueue.spooling.drain_thread import DrainThread
 from pipeline.enqueue.spooling.redis_away import RedisAway
-from pipeline.errors import PipelineFull, SpoolUnavailable, Unavailable
+from pipeline.errors import PipelineFull, SpoolUnavailable, Unavailable, WrongDeployment
+from pipeline.events import Event
 from pipeline.oplog.appends import KeyClaimed
 from pipeline.per_process import PerProcess
 from pipeline.spool.store import Number
+
+logger = logging.getLogger("pipeline.spool")
 
 
 class Fallback:
@@ -33,6 +37,7 @@ class Fallback:
         self, publisher: Publisher, away: RedisAway, drain_thread: PerProcess[DrainThread], schemas: SchemaPublisher
     ):
         self._publisher, self._away, self._drain_thread, self._schemas = publisher, away, drain_thread, schemas
+        self._noted = False  # whether this host knows that the configuration fits the deployment
 
     def ship(self, shipment: Shipment) -> dict[int, OpPlace]:
         """Append ops, or spool those that Redis does not take; see `Publisher.ship`.
@@ -65,7 +70,10 @@ class Fallback:
         if self._away.open and (places := self._spooled(shipment, shipment.numbered, behind=True)):
             return places
         try:
-            return self._publisher.ship(shipment)
+            places = self._publisher.ship(shipment)
+            if not self._noted:
+                self._note()
+            return places
         except Unavailable as error:
             self._away.hear(error)
             try:
@@ -78,6 +86,8 @@ class Fallback:
         self, shipment: Shipment, numbered: Mapping[int, Number] | None = None, *, behind: bool = False
     ) -> dict[int, OpPlace]:
         """Spool ops; *behind*: nothing is done, and nothing returned, where no others wait any more."""
+        if not (self._noted or self._away.tripped):
+            self._compare(shipment)
         self._agree(shipment)
         self._schemas.keep()
         kept = shipment.durability == "spooled"
@@ -86,6 +96,28 @@ class Fallback:
         # what is to be on a second machine is in the spool of this one only
         durable = shipment.durability != "replica"
         return {bucket: OpPlace(None, *number, durable=durable) for bucket, number in numbers.items()}
+
+    def _compare(self, shipment: Shipment) -> None:
+        """Have the configuration compared with the deployment, unless Redis is away.
+
+        Raises:
+            WrongDeployment: it does not fit; nothing was sent or spooled.
+        """
+        try:
+            for scope in self._publisher.by_scope(shipment.runs):
+                self._publisher.epoch_of(scope)
+        except Unavailable as error:
+            self._away.hear(error)
+        else:
+            self._note()
+
+    def _note(self) -> None:
+        """Note for this host that the configuration fits, for processes that start while Redis is away."""
+        self._noted = True
+        try:
+            self._away.spool.agree()
+        except (Unavailable, WrongDeployment) as error:
+            logger.warning(Event("configuration_not_noted", error=error))
 
     def _agree(self, shipment: Shipment) -> None:
         """See that an op for the spool has the id that its key has claimed: the drain sends no key."""

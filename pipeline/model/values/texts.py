@@ -1,7 +1,7 @@
 """Convert texts, blobs, booleans, JSON and lists: from what a caller may give to the exact form that travels.
 
-pyDAL keeps a list as one text, `|a|b|`; it travels as a JSON list. pyDAL's form loses blank items, and a unit separator
-at an item's end, so both are refused. With `no_blanks` blank items are left out: web2py's list widget sends one for
+pyDAL keeps a list as one text, `|a|b|`; it travels as a JSON list. Blank items are refused, and a unit separator at an
+item's end, since pyDAL's form loses both. With `no_blanks` blank items are left out: web2py's list widget sends one for
 each empty input.
 """
 

@@ -12,6 +12,7 @@ from pipeline.oplog.appends import (
     BIG_BYTES,
     EVERYWHERE,
     FULL_SHARE,
+    HELD,
     HOLE,
     SEEN,
     Append,
@@ -26,6 +27,9 @@ from pipeline.oplog.appends import (
 from pipeline.oplog.batches import this_process
 from pipeline.oplog.memory.server import GivenOut, MemoryServer, Sent
 from pipeline.oplog.ttls import BELL_MS, IDEMPOTENCY_TTL_MS
+
+_UNSENT = Sent(0, Position(0, 0))
+_HELD = Placed(HELD, Position(0, 0))
 
 
 class MemoryAppends(MemoryServer):
@@ -100,9 +104,12 @@ class MemoryAppends(MemoryServer):
                     return Appended([], [], claim)
                 if row_id and claimed_id(claim) != row_id:
                     raise KeyClaimed(claimed_id(claim))
+            found = [self._found(epoch, producer, append) for append in appends]
+            held = any(place is not None and place.code == HOLE for place in found)
             placed: list[Placed] = []
-            for append in appends:
-                if (place := self._place(given, producer, append)) is None:
+            for append, known in zip(appends, found, strict=True):
+                place = known or (_HELD if held else self._taken(given, producer, append))
+                if place is None:
                     break
                 placed.append(place)
             wrote = [append for append, place in zip(appends, placed, strict=False) if place.code == APPENDED]
@@ -134,14 +141,21 @@ class MemoryAppends(MemoryServer):
             sent[bucket] = Sent(last, Position(0, 0))
             return True
 
-    def _place(self, given: GivenOut, producer: int, append: Append) -> Placed | None:
-        server, epoch, (bucket, first, payloads) = self._server, given.epoch, append
-        sent = server.producers.setdefault(producer, {})
-        last, (last_epoch, last_seq) = sent.get(bucket, Sent(0, Position(0, 0)))
+    def _found(self, epoch: int, producer: int, append: Append) -> Placed | None:
+        """Return the answer to ops that are not to be taken; None where they are."""
+        bucket, first, payloads = append
+        last, (last_epoch, last_seq) = self._server.producers.get(producer, {}).get(bucket, _UNSENT)
         if first + len(payloads) - 1 <= last and last_epoch == epoch:
             return Placed(SEEN, Position(last_epoch, last_seq - (last - first)))
         if first > last + 1 or (first <= last and last_epoch == epoch):
             return Placed(HOLE, Position(0, last))
+        return None
+
+    def _taken(self, given: GivenOut, producer: int, append: Append) -> Placed | None:
+        """Append ops; None where their log has forgotten some, or is ahead: the epoch ends."""
+        server, epoch, (bucket, first, payloads) = self._server, given.epoch, append
+        sent = server.producers.setdefault(producer, {})
+        last_epoch, last_seq = sent.get(bucket, _UNSENT).position
         before = server.last.get(bucket, START)
         start = before.seq + 1 if before.epoch == epoch else 0
         behind = last_seq if last_epoch == epoch else -1

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pipeline import clock
 from pipeline.model.ids import SPAN, Given, counter_at
 from pipeline.oplog.appends import Scope
+from pipeline.oplog.counts import BATCHES, ORDERS
 from pipeline.oplog.memory.server import MemoryServer, Timed
 from pipeline.oplog.ttls import HOST_MS, MOST_HOSTS, MOST_OF_DAY, MOST_RECENT, RECORD_MS
 from pipeline.oplog.waits import ALIVE, Note, Noted
@@ -33,6 +34,13 @@ class MemorySharedState(MemoryServer):
             epochs, here = self._server.epochs, self._server.lineage
             held = frozenset(name for name in leases if self._get(f"lease:{name}") is not None)
             return held, frozenset(name for name in scopes if name in epochs and epochs[name].lineage == here)
+
+    def stirs(self, shards: Iterable[str]) -> dict[str, str]:
+        with self._lock:
+            dirty, counts, names = self._server.dirty, self._server.counts, list(shards)
+            busy = {shard for shard in names if dirty.get(shard) or self._get(f"bell:{shard}") is not None}
+            told = {one: [counts.get(one, {}).get(counter, 0) for counter in (BATCHES, ORDERS)] for one in names}
+            return {one: "" if one in busy else "{} {}".format(*told[one]) for one in names}
 
     def release_lease(self, name: str, token: str) -> None:
         self.hold_lease(name, token, 0)

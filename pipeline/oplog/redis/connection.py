@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -16,14 +15,12 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from pipeline.config.address import TLS, Address, parse
+from pipeline.config.address import TLS, parse
 from pipeline.config.settings import RedisSettings
 from pipeline.errors import LogUnavailable, PipelineFull
-from pipeline.model.op import FORGED, START, TOO_LARGE, Entry, Position
-from pipeline.model.sheet import Read, Sheet, SheetEntry
+from pipeline.model.op import Position
 from pipeline.oplog.redis.keys import Keys
-from pipeline.oplog.redis.packs import unpacked
-from pipeline.oplog.redis.signature import has_signature, keys_of, place, verified
+from pipeline.oplog.redis.signature import keys_of
 from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
 
 #: A socket may idle this long behind a firewall before the next use checks it, s.
@@ -32,6 +29,7 @@ HEALTH_CHECK_S = 30
 MOST_DIGITS = 19
 #: A reason why nothing is taken is shorter, characters.
 MOST_REASON = 300
+_Result = TypeVar("_Result")
 
 
 def connect(url: str, *, read_s: float, connect_s: float) -> redis.Redis:
@@ -60,22 +58,19 @@ def connect(url: str, *, read_s: float, connect_s: float) -> redis.Redis:
     }
     if address.on_socket:
         return _client(options | {"connection_class": redis.UnixDomainSocketConnection, "path": address.path})
-    options |= {"socket_connect_timeout": connect_s, "socket_keepalive": True}
     secure = tls_options(address.tls)
+    options |= {"socket_connect_timeout": connect_s, "socket_keepalive": True, **secure}
     if address.scheme == "sentinel":
-        hosts = [(host, port or default_port(address)) for host, port in address.hosts]
+        hosts = [(host, port or address.default_port) for host, port in address.hosts]
         sentinel: Any = Sentinel(
-            hosts, sentinel_kwargs=to_sentinels(address.tls, connect_s), ssl=bool(secure), **options, **secure
+            hosts, sentinel_kwargs=to_sentinels(address.tls, connect_s), ssl=bool(secure), **options
         )  # type: ignore[no-untyped-call]
         client: redis.Redis = sentinel.master_for(address.master)
         return client
     host, port = address.hosts[0]
     kind = redis.SSLConnection if secure else redis.Connection
-    return _client(
-        options
-        | secure
-        | {"connection_class": kind, "host": host or "localhost", "port": port or default_port(address)}
-    )
+    options |= {"host": host or "localhost", "port": port or address.default_port}
+    return _client(options | {"connection_class": kind})
 
 
 def _client(options: Mapping[str, Any]) -> redis.Redis:
@@ -101,7 +96,7 @@ def tls_options(tls: TLS | None) -> dict[str, Any]:
 
 
 def to_sentinels(tls: TLS | None, wait_s: float) -> dict[str, Any]:
-    """Return the options of connections to Sentinels: each is asked once, where redis-py would ask for seconds.
+    """Return the options of connections to Sentinels: each is queried once, where redis-py would try for seconds.
 
     Args:
         tls: what the address says.
@@ -109,11 +104,6 @@ def to_sentinels(tls: TLS | None, wait_s: float) -> dict[str, Any]:
     """
     waits = {"socket_timeout": wait_s, "socket_connect_timeout": wait_s, "retry": Retry(NoBackoff(), 0)}
     return {**waits, "ssl": tls is not None, **tls_options(tls)}
-
-
-def default_port(address: Address) -> int:
-    """Return the port of a host that an address gives none."""
-    return 26379 if address.scheme == "sentinel" else 6379
 
 
 @cache
@@ -149,9 +139,6 @@ def translated(*, sent: bool = False) -> Iterator[None]:
     except (redis.exceptions.RedisError, OSError) as error:
         silent = not isinstance(error, WaitBudgetSpent)
         raise LogUnavailable(f"{type(error).__name__}: {error}", sent=sent, silent=silent) from error
-
-
-_Result = TypeVar("_Result")
 
 
 class RedisServer:
@@ -310,85 +297,3 @@ def position_of(id: Any) -> Position:
         id: the reply.
     """
     return Position.parse(text_of(id))
-
-
-def read_of(
-    bucket: int,
-    reply: Any,
-    keys: Sequence[bytes] = (),
-    *,
-    unsigned: bool = False,
-    after: Position = START,
-    most: int = TOO_LARGE,
-) -> list[Read]:
-    """Return the entries that XRANGE found, one for each op, or for each sheet.
-
-    Args:
-        bucket: the log's bucket.
-        reply: of XRANGE.
-        keys: of the deployment, see `signature`; none: ops need no signature.
-        unsigned: whether an op needs none all the same.
-        after: ops up to this position are left out.
-        most: how many ops to return at most.
-    """
-    found: list[Read] = []
-    for id, fields in reply:
-        entry, ops = _opened(bucket, id, fields, keys, unsigned=unsigned)
-        some = _behind(entry, ops, after, most)
-        if some:
-            found += some
-            last = some[-1]
-            after = last.last if isinstance(last, SheetEntry) else last.position
-            most -= len(last.sheet) if isinstance(last, SheetEntry) else len(some)
-        if not most:
-            break
-    return found
-
-
-def _opened(
-    bucket: int, id: bytes, fields: Sequence[bytes], keys: Sequence[bytes], *, unsigned: bool
-) -> tuple[Entry, Sequence[bytes]]:
-    """Return one entry of the stream, with the position of its last op and the sequence of its first, and its ops."""
-    epoch, _, nth = id.partition(b"-")
-    position = Position(int(epoch), int(nth))
-    try:
-        _, producer, _, seq, _, text = fields  # p <producer> s <producer seq> o <text>, always in this order
-        sender, number = int(producer), int(seq)
-    except ValueError:
-        sender = number = 0
-    if not (0 < sender < TOO_LARGE and 0 < number < TOO_LARGE):
-        return Entry(bucket, position, 0, 0, b""), [_strange(fields)]
-    signed = keys or has_signature(text)
-    own = verified(keys, place(bucket, sender, number), text, unsigned=unsigned) if signed else text
-    if own is None:
-        return Entry(bucket, position, 0, FORGED, b""), [_strange(fields)]
-    if not (ops := unpacked(own)) or len(ops) > position.seq + 1:
-        return Entry(bucket, position, 0, 0, b""), [_strange(fields)]
-    return Entry(bucket, position, sender, number, b""), ops
-
-
-def _behind(last: Entry, ops: Sequence[bytes], after: Position, most: int) -> Sequence[Read]:
-    """Return the ops of one entry of the stream, each with its place; of a sheet, the sheet.
-
-    Args:
-        last: with the position of the last op, and the sequence of the first.
-        ops: in order.
-        after: ops up to this position are left out.
-        most: how many ops to return at most.
-    """
-    bucket, (epoch, seq), sender, number, _ = last
-    first = seq - len(ops) + 1
-    begin = max(0, after.seq + 1 - first) if epoch == after.epoch else 0 if epoch > after.epoch else len(ops)
-    end = min(len(ops), begin + most)
-    if isinstance(ops, Sheet):
-        part = ops if end - begin == len(ops) else ops[begin:end]
-        return [SheetEntry(bucket, Position(epoch, first + begin), sender, number + begin, part)] if part else ()
-    return [
-        Entry(bucket, Position(epoch, first + n), sender, number + n if sender else number, bytes(ops[n]))
-        for n in range(begin, end)
-    ]
-
-
-def _strange(fields: Sequence[bytes]) -> bytes:
-    """Return the fields of an entry as JSON in ASCII: a character for each byte."""
-    return json.dumps([field.decode("latin-1") for field in fields]).encode()

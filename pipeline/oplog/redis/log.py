@@ -25,13 +25,12 @@ from pipeline.oplog.redis.connection import (
     numbers_of,
     position_of,
     position_or_none,
-    read_of,
     ring_of,
     script,
     text_of,
     translated,
 )
-from pipeline.oplog.redis.packs import MOST_OPS
+from pipeline.oplog.redis.packs import MOST_OPS, read_of
 from pipeline.oplog.redis.shared_state import RedisSharedState, RedisWaits
 from pipeline.oplog.redis.signature import DEFINITION, signed, verified
 from pipeline.oplog.ttls import BELL_MS, HELD_MS, MOST_AHEAD_MS, NOTE_MS
@@ -316,9 +315,10 @@ class RedisWork(RedisEntries):
         return self.sweep_all([shard], due_ms=due_ms)[shard]
 
     def sweep_all(self, shards: Iterable[str], *, due_ms: int) -> dict[str, tuple[bool, int]]:
-        keys, names, arguments = self.keys, list(shards), [BELL_MS, due_ms, MOST_AHEAD_MS]
-        calls = [([keys.dirty(one), keys.bell(one), keys.room, keys.full], arguments) for one in names]
-        return dict(zip(names, map(ring_of, self._run_each("sweep", calls)), strict=True))
+        keys, names = self.keys, list(shards)
+        of_shards = [key for one in names for key in (keys.dirty(one), keys.bell(one))]
+        found = self._run("sweep", [keys.room, keys.full, *of_shards], [BELL_MS, due_ms, MOST_AHEAD_MS])
+        return dict(zip(names, map(ring_of, found), strict=True))
 
     def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
         self._rest(shard, "NX", 0, buckets)

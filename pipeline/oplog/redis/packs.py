@@ -1,8 +1,8 @@
 """Put ops that one producer appends together into one entry of a stream: the server touches an entry, not each op.
 
 An entry of several ops stands at the position of the last one. So a read from a position finds the entry while a
-watermark stands inside it, and a trim by position deletes it once all its ops are applied. The positions before the
-last one are its other ops', in order, and so are the producer's sequences from the entry's own on.
+watermark is inside it. A trim by position deletes it once all its ops are applied. The positions before the last one
+are its other ops', in order, and so are the producer's sequences from the entry's own on.
 
 The entry's text is an op of the kind `pack`. Its `ops` are the texts of the ops, byte by byte. A release that knows no
 packs takes it for the op of a newer release, and lets it wait. Like inserts of one bulk call are a sheet, see
@@ -11,6 +11,7 @@ packs takes it for the op of a newer release, and lets it wait. Like inserts of 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,8 +19,9 @@ import msgspec
 
 from pipeline.errors import NotAnOp
 from pipeline.model import sheet
-from pipeline.model.op import PACKED, Op
-from pipeline.model.sheet import Sheet
+from pipeline.model.op import FORGED, PACKED, START, TOO_LARGE, Entry, Op, Position
+from pipeline.model.sheet import Read, Sheet, SheetEntry
+from pipeline.oplog.redis.signature import has_signature, place, verified
 
 #: The most bytes of a pack. A read of one op reads the whole pack, and beyond 50 ops the server gains little more.
 MOST_BYTES = 8_192
@@ -27,6 +29,8 @@ MOST_BYTES = 8_192
 MOST_OPS = MOST_BYTES // 32
 #: The most bytes of a sheet of several rows.
 MOST_SHEET_BYTES = 2 * MOST_BYTES
+#: So many rows are measured of a sheet that may be too large.
+SAMPLE = 8
 _KIND = b'["pack",'
 _PACK = _KIND + b"%b,null,[],[],null,[],[],[],null,[%b],null,%d]"
 _fields: Any = [(name, list[msgspec.Raw] if name == "ops" else msgspec.Raw) for name in Op.__struct_fields__]
@@ -80,16 +84,60 @@ def unpacked(text: bytes) -> Sequence[bytes]:
         return ()
 
 
+def read_of(
+    bucket: int,
+    reply: Any,
+    keys: Sequence[bytes] = (),
+    *,
+    unsigned: bool = False,
+    after: Position = START,
+    most: int = TOO_LARGE,
+) -> list[Read]:
+    """Return the entries that XRANGE found, one for each op, or for each sheet.
+
+    Args:
+        bucket: the log's bucket.
+        reply: of XRANGE.
+        keys: of the deployment, see `signature`; none: ops need no signature.
+        unsigned: whether an op needs none all the same.
+        after: ops up to this position are left out.
+        most: how many ops to return at most.
+    """
+    found: list[Read] = []
+    for id, fields in reply:
+        entry, ops = _opened(bucket, id, fields, keys, unsigned=unsigned)
+        some = _behind(entry, ops, after, most)
+        if some:
+            found += some
+            last = some[-1]
+            after = last.last if isinstance(last, SheetEntry) else last.position
+            most -= len(last.sheet) if isinstance(last, SheetEntry) else len(some)
+        if not most:
+            break
+    return found
+
+
 def _sheets(rows: Sheet) -> Iterator[tuple[int, bytes]]:
+    count, each = len(rows), MOST_OPS
+    row = sum(len(column[0]) if isinstance(column[0], str) else 8 for column in rows.values)
+    if count > SAMPLE and count * row > MOST_SHEET_BYTES // 2:
+        few = rows[:SAMPLE]  # to encode all, only to divide them, costs twice
+        each = max(1, min(MOST_OPS, MOST_SHEET_BYTES * SAMPLE // len(few.text)))
+    each = -(-count // -(-count // each))
+    for at in range(0, count, each):
+        yield from _halved(rows[at : at + each] if each < count else rows)
+
+
+def _halved(rows: Sheet) -> Iterator[tuple[int, bytes]]:
+    """Yield what fits, else its halves."""
     if len(rows) == 1:
         yield 1, rows[0]
-    elif len(rows) <= MOST_OPS and len(rows.text) <= MOST_SHEET_BYTES:
+    elif len(rows.text) <= MOST_SHEET_BYTES:
         yield len(rows), rows.text
     else:
-        parts = max(2, -(-len(rows) // MOST_OPS), -(-len(rows.text) // MOST_SHEET_BYTES))
-        each = -(-len(rows) // parts)
-        for at in range(0, len(rows), each):
-            yield from _sheets(rows[at : at + each])
+        middle = len(rows) // 2
+        yield from _halved(rows[:middle])
+        yield from _halved(rows[middle:])
 
 
 def _text(payloads: Sequence[bytes]) -> bytes:
@@ -98,3 +146,52 @@ def _text(payloads: Sequence[bytes]) -> bytes:
     # table, definition and time of the first op, as each op begins with them behind its kind
     head = b",".join(payloads[0].split(b",", 4)[1:4])
     return _PACK % (head, b",".join(payloads), PACKED)
+
+
+def _opened(
+    bucket: int, id: bytes, fields: Sequence[bytes], keys: Sequence[bytes], *, unsigned: bool
+) -> tuple[Entry, Sequence[bytes]]:
+    """Return one entry of the stream, with the position of its last op and the sequence of its first, and its ops."""
+    epoch, _, nth = id.partition(b"-")
+    position = Position(int(epoch), int(nth))
+    try:
+        _, producer, _, seq, _, text = fields  # p <producer> s <producer seq> o <text>, always in this order
+        sender, number = int(producer), int(seq)
+    except ValueError:
+        sender = number = 0
+    if not (0 < sender < TOO_LARGE and 0 < number < TOO_LARGE):
+        return Entry(bucket, position, 0, 0, b""), [_strange(fields)]
+    signed = keys or has_signature(text)
+    own = verified(keys, place(bucket, sender, number), text, unsigned=unsigned) if signed else text
+    if own is None:
+        return Entry(bucket, position, 0, FORGED, b""), [_strange(fields)]
+    if not (ops := unpacked(own)) or len(ops) > position.seq + 1:
+        return Entry(bucket, position, 0, 0, b""), [_strange(fields)]
+    return Entry(bucket, position, sender, number, b""), ops
+
+
+def _behind(last: Entry, ops: Sequence[bytes], after: Position, most: int) -> Sequence[Read]:
+    """Return the ops of one entry of the stream, each with its place; of a sheet, the sheet.
+
+    Args:
+        last: with the position of the last op, and the sequence of the first.
+        ops: in order.
+        after: ops up to this position are left out.
+        most: how many ops to return at most.
+    """
+    bucket, (epoch, seq), sender, number, _ = last
+    first = seq - len(ops) + 1
+    begin = max(0, after.seq + 1 - first) if epoch == after.epoch else 0 if epoch > after.epoch else len(ops)
+    end = min(len(ops), begin + most)
+    if isinstance(ops, Sheet):
+        part = ops if end - begin == len(ops) else ops[begin:end]
+        return [SheetEntry(bucket, Position(epoch, first + begin), sender, number + begin, part)] if part else ()
+    return [
+        Entry(bucket, Position(epoch, first + n), sender, number + n if sender else number, bytes(ops[n]))
+        for n in range(begin, end)
+    ]
+
+
+def _strange(fields: Sequence[bytes]) -> bytes:
+    """Return the fields of an entry as JSON in ASCII: a character for each byte."""
+    return json.dumps([field.decode("latin-1") for field in fields]).encode()

@@ -1,4 +1,4 @@
-"""Ask a Redis or Valkey server for its version, limits, persistence and clock, which `check` judges."""
+"""Query a Redis or Valkey server for its version, limits, persistence and clock, which `check` judges."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Health:
 
 
 def health_of(url: str) -> Health:
-    """Ask the server at an address.
+    """Query the server at an address.
 
     Args:
         url: of the log or of the broker.

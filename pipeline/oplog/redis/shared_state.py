@@ -11,6 +11,7 @@ from pipeline import clock
 from pipeline.errors import LogUnavailable
 from pipeline.model.ids import EPOCH_MS, PER_MS, SPAN, Given, counter_at
 from pipeline.oplog.appends import Scope
+from pipeline.oplog.counts import BATCHES, ORDERS
 from pipeline.oplog.redis.connection import (
     MOST_REASON,
     RedisServer,
@@ -61,6 +62,11 @@ class RedisSharedState(RedisServer):
         held = frozenset(name for name, value in zip(names, values, strict=False) if value is not None)
         here = [info["master_replid"]]
         return held, frozenset(name for name, lineage in zip(of, lineages, strict=True) if lineage == here)
+
+    def stirs(self, shards: Iterable[str]) -> dict[str, str]:
+        keys, names = self.keys, list(shards)
+        of_shards = [key for one in names for key in (keys.dirty(one), keys.bell(one), keys.counts(one))]
+        return dict(zip(names, map(text_of, self._run("stirs", of_shards, [BATCHES, ORDERS])), strict=True))
 
     def release_lease(self, name: str, token: str) -> None:
         self._run("hold_lease", [self.keys.lease(name)], [token, 0, 0])

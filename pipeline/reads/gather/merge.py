@@ -1,7 +1,7 @@
 """Merge the rows of several shards into those that one database would return: order, distinct, groups, aggregates.
 
 Pure. Rows are raw, as the driver returns them. A text compares by the bytes that its database compares by
-(`SortKey.weight`), so collations hold. NULL comes first, as in MySQL, MariaDB and SQLite; a day that Python has not, as
+(`SortKey.weight`), so collations hold. NULL comes first, as in MySQL, MariaDB and SQLite. A day that Python lacks, as
 0000-00-00, comes as a text, and compares as its digits do.
 """
 

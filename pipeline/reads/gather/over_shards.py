@@ -1,7 +1,7 @@
 """Prepare a read over several shards: answer its subselects first, and refuse what each shard would answer for itself.
 
-Each shard answers for its own rows. So all that a condition or a field says must be about one row, or about rows that
-are on each shard, or be merged here. What is not known to be so is refused by its name.
+Each shard answers for its own rows. So a condition or a field must be about one row, or about rows that are on each
+shard, or be merged here. What is not known to be so is refused by its name.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Answered = Generator[Any, list[Any], Any]
 
 
 class Around(NamedTuple):
-    """Where a part of a read stands.
+    """Where a part of a read is.
 
     Attributes:
         topology: who has which bucket.
@@ -251,7 +251,7 @@ def _subselect(select: Any, around: Around, listed: Any = None) -> Answered:
 
 
 def _is_whole(query: Any, tables: Mapping[str, Any], outer: frozenset[str], around: Around) -> bool:
-    """Whether the shards that are asked have, each, all rows that a subselect is about."""
+    """Whether the shards that are read have, each, all rows that a subselect is about."""
     topology = around.topology
     sharded = [table for table in tables.values() if not topology.table(real_name(table)).reference]
     free = [table for table in sharded if table._tablename not in outer]

@@ -1,4 +1,4 @@
-"""Write the statement that asks one shard for its part of a result, and say how the parts are merged."""
+"""Write the statement that reads one shard's part of a result, and say how the parts are merged."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ShardQuery(NamedTuple):
 def shape_of(
     reader: NodeReader, query: Any, fields: tuple[Any, ...], options: Mapping[str, Any], left_out: str = ""
 ) -> ShardQuery:
-    """Return what to ask a shard; every shard of a dialect returns the same merge.
+    """Return the query for a shard; every shard of a dialect returns the same merge.
 
     Args:
         reader: a node of the shard.

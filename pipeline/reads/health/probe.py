@@ -16,6 +16,7 @@ from pipeline import clock
 from pipeline.errors import PipelineError
 from pipeline.model.op import Position
 from pipeline.shard.nodes import is_off
+from pipeline.shard.records.ledger import ASIDE_IN
 from pipeline.shard.session import NodeSession
 
 #: How long connecting, and each statement, may take, s.
@@ -36,6 +37,7 @@ class ProbeResult(NamedTuple):
         written_ms: when the newest of them was committed, by the primary's clock.
         beat_ms: the heartbeat, by the same clock.
         statement_bytes: the size of the largest statement that it takes; 0: not known.
+        holding: the buckets in which it has ops that are set aside.
     """
 
     now_ms: int
@@ -44,6 +46,7 @@ class ProbeResult(NamedTuple):
     written_ms: int
     beat_ms: int
     statement_bytes: int = 0
+    holding: frozenset[int] = frozenset()
 
     @property
     def newest_ms(self) -> int:
@@ -157,22 +160,25 @@ def probe(session: NodeSession) -> ProbeResult:
     dialect = session.dialect
     # its clock comes first: what was committed before that moment is in what is read after it
     found = session.query(
-        f"SELECT 'now', {dialect.now_ms}, {dialect.read_only or 'NULL'}, {dialect.most_bytes}, NULL"
-        " UNION ALL SELECT 'beat', beat_ms, NULL, NULL, NULL FROM pipeline_heartbeat"
-        " UNION ALL SELECT 'mark', bucket, epoch, seq, committed_ms FROM pipeline_watermarks"
+        f"SELECT 'now', {dialect.now_ms}, {dialect.read_only or 'NULL'}, {dialect.most_bytes}, NULL, NULL"
+        " UNION ALL SELECT 'beat', beat_ms, NULL, NULL, NULL, NULL FROM pipeline_heartbeat"
+        " UNION ALL SELECT 'mark', bucket, epoch, seq, committed_ms, state FROM pipeline_watermarks"
     )
     now_ms, read_only, most_bytes, beat_ms, written_ms = 0, None, 0, 0, 0
     marks: dict[int, Position] = {}
-    for what, first, second, seq, committed_ms in found:
+    holding: list[int] = []
+    for what, first, second, seq, committed_ms, state in found:
         if what == "mark":
             marks[int(first)] = Position(int(second), int(seq))
+            if state in ASIDE_IN:
+                holding.append(int(first))
             written_ms = max(written_ms, int(committed_ms))
         elif what == "beat":
             beat_ms = int(first)
         else:
             now_ms, read_only, most_bytes = int(first), second, int(seq)
     takes_writes = None if read_only is None else is_off(read_only)
-    return ProbeResult(now_ms, takes_writes, marks, written_ms, beat_ms, most_bytes)
+    return ProbeResult(now_ms, takes_writes, marks, written_ms, beat_ms, most_bytes, frozenset(holding))
 
 
 def beat(session: NodeSession) -> None:

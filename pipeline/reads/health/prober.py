@@ -1,7 +1,7 @@
 """Probe every node of the deployment once a second, and publish the reports for all readers.
 
 There is one prober in a deployment, in whichever worker holds the lease. So a node is probed once a second, however
-many processes read from it.
+many processes read from it. A quiet shard without replicas is probed every five seconds: no read has a choice there.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from pipeline import clock
 from pipeline.errors import PipelineError
 from pipeline.events import Event
+from pipeline.oplog.quiet import Quiet
 from pipeline.oplog.shared_state import SharedState
 from pipeline.reads.health.probe import NodeProbe
 from pipeline.reads.health.report import Report, unfit_of
@@ -27,6 +28,8 @@ PROBE_EVERY_S, RESULT_S, SILENT_RESULT_S = 1.0, 0.5, 0.25
 BEAT_S = 0.5
 #: The lease of a prober that has died ends after so long; a live one lengthens it with every probe, ms.
 LEASE_MS = 2000
+#: A quiet shard of one node is probed at every so many probes of the others.
+QUIET_PROBES = 5
 #: A report that is not renewed expires after so long, ms.
 REPORT_MS = 30_000
 logger = logging.getLogger("pipeline.prober")
@@ -53,24 +56,30 @@ class Prober:
     ):
         self._log, self._switched = log, switched
         self._shards = [ShardHealth(shard, nodes.names(shard), out) for shard in shards]
+        self._quiet, self._turn = Quiet(log, [health.shard for health in self._shards]), 0
+        self._texts: dict[str, str] = {}
         names = [name for health in self._shards for name in nodes.names(health.shard)]
         self._probes = {name: NodeProbe(name, nodes.uri(name), nodes.uri(name, writing=True)) for name in names}
         self._nodes = nodes
         self._new_primaries: list[str] = []
 
     def probe(self) -> None:
-        """Probe every node, and publish the reports.
+        """Probe every node, but not each time those of quiet shards without replicas, and publish the reports.
 
         Raises:
             LogUnavailable: nothing could be published.
         """
+        self._quiet.look()
+        self._turn += 1
+        asked = [health for number, health in enumerate(self._shards, self._turn) if not self._rests(number, health)]
         deadline, soon = clock.Deadline(RESULT_S), clock.Deadline(SILENT_RESULT_S)
-        before = {health.shard: health.primary for health in self._shards}
+        before = {health.shard: health.primary for health in asked}
         known, self._new_primaries = self._new_primaries, []
         self._fetch_unfit()
-        for probe in self._probes.values():
-            probe.begin()
-        for health in self._shards:
+        for health in asked:
+            for name in self._nodes.names(health.shard):
+                self._probes[name].begin()
+        for health in asked:
             results = {
                 name: self._probes[name].result(soon if health.silent(name) else deadline)
                 for name in self._nodes.names(health.shard)
@@ -79,17 +88,24 @@ class Prober:
             if health.primary != before[health.shard]:
                 self._new_primaries.append(health.shard)
         now_s = clock.mono_s()
-        reports = {node: report for health in self._shards for node, report in health.reports(now_s).items()}
-        self._log.publish_health({node: report.to_json() for node, report in reports.items()}, REPORT_MS)
+        reports = {node: report for health in asked for node, report in health.reports(now_s).items()}
+        self._texts |= {node: report.to_json() for node, report in reports.items()}
+        self._log.publish_health(self._texts, REPORT_MS)
         # published a probe ago, so all processes have fetched it by now
         for shard in known:
             self._switched(shard)
 
     def beat(self) -> None:
-        """Renew the heartbeats of idle primaries: see `BEAT_S`."""
+        """Renew the heartbeats of idle primaries that have replicas: see `BEAT_S`."""
         for health in self._shards:
-            if not health.silent(health.primary):
+            if len(self._nodes.names(health.shard)) > 1 and not health.silent(health.primary):
                 self._probes[health.primary].beat()
+
+    def _rests(self, number: int, health: ShardHealth) -> bool:
+        """Return whether a shard's last report will do: it is quiet, has one node, and that answered."""
+        if len(self._nodes.names(health.shard)) > 1 or number % QUIET_PROBES == 0:
+            return False
+        return self._quiet.is_quiet(health.shard) and health.shard in self._texts and not health.silent(health.primary)
 
     def _fetch_unfit(self) -> None:
         """Fetch the unfit nodes. A shard that Redis says nothing of keeps what was known: Redis may have forgotten."""

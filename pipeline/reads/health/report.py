@@ -50,6 +50,7 @@ class Report(msgspec.Struct, frozen=True):
         unfit: why it is unfit and what to do; empty where it is fit.
         stalled: whether it got next to nothing between the last two probes, though its primary went on.
         statement_bytes: the size of the largest statement that it takes; 0: not known.
+        holding: the buckets in which it has ops that are set aside; None: not known.
         published_s: when this was published, by this process's steady clock; never published itself.
     """
 
@@ -61,6 +62,7 @@ class Report(msgspec.Struct, frozen=True):
     unfit: str = ""
     stalled: bool = msgspec.field(default=False, name="still")
     statement_bytes: int = 0
+    holding: frozenset[int] | None = None
     published_s: float | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod

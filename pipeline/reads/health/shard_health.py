@@ -1,7 +1,7 @@
 """Judge the health of one shard's nodes, probe by probe. Pure: probe results go in, reports come out.
 
 Invariant: only a good probe brings a node back. A node that fails and answers by turns, as with a third of its probes
-lost, stays out: it needs many good probes in a row, and each relapse doubles the number. A node that was restarted has
+lost, stays out. It needs many good probes in a row, and each relapse doubles the number. A node that was restarted has
 failed once, for some seconds, and is back soon.
 """
 
@@ -107,7 +107,7 @@ class ShardHealth:
         # an unfit node is never followed, whatever it says of itself
         takes_writes = result.takes_writes if not unfit else None
         stalled, most_bytes = node in self._stalled, result.statement_bytes
-        return Report(lag_ms, out, takes_writes, "", marks, unfit, stalled, most_bytes)
+        return Report(lag_ms, out, takes_writes, "", marks, unfit, stalled, most_bytes, result.holding)
 
     def _lag_ms(self, node: str, at_s: float) -> int | None:
         horizon_ms = self._horizons_ms.get(node)

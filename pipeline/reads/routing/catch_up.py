@@ -1,4 +1,4 @@
-"""Wait until one of several nodes has what a read must see: ask for their watermarks, at growing intervals.
+"""Wait until one of several nodes has what a read must see: probe their watermarks, at growing intervals.
 
 There is no server-side wait. MASTER_GTID_WAIT needs the GTID of a commit that another process made, and knows nothing
 of buckets. On a server that was promoted it blocks until its time-out (docs/notes/04-reads.md).

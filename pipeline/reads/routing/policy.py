@@ -29,7 +29,7 @@ NO_REPLICA, NO_READING, ALL_OUT, ALL_LAGGING, NOT_REACHED = (
     "all-lagging",
     "token-not-reached",
 )
-OVER_LIMIT, ALL_BUSY, PRIMARY_AWAY = "over-limit", "all-busy", "primary-away"
+OVER_LIMIT, ALL_BUSY, PRIMARY_AWAY, SET_ASIDE = "over-limit", "all-busy", "primary-away", "set-aside"
 
 
 class Candidate(NamedTuple):

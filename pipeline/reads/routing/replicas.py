@@ -92,14 +92,14 @@ class Replicas:
         return all(need.reached(report.marks.get(bucket, _NOWHERE), {}) for bucket, need in needs.items())
 
     def passed(self, shard: str) -> dict[int, Position]:
-        """Return the watermarks that every node of a shard is known to have passed.
+        """Return the watermarks that every node of a shard is known to have passed, with nothing set aside before.
 
         Args:
             shard: its name.
         """
         reports = self._health.reports()
         names = (self._nodes.primary_name(shard), *self._nodes.replica_names(shard))
-        return least_marks(reports.get(name, NO_REPORT).marks for name in names)
+        return least_marks(_all_applied(reports.get(name, NO_REPORT)) for name in names)
 
     def skip(self, node: str, for_s: float = AWAY_S) -> None:
         """Skip a node for a while.
@@ -110,6 +110,13 @@ class Replicas:
         """
         until_s = clock.mono_s() + for_s
         self._skipped_until_s[node] = max(until_s, self._skipped_until_s.get(node, 0.0))
+
+
+def _all_applied(report: Report) -> Mapping[int, Position]:
+    """Return the watermarks before which a node has nothing that is set aside."""
+    if not report.holding:
+        return report.marks if report.holding is not None else {}
+    return {bucket: mark for bucket, mark in report.marks.items() if bucket not in report.holding}
 
 
 def least_marks(marks: Iterable[Mapping[int, Position]]) -> dict[int, Position]:

@@ -5,7 +5,7 @@ Invariant: a read with a token never answers from a node that is not known to ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from types import TracebackType
 
 from pipeline import clock
@@ -273,9 +273,10 @@ class Read:
         return entered
 
     def _open(self, choice: Choice, node: str) -> None:
-        router, needs, kind = self.router, self.needs, choice.kind
+        router, needs, kind, reason = self.router, self.needs, choice.kind, choice.reason
         lag_s: float | None = 0.0
         self.reader = reader = router.readers[node]
+        holding: Set[int] | None = frozenset()
         reader.ready()
         if kind == "primary":
             # it too may lack what is still queued, or what a failover lost
@@ -286,15 +287,33 @@ class Read:
                 kind = "stale"
         else:
             report = router.health.report(node)
-            lag_s = report.lag_s
+            lag_s, holding = report.lag_s, report.holding
             # `ready` may have replaced the connection that had shown it
             promised = needs and (kind == "replica" or choice.reason == policy.PRIMARY_AWAY)
             if promised and not (router.replicas.has(node, needs, report) or reader.probe(needs)):
                 raise ShardUnavailable(node, "it no longer has what it had: was it restored?")
-        router.health.counters().count(node, kind, choice.reason)
+        if needs and kind != "stale":
+            # by either source of what the node has
+            nothing_aside = holding is not None and needs.keys().isdisjoint(reader.here.holding | holding)
+            if not nothing_aside and self._waits(reader):
+                kind, reason = "stale", policy.SET_ASIDE
+        router.health.counters().count(node, kind, reason)
         role = "primary" if choice.kind == "primary" else "replica"
         waited_s = clock.mono_s() - self._started_s if needs else 0.0
-        self.read_info = ReadInfo(node, role, lag_s, waited_s, kind == "stale", choice.reason)
+        self.read_info = ReadInfo(node, role, lag_s, waited_s, kind == "stale", reason)
+
+    def _waits(self, reader: NodeReader) -> bool:
+        """Return whether the node has set ops aside that the read must see: no node has their effects.
+
+        Raises:
+            StaleRead: it has, and the caller takes no answer without them.
+        """
+        if not reader.waits_aside(self.needs):
+            return False
+        if self.bounds.on_stale == "error":
+            self.router.health.counters().count(self.shard, "error", policy.SET_ASIDE)
+            raise StaleRead(self.shard, "aside", policy.SET_ASIDE, clock.mono_s() - self._started_s)
+        return True
 
     def _primary_catches_up(self, primary: NodeReader) -> bool:
         return first_with([primary], self.needs, self.deadline(), self._in_flight.waiting) is not None

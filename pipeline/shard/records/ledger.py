@@ -21,6 +21,8 @@ ACTIVE, HOLDING, HALTED = "active", "holding", "halted"
 #: The states of a bucket on the shard that owns it, and those in which its ops are applied.
 APPLYING = (ACTIVE, HOLDING)
 OWNED = (*APPLYING, HALTED)
+#: The states of a bucket in which ops may be set aside that are still to come.
+ASIDE_IN = (HOLDING, HALTED)
 #: States of a bucket that moves, on the shard that it comes to, and on the one that it has left.
 COPYING, CATCHING, MOVED, GONE = "copying", "catching", "moved", "gone"
 

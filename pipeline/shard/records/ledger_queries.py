@@ -12,6 +12,7 @@ from pipeline.errors import NotMigrated
 from pipeline.model.op import Position
 from pipeline.shard.dialect import Dialect
 from pipeline.shard.records.ledger import READ_MARKS, LostRange, Mark, marks_in, ops_in, sent_by, text_literal
+from pipeline.shard.records.set_aside import GIVEN_UP
 from pipeline.shard.session import NodeSession
 
 
@@ -208,6 +209,21 @@ def aside(session: NodeSession, ops: Iterable[tuple[int, int, int]]) -> list[tup
     return [tuple(told) for bucket, producer, seq, *told in found if (bucket, producer, seq) in wanted]
 
 
+def waits_aside(session: NodeSession, needs: Mapping[int, Position | None]) -> bool:
+    """Return whether ops are set aside that are still to be applied: refused ones are not among them.
+
+    Args:
+        session: of the node.
+        needs: by bucket, the last position that counts, beside all of later epochs; None: every op of the bucket.
+    """
+    parts = []
+    for bucket, last in needs.items():
+        upto = "" if last is None else f" AND (epoch <> {last.epoch} OR seq <= {last.seq})"
+        parts.append(f"(bucket = {bucket}{upto})")
+    which = f"state IN ('waiting', 'parked') AND ({' OR '.join(parts)})"
+    return bool(session.query(f"SELECT 1 FROM pipeline_rejects WHERE {which} LIMIT 1"))
+
+
 def table_aside(session: NodeSession, bucket: int, producer: int, producer_seq: int) -> str:
     """Return the table of an op that was set aside; empty if it was not.
 
@@ -238,12 +254,22 @@ def counts(session: NodeSession) -> dict[str, int]:
     Args:
         session: of the node.
     """
-    states = dict(session.query("SELECT state, COUNT(*) FROM pipeline_rejects GROUP BY state"))
+    found = session.query(
+        "SELECT state, COUNT(*), NULL, NULL, NULL, NULL FROM pipeline_rejects GROUP BY state"
+        " UNION ALL SELECT '', bucket, epoch, producer, first_seq, last_seq FROM pipeline_lost"
+        " UNION ALL SELECT 'forged', COALESCE(SUM(entries), 0), NULL, NULL, NULL, NULL FROM pipeline_forged"
+    )
+    states = {state: int(count) for state, count, *_ in found if state}
     parked = sum(states.get(state, 0) for state in ("parked", "waiting"))
-    ranges = session.query("SELECT bucket, epoch, producer, first_seq, last_seq FROM pipeline_lost")
-    lost = ops_in(LostRange(*one) for one in ranges)
-    forged = int(session.query("SELECT COALESCE(SUM(entries), 0) FROM pipeline_forged")[0][0])
-    return {"rejected": states.get("rejected", 0), "parked": parked, "lost": lost, "forged": forged}
+    lost = ops_in(LostRange(*map(int, one)) for state, *one in found if not state)
+    counted = {"rejected": states.get("rejected", 0), "parked": parked, "lost": lost, "forged": states["forged"]}
+    return counted | {"given_up": _given_up(session) if states.get("dropped") else 0}
+
+
+def _given_up(session: NodeSession) -> int:
+    """Return how many refused ops were given up of late since too much was set aside."""
+    sql = f"SELECT COUNT(*) FROM pipeline_rejects WHERE state = 'dropped' AND reason LIKE '{GIVEN_UP}rejects_mb%'"
+    return int(session.query(sql)[0][0])
 
 
 def keep_schemas(session: NodeSession, schemas: Mapping[str, tuple[str, str]]) -> None:

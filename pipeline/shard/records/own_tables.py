@@ -105,7 +105,7 @@ def _collated_otherwise(session: NodeSession, name: str, collation: str) -> bool
 
 
 def _keys(session: NodeSession, name: str, create: str) -> Iterator[Upgrade]:
-    """Yield the keys that are missing, told by their columns."""
+    """Yield the keys that are missing, known by their columns."""
     there = [(index.unique, index.columns) for index in indexes_of(session, name)]
     for line in _lines(create):
         if match := _KEY.match(line):

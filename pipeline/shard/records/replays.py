@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pipeline.model.op import Entry, Position
 from pipeline.shard.records import set_aside
 from pipeline.shard.records.ledger import ACTIVE, HALTED, HOLDING, Reject, text_literal
-from pipeline.shard.records.set_aside import ASIDE, PARKED, REJECTED, WAITING
+from pipeline.shard.records.set_aside import ASIDE, PARKED, WAITING
 from pipeline.shard.session import NodeSession
 
 REPLAYED, DROPPED = "replayed", "dropped"
@@ -110,18 +110,39 @@ def ops_where(session: NodeSession, which: str) -> list[Aside]:
     ]  # fmt: skip
 
 
-def waiting(session: NodeSession, most: int) -> list[tuple[int, Position, str]]:
-    """Return bucket, position and table of ops that wait behind no other, in the order in which they were set aside.
+class Waiting(NamedTuple):
+    """An op that waits behind no other: its place, its table, and the table whose ops it may need, if it is that."""
+
+    place: Place
+    table: str
+    needs: str
+
+
+def waiting(session: NodeSession, most: int) -> list[Waiting]:
+    """Return the ops that wait behind no other, in the order in which they were set aside.
 
     Args:
         session: inside a transaction.
         most: the most ops.
     """
     found = session.rows(
-        f"SELECT bucket, epoch, seq, table_name FROM pipeline_rejects WHERE state = '{WAITING}'"
+        f"SELECT bucket, epoch, seq, table_name, reason FROM pipeline_rejects WHERE state = '{WAITING}'"
         f" ORDER BY rejected_ms, bucket, epoch, seq LIMIT {most}"
     )
-    return [(bucket, Position(epoch, seq), table) for bucket, epoch, seq, table in found]
+    return [
+        Waiting((bucket, Position(epoch, seq)), table, set_aside.needs_of(reason))
+        for bucket, epoch, seq, table, reason in found
+    ]
+
+
+def tables_waiting(session: NodeSession) -> set[str]:
+    """Return the tables of the ops that wait behind no other.
+
+    Args:
+        session: inside a transaction.
+    """
+    found = session.rows(f"SELECT DISTINCT table_name FROM pipeline_rejects WHERE state = '{WAITING}'")
+    return {table for (table,) in found}
 
 
 def at(places: Iterable[Place]) -> str:
@@ -170,40 +191,6 @@ def settle(
     _change(session, "reason = 'waits to be replayed: nothing is before it any more'", untried)
     _settle_buckets(session, {op.entry.bucket for op in ops})
     return untried
-
-
-def drop_old_rejects(session: NodeSession, older_than_days: int) -> int:
-    """Give up ops that were refused long ago and hold no row, a few at a time; return how many.
-
-    What holds a row stays until somebody settles it: what waits behind it would else be applied without a word.
-
-    Args:
-        session: inside a transaction.
-        older_than_days: how long ago; 0: never.
-    """
-    if not older_than_days:
-        return 0
-    held = "h.bucket = pipeline_rejects.bucket AND h.epoch = pipeline_rejects.epoch AND h.seq = pipeline_rejects.seq"
-    return session.execute(
-        f"UPDATE pipeline_rejects SET state = '{DROPPED}', changed_ms = {session.dialect.now_ms}"
-        f" WHERE state = '{REJECTED}' AND changed_ms < {session.dialect.now_ms} - {older_than_days * 86_400_000}"
-        f" AND NOT EXISTS (SELECT 1 FROM pipeline_held AS h WHERE {held})"
-        + (" LIMIT 1000" if session.dialect.name == "mysql" else "")
-    )
-
-
-def forget_settled(session: NodeSession, older_than_s: int) -> None:
-    """Delete ops that were replayed or dropped long ago, a few at a time; the record of actions stays.
-
-    Args:
-        session: inside a transaction.
-        older_than_s: how long ago, seconds.
-    """
-    session.execute(
-        f"DELETE FROM pipeline_rejects WHERE state IN ('{REPLAYED}', '{DROPPED}')"
-        f" AND changed_ms < {session.dialect.now_ms} - {older_than_s * 1000}"
-        + (" LIMIT 1000" if session.dialect.name == "mysql" else "")
-    )
 
 
 def _note(session: NodeSession, before: Mapping[Place, Aside], left: Sequence[Reject]) -> None:

@@ -10,7 +10,7 @@ import json
 import re
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from msgspec import structs
@@ -23,6 +23,8 @@ from pipeline.shard.session import NodeSession
 #: States of an op that is set aside: refused, waits for what its reason names, waits behind an op of the same row.
 REJECTED, WAITING, PARKED = "rejected", "waiting", "parked"
 ASIDE = (REJECTED, WAITING, PARKED)
+#: Of an op that a foreign key refuses while ops of a table wait that it may need; the table's name follows.
+_NEEDS = "may need ops that wait, those of table "
 #: Room in a statement beside the op: 4,000 characters of reason, the row's key, names and numbers.
 _REST_BYTES = 20_000
 #: A statement is aimed at this size.
@@ -39,6 +41,8 @@ _COLUMNS = (
 
 #: So much of a forged entry is kept, characters.
 MOST_FORGED = 4_000
+#: Begins the reason of an op that no operator gave up; a setting's name follows.
+GIVEN_UP = "given up by [apply] "
 _T = TypeVar("_T")
 
 
@@ -111,6 +115,53 @@ def holders(session: NodeSession, rows: Iterable[tuple[int, str]]) -> dict[tuple
         ):
             found[bucket, key] = min(Position(epoch, seq), found.get((bucket, key), Position(epoch, seq)))
     return found
+
+
+def why_stopped(table: str, own: Collection[str]) -> str:
+    """Return why an op waits for a table that is stopped.
+
+    Args:
+        table: the table's name.
+        own: the tables that the op itself names.
+    """
+    return f"its table {table} was stopped" if table in own else why_needy(table)
+
+
+def why_needy(table: str) -> str:
+    """Return why an op waits that may need ops of a table that wait.
+
+    Args:
+        table: the table's name.
+    """
+    return _NEEDS + table
+
+
+def needs_of(reason: str) -> str:
+    """Return the table whose ops an op may need, or the empty string.
+
+    Args:
+        reason: why it is set aside.
+    """
+    return reason.removeprefix(_NEEDS) if reason.startswith(_NEEDS) else ""
+
+
+def held_in(session: NodeSession, buckets: Iterable[int]) -> dict[int, set[str]] | None:
+    """Return the keys of all rows that are held in some buckets; None where these are many.
+
+    Args:
+        session: inside the transaction that has locked the buckets.
+        buckets: one at least.
+    """
+    found = session.rows(
+        "SELECT bucket, row_key FROM pipeline_held"
+        f" WHERE bucket IN ({', '.join(map(str, buckets))}) LIMIT {_MOST_KEYS + 1}"
+    )
+    if len(found) > _MOST_KEYS:
+        return None
+    held: dict[int, set[str]] = {}
+    for bucket, key in found:
+        held.setdefault(bucket, set()).add(key)
+    return held
 
 
 def parts(things: Sequence[_T]) -> Iterator[Sequence[_T]]:

@@ -8,7 +8,7 @@ import pytest
 from support.sandbox.logs import EPOCH, PRODUCER, S0, append, entries, raise_to, sequences
 
 from pipeline.model.op import Entry, Position
-from pipeline.oplog.appends import APPENDED, HOLE, SEEN, Appended, EpochStale, Line, Placed, Scope
+from pipeline.oplog.appends import APPENDED, HELD, HOLE, SEEN, Appended, EpochStale, Line, Placed, Scope
 from pipeline.oplog.batches import this_process
 from pipeline.oplog.contract import Log
 
@@ -124,6 +124,30 @@ def test_a_hole_or_an_overlap_is_refused_and_tells_the_last_sequence_seen(log: L
 
     assert answer == Appended([Placed(HOLE, Position(0, last))], [])
     assert len(entries(log, 3)) == last
+
+
+@pytest.mark.parametrize("first", [2, 4])
+def test_where_one_log_has_a_hole_nothing_of_the_call_passes_it(log: Log, line: Line, first: int):
+    append(line, (3, 1, [b"a", b"b"]), (5, 1, [b"s"]))
+    call = ((5, 1, [b"s"]), (4, 1, [b"child"]), (3, first, [b"parent"] * 2))
+
+    answer = append(line, *call)
+
+    assert [placed.code for placed in answer.placed] == [SEEN, HELD, HOLE]
+    assert (answer.placed[2].position, answer.ring) == (Position(0, 2), [])
+    assert [len(entries(log, bucket)) for bucket in (3, 4)] == [2, 0]
+
+
+def test_a_hole_of_another_log_leaves_an_op_of_an_older_epoch_to_be_sent_again(log: Log, line: Line):
+    append(line, (3, 1, [b"a"]), (4, 1, [b"b"]))
+    raise_to(log, S0, EPOCH + 5)
+
+    answer = append(line, (4, 1, [b"b"]), (3, 3, [b"c"]), epoch=EPOCH + 5)
+
+    assert [placed.code for placed in answer.placed] == [HELD, HOLE]
+    assert line.pass_hole(PRODUCER, 3, 1, 2)
+    again = append(line, (4, 1, [b"b"]), (3, 3, [b"c"]), epoch=EPOCH + 5)
+    assert [placed.code for placed in again.placed] == [APPENDED, APPENDED]
 
 
 def test_the_first_sequence_of_a_producer_is_one(log: Log, line: Line):

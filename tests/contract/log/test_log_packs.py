@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -199,6 +201,24 @@ def test_the_texts_of_a_sheet_hold_its_ops(count: int, size: int, step: int):
     assert [bytes(one) for _, text in made for one in unpacked(text)] == list(sent)
     assert [n for n, _ in made] == [len(unpacked(text)) for _, text in made]
     assert all(len(text) <= 2 * MOST_BYTES for n, text in made if n > 1)
+
+
+@pytest.mark.parametrize("size", [5, 300, 9_000], ids=["many rows", "wide rows", "rows of half an entry"])
+def test_a_large_sheet_is_encoded_once(size: int, monkeypatch: pytest.MonkeyPatch):
+    encoded: list[int] = []
+
+    def noting(op: Any) -> bytes:
+        text = encode(op)
+        encoded.append(len(text))
+        return text
+
+    monkeypatch.setattr("pipeline.model.sheet.encode", noting)
+    sent = Sheet("sale", "hash", 1.0, range(1, 1001), (0,), [[f"{n:0{size}}" for n in range(1000)]])
+
+    made = list(packed(sent))
+
+    assert sum(n for n, _ in made) == 1000
+    assert sum(encoded) <= 1.3 * sum(len(text) for _, text in made)
 
 
 def test_a_release_that_knows_no_sheets_lets_one_wait(monkeypatch: pytest.MonkeyPatch):

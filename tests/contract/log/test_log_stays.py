@@ -17,6 +17,7 @@ from pipeline.errors import LogUnavailable
 from pipeline.model.op import Position
 from pipeline.oplog.appends import Line
 from pipeline.oplog.contract import Log
+from pipeline.oplog.counts import BATCHES
 from pipeline.oplog.groups import GroupedLog
 from pipeline.oplog.redis.log import RedisLog
 
@@ -118,6 +119,24 @@ def test_nobody_is_rung_for_what_was_due_before_a_look_that_found_it_in_good_han
     append(line, (3, 1, [b"a"]))
 
     assert log.leave("s0", "me", within_ms=60_000) == (True, 2)
+
+
+def test_a_shard_stirs_while_it_has_work_or_somebody_at_it_and_says_something_else_after_each_batch(
+    log: Log, line: Line
+):
+    quiet = log.stirs(["s0", "s1"])
+    assert quiet["s0"]
+    assert quiet["s1"]
+
+    append(line, (3, 1, [b"a"]))
+    assert log.stirs(["s0", "s1"]) == quiet | {"s0": ""}
+
+    log.due("s0", 10, "me")
+    log.finish("s0", {3: Position(EPOCH, 0)}, counts={BATCHES: 1}, holder="me")
+    assert log.stirs(["s0"]) == {"s0": ""}, "somebody is at it"
+    log.leave("s0", "me")
+    assert log.stirs(["s0"])["s0"] not in ("", quiet["s0"])
+    assert log.stirs(["s0", "s1"]) == log.stirs(["s1", "s0"])
 
 
 def test_a_message_on_its_way_is_rung_for_once(log: Log, line: Line):

@@ -11,6 +11,7 @@ from support.sandbox.sessions import ENTRY, PRODUCER, both, mariadb, run
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import START, Op, Position, decode, encode
 from pipeline.reads.health.probe import probe
+from pipeline.shard import actions
 from pipeline.shard.records import ledger, ledger_queries, set_aside
 from pipeline.shard.records.ledger import LostRange, Mark, Reject
 from pipeline.shard.session import NodeSession
@@ -90,7 +91,7 @@ def test_a_reject_is_kept_whole_with_the_databases_reason(shard: NodeSession):
     assert ledger_queries.aside(shard, [(3, PRODUCER, 9), (3, PRODUCER, 10)]) == [
         ("rejected", "Duplicate entry 'x'", 1062)
     ]
-    assert ledger_queries.counts(shard) == {"rejected": 1, "parked": 0, "lost": 0, "forged": 0}
+    assert ledger_queries.counts(shard) == {"rejected": 1, "parked": 0, "lost": 0, "forged": 0, "given_up": 0}
 
 
 @both
@@ -291,6 +292,39 @@ def test_more_ops_are_set_aside_at_once_than_one_statement_takes(shard: NodeSess
 
     assert shard.query("SELECT COUNT(*) FROM pipeline_rejects") == [(2500,)]
     assert shard.query("SELECT COUNT(*) FROM pipeline_held") == [(2500,)]
+
+
+@both
+def test_room_is_made_among_what_is_set_aside_the_settled_first_then_what_holds_no_row(shard: NodeSession):
+    payload = json.dumps({"text": "x" * 50_000}).encode()
+    ops = [ENTRY._replace(position=Position(7, seq), producer_seq=seq, payload=payload) for seq in range(6)]
+    kept = [Reject(op, "t", "id 5", 1062, "Duplicate", holds=frozenset({"t 5"}) if n < 2 else frozenset())
+            for n, op in enumerate(ops)]  # fmt: skip
+    with shard.transaction():
+        set_aside.set_aside(shard, [op._replace(state="parked") if n == 1 else op for n, op in enumerate(kept)])
+    run(shard, "UPDATE pipeline_rejects SET state = 'replayed' WHERE seq = 5")
+    sizes = "SELECT seq, state, LENGTH(op) > 1000 FROM pipeline_rejects ORDER BY seq"
+
+    found = []
+    for most_bytes in (260_000, 210_000, 0, 0):
+        with shard.transaction():
+            found.append(actions.bound_rejects(shard, most_bytes))
+        found.append([(state, large) for _, state, large in shard.query(sizes)])
+
+    whole, settled, gone = ("rejected", 1), ("replayed", 0), ("dropped", 0)
+    held = [("rejected", 1), ("parked", 1)]
+    assert found[:2] == [(1, 0), [*held, whole, whole, whole, settled]]
+    assert found[2:4] == [(1, 1), [*held, gone, whole, whole, settled]]
+    assert found[4:] == [(2, 2), [*held, gone, gone, gone, settled], (0, 0), [*held, gone, gone, gone, settled]]
+    assert ledger_queries.counts(shard)["given_up"] == 3
+    assert shard.query("SELECT reason FROM pipeline_rejects WHERE seq = 2")[0][0].endswith("rejects_mb: Duplicate")
+
+
+@both
+def test_a_table_of_what_is_set_aside_that_may_be_too_large_is_told_cheaply(shard: NodeSession):
+    assert not actions.too_much(shard, 0)
+    assert not actions.too_much(shard, 10**9) or shard.dialect.name == "sqlite"
+    assert actions.too_much(shard, 1)
 
 
 @both

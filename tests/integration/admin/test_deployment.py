@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from support.oracle import nodes
 from support.servers.rig import Rig
 
 from pipeline import cli
 from pipeline.admin.migrate import migrate
 from pipeline.client import Client
+from pipeline.clock import polls
 from pipeline.errors import WrongDeployment
+from pipeline.shard.records.ledger import text_literal
 from pipeline.shard.session import NodeSession
 
 pytestmark = pytest.mark.mariadb
+KEEP = "UPDATE pipeline_deployment SET fingerprint = {}"
 
 
 @pytest.fixture
@@ -79,3 +83,23 @@ def test_empty_databases_are_not_prepared_for_a_queue_that_is_another_s(mariadb:
 
     assert client.nodes.primary("s0").query("SHOW TABLES") == []
     client.close()
+
+
+def test_a_worker_that_is_refused_while_it_runs_leaves_the_bells_to_others(mariadb: Rig) -> None:
+    client, topology, uri = mariadb.client, mariadb.client.topology, mariadb.primaries["s0"]
+    owner = next(one for one in mariadb.owners(40) if topology.shard_of(topology.bucket_of("event", one)) == "s0")
+    [[fits]] = nodes.rows(uri, "SELECT fingerprint FROM pipeline_deployment")
+    other, changed = re.subn(r'"deployment":"\w+"', '"deployment":"another"', fits)
+    assert changed == 1
+
+    with mariadb.frozen(), mariadb.worker(mariadb.config, concurrency=1) as late:
+        with mariadb.frozen(late):
+            receipt = client.enqueue_insert("event", owner=owner, body="x")
+            nodes.rows(uri, KEEP.format(text_literal(other)))
+        try:
+            assert any("shard_not_served shard=s0" in mariadb.log_text(late) for _ in polls(30))
+            # whoever else hears the shard's bells finds this one
+            assert any(mariadb.broker.llen("pl:celery:shard.s0") for _ in polls(30))
+        finally:
+            nodes.rows(uri, KEEP.format(text_literal(fits)))
+    receipt.wait(30)

@@ -13,7 +13,10 @@ from support.oracle import nodes
 from support.servers.rig import Rig, rig_of
 from support.tables import TABLES_TOML
 
+from pipeline.admin import stops
+from pipeline.admin.release import release
 from pipeline.client import Client
+from pipeline.clock import polls
 from pipeline.errors import Rejected
 
 pytestmark = pytest.mark.mariadb
@@ -175,3 +178,30 @@ def test_a_child_whose_parent_never_comes_is_rejected_and_its_bucket_goes_on(rig
         orphan.wait(60)
 
     assert nodes.rows(rig.primaries["s0"], "SELECT up FROM family_child") == [(behind.id,)]
+
+
+def became(receipt: Any) -> str:
+    """Return what an op's receipt says once it is queued no more."""
+    return next(state for _ in polls(60) if (state := str(receipt.status())) != "queued")
+
+
+def test_a_child_waits_with_its_parent_while_its_parents_table_is_paused(rig: Rig, client: Client) -> None:
+    db = model()
+    client.define_tables(db)
+    first, second = owners_of(rig, client, "s0", 2)
+    paused = stops.target_of(client, "family_parent")
+    stops.pause(client, paused)
+    states = list[str]()
+    while states != ["parked"] * 3:  # workers obey within a second
+        assert "rejected" not in states
+        parent = client.enqueue_insert(db.family_parent, owner=first)
+        child = client.enqueue_insert(db.family_child, owner=second, up=parent.id)
+        grand = client.enqueue_insert(db.family_grand, owner=first, up=child.id)
+        states = [became(one) for one in (parent, child, grand)]
+
+    stops.resume(client, paused)
+    for _ in release(client, "s0", "ada"):
+        pass
+
+    assert any({one.status() for one in (parent, child, grand)} == {"replayed"} for _ in polls(60))
+    assert (child.id,) in nodes.rows(rig.primaries["s0"], "SELECT up FROM family_grand")

@@ -40,6 +40,7 @@ class Site:
         folder: str = "",
         replicas: str = "",
         file: str = "web.toml",
+        spool: str = "",
     ) -> Client:
         """Return a process's client, whose configuration may say anything."""
         home = self.folder / folder
@@ -55,7 +56,7 @@ class Site:
             "redis": {"url": "redis://redis.invalid/0", **redis},
             "shards": sections,
             "tables": tables,
-        }
+        } | ({"spool": {"path": str(self.folder / spool), "max_mb": 1}} if spool else {})
         settings = replace(load(configuration), source=file)
         made = Client(settings, log=log or self.log, bell=SilentBell())
         self._clients.append(made)
@@ -73,8 +74,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
     made.close()
 
 
-def insert(client: Client, customer: int = 7) -> Any:
-    return client.enqueue_insert(model().purchase, customer=customer, qty=1)
+def insert(client: Client, customer: int = 7, **how: Any) -> Any:
+    return client.enqueue_insert(model().purchase, customer=customer, qty=1, **how)
 
 
 def model() -> Any:

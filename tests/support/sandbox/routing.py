@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from pipeline import clock
@@ -39,6 +40,7 @@ class FakeReader:
     def __init__(self, node: str):
         self.node, self.marks_now, self.away, self.probes = node, dict(LACKS), False, 0
         self.known: dict[int, Position] = {}
+        self.here, self.aside = SimpleNamespace(holding=set()), False
         self.catches_up_after: int | None = None
         self.age_s = 0.0
         self.db: Any = None
@@ -63,6 +65,9 @@ class FakeReader:
             self.marks_now = dict(HAS)
         self.known = dict(self.marks_now)
         return self.has(needs)
+
+    def waits_aside(self, needs: Mapping[int, Need]) -> bool:
+        return self.aside
 
     def marks(self, buckets: Iterable[int] | None = None) -> dict[int, Position]:
         return dict(self.marks_now)

@@ -20,8 +20,7 @@ from pipeline.devcluster import celery, mariadb, startup
 from pipeline.devcluster.cluster import Cluster
 from pipeline.devcluster.startup import wait_ready
 from pipeline.reads.health.report import IN_ROTATION, Report
-from workers.prober import Watch
-from workers.threads import Turns
+from workers.threads import Turns, Watch
 
 BUCKETS = 8
 REPLICAS = ("s0-r0", "s0-r1")

@@ -19,6 +19,7 @@ from pydal import DAL, Field
 from pipeline.admin import stops
 from pipeline.admin.dead import Where, dead_ops
 from pipeline.admin.migrate import migrate
+from pipeline.admin.moving import orders
 from pipeline.client import Client
 from pipeline.devcluster.cluster import Cluster
 from support.web.chromium import chromium, visitor
@@ -34,6 +35,7 @@ PICTURES = {
     "tab-dead": ("/pipeline/dead", "light", (1280, 800)),
     "tab-dead-dark": ("/pipeline/dead", "dark", (1280, 800)),
     "tab-dead-phone": ("/pipeline/dead", "light", (390, 844)),
+    "tab-moves": ("/pipeline#pl-moves", "light", (1280, 900)),
     "tab-op": ("/pipeline/dead/op/{place}", "light", (1280, 720)),
 }
 
@@ -94,6 +96,8 @@ def take(folder: Path, seconds: float, wanted: Mapping[str, Any]) -> None:
             wait(seconds * 0.8)
             stops.pause(client, stops.target_of(client, "visit"), "the report moves to another disk", "maria")
             cluster.stop("s1-r0")
+            some = client.topology.buckets_of("s0")[:24]
+            orders.order_move(client, some, "s1", "maria", keep_s=600)
             wait(seconds * 0.2)
             port = next(one.port for one in cluster.processes if one.name == "flower")
             photograph(client, f"http://127.0.0.1:{port}", folder, wanted)

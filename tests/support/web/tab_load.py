@@ -95,7 +95,7 @@ class Workers(threading.Thread):
         )  # fmt: skip
         return ShardRecord(
             name, at_ms, depth=depth, oldest_ms=int(some(500, 30_000)), dirty=16, rate=some(800, 1_200),
-            enqueue_rate=some(800, 1_200), rejected=REFUSED // SHARDS, parked=40, lost=0, forged=0,
+            enqueue_rate=some(800, 1_200), rejected=REFUSED // SHARDS, parked=40, lost=0, forged=0, given_up=0,
             batch=BatchRecord(some(5, 12), some(80, 120), some(40, 60), some(90, 140)), tables=tables, buckets=buckets,
             nodes=(NodeRecord(name, "primary", reads_share=0.5), replica), owned=16,
         )  # fmt: skip

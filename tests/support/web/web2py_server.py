@@ -4,7 +4,8 @@
         ada = site.browser("/shop/default")
         assert ada.post("buy", qty=3).json()["id"]     # a ticket is an AssertionError with its traceback
 
-The server is that of `examples.web2py`; `serving` starts it as a process of its own.
+The server is that of `examples.web2py`; `serving` starts it as a process of its own. `$WEB2PY` is the folder of another
+web2py to serve with, such as a checkout of its newest release.
 """
 
 from __future__ import annotations
@@ -176,9 +177,10 @@ def start(folder: Path, **environment: str) -> Site:
     """Start a server and wait until it answers; who calls this ends it."""
     [port] = free_ports(1)
     log = (folder / "server.log").open("ab")
+    modules = [os.environ.get("WEB2PY", ""), environment.pop("PYTHONPATH", str(ROOT))]
     process = subprocess.Popen(
         [sys.executable, "-m", "examples.web2py.server", str(folder), str(port)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, modules))},
         stdout=log,
         stderr=log,
     )

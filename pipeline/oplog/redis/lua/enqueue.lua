@@ -31,7 +31,8 @@
 --       "claimed <claim>" nothing was written: an op with this key is in a log, or the key is claimed for another row's
 --                         id; the latter is no hindrance to an op whose row id is 0
 --       "ok <a bit per shard: ring it> <per log: code epoch seq>"
---            code 0 appended, first position; 1 seen before, first position then; 2 a hole, seq is the last one seen
+--            code 0 appended, first position; 1 seen before, first position then; 2 a hole, seq is the last one seen;
+--            3 not taken, for the hole of another log: no op may pass an older one of another bucket
 --            What was seen under another epoch may be gone from its log: it is appended again, and the shard drops it.
 -- called in somebody's web request: few calls, and nothing made that the usual single op does not need
 local call, format = redis.call, string.format
@@ -101,20 +102,37 @@ local function take(bell, wake)
   return '1'
 end
 
-local prefix = epoch .. '-*'
-local reply, wrote, ended
-local key, at = 6 + 3 * shards, 14
+-- of each log what it knows of the producer, and the code of its answer
+local codes, lasts, epochs, seqs, hole = {}, {}, {}, {}, false
+local log, at = 1, 14
 while at <= #ARGV do
-  local bucket, first, count = ARGV[at], ARGV[at + 1] + 0, ARGV[at + 2] + 0
-  local seen = redis.pcall('HGET', KEYS[3], bucket)
+  local first, count = ARGV[at + 1] + 0, ARGV[at + 2] + 0
+  local seen = redis.pcall('HGET', KEYS[3], ARGV[at])
   if type(seen) == 'table' then call('DEL', KEYS[3]) end  -- no producer of ours
   local last, last_epoch, last_seq = string.match(type(seen) == 'string' and seen or '', '^(%d+) (%d+) (%d+)$')
-  local placed
-  last, last_epoch, last_seq = (last or 0) + 0, last_epoch or '0', last_seq or 0
+  last, last_epoch = (last or 0) + 0, last_epoch or '0'
+  local code = 0
   if first + count - 1 <= last and last_epoch == epoch then
-    placed = '1 ' .. last_epoch .. ' ' .. format('%d', last_seq - (last - first))
+    code = 1
   elseif first > last + 1 or (first <= last and last_epoch == epoch) then
-    placed = '2 0 ' .. format('%d', last)
+    code, hole = 2, true
+  end
+  codes[log], lasts[log], epochs[log], seqs[log] = code, last, last_epoch, (last_seq or 0) + 0
+  log, at = log + 1, at + 4 + 2 * ARGV[at + 3]
+end
+
+local prefix = epoch .. '-*'
+local reply, wrote, ended
+local key = 6 + 3 * shards
+log, at = 1, 14
+while at <= #ARGV do
+  local bucket, first, count, placed = ARGV[at], ARGV[at + 1] + 0, ARGV[at + 2] + 0, nil
+  if codes[log] == 1 then
+    placed = '1 ' .. epoch .. ' ' .. format('%d', seqs[log] - (lasts[log] - first))
+  elseif codes[log] == 2 then
+    placed = '2 0 ' .. format('%d', lasts[log])
+  elseif hole then
+    placed = '3 0 0'
   else
     local text, name, from = at + 5, prefix, nil
     if count > 1 then
@@ -124,7 +142,7 @@ while at <= #ARGV do
     end
     local id = redis.pcall('XADD', KEYS[key], name, 'p', producer, 's', format('%d', first), 'o', ARGV[text])
     if not from and type(id) ~= 'table' then from = string.sub(id, #epoch + 2) + 0 end
-    ended = ends(KEYS[key], bucket, id, from, last_epoch == epoch and last_seq + 0 or -1)
+    ended = ends(KEYS[key], bucket, id, from, epochs[log] == epoch and seqs[log] or -1)
     if ended then break end
     if type(id) == 'table' then return id end
     local done = ARGV[text - 1] + 0
@@ -148,7 +166,7 @@ while at <= #ARGV do
     if wrote then wrote[#wrote + 1] = bucket else wrote = { bucket } end
   end
   reply = reply and reply .. ' ' .. placed or placed
-  at, key = at + 4 + 2 * ARGV[at + 3], key + 1
+  log, at, key = log + 1, at + 4 + 2 * ARGV[at + 3], key + 1
 end
 
 local bits = ''
