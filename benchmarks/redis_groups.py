@@ -1,15 +1,16 @@
 """Measure what single enqueues cost one Redis, and two of which each has a shard's logs.
 
 One Redis is full when its core is. So what a deployment can take is the number of ops by the CPU of its busiest Redis,
-on however few cores this machine has.
+on however few cores this machine has. What a Redis takes while nothing is enqueued is measured beside, and left out:
+with two, each waits twice as long for as many ops.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import count, islice
@@ -29,10 +30,11 @@ from pipeline.oplog.doorbell import SilentBell
 #: Single enqueues of one round, after so many that make connections and blocks of ids.
 OPS, WARM = 20_000, 500
 #: Ops of one turn.
-STEP = 250
+STEP = 1_000
 ROUNDS = 3
 PASSWORD = "bench"
-_TICKS = os.sysconf("SC_CLK_TCK")
+#: How long it is looked at a Redis that has nothing to do, s.
+IDLE_S = 5.0
 
 
 def main() -> None:
@@ -44,6 +46,7 @@ def main() -> None:
             for _ in range(OPS // STEP):  # by turns: what else the machine does meets both
                 one.enqueue(STEP)
                 two.enqueue(STEP)
+            time.sleep(IDLE_S)
             ratios.append(two.rate() / one.rate())
             print(f"round {nth + 1}: one Redis {one.rate():,.0f} ops/s of its core, two {two.rate():,.0f}", end="")
             print(f": {ratios[-1]:.2f} ×", flush=True)
@@ -68,19 +71,27 @@ class Measured:
         self._db.define_table("purchase", Field("customer", "integer"), Field("qty", "integer"))
         self._client.define_tables(self._db)
         migrate(self._client)
-        self._customers, self._done = count(), 0
+        self._customers, self._pids, self._done = count(), [pid for pid, _ in servers], 0
         self.enqueue(WARM)
-        self._done, self._before_s = 0, {pid: cpu_s(pid) for pid, _ in servers}
+        self._done, self._before = 0, self._read()
+        self._behind = self._before
 
     def enqueue(self, ops: int) -> None:
-        """Enqueue one op a call; customers alternate between the shards."""
-        for customer in islice(self._customers, ops):
+        """Enqueue one op a call, first all of one shard: a Redis that waits between ops takes more time for each."""
+        for customer in sorted(islice(self._customers, ops), key=lambda one: one % 2):
             self._client.enqueue_insert(self._db.purchase, customer=customer, qty=1)
         self._done += ops
+        self._behind = self._read()
 
     def rate(self) -> float:
-        """Return how many single enqueues a second the busiest Redis takes at one full core."""
-        return self._done / max(cpu_s(pid) - was for pid, was in self._before_s.items())
+        """Return how many single enqueues a second the busiest Redis takes at one full core; idle since the last."""
+        now, (begun_s, began), (ended_s, end) = self._read(), self._before, self._behind
+        idle = [(one - was) / (now[0] - ended_s) for one, was in zip(now[1], end, strict=True)]
+        spent = [one - was for one, was in zip(end, began, strict=True)]
+        return self._done / max(cpu - share * (ended_s - begun_s) for cpu, share in zip(spent, idle, strict=True))
+
+    def _read(self) -> tuple[float, list[float]]:
+        return time.monotonic(), [cpu_s(pid) for pid in self._pids]
 
 
 def client_of(folder: Path, urls: list[str]) -> Client:
@@ -124,9 +135,9 @@ def running(folder: Path) -> Iterator[tuple[int, str]]:
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU time of a process, its threads included."""
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / _TICKS
+    """Return the CPU time of a process, its threads included, to the nanosecond."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 if __name__ == "__main__":

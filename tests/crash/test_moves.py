@@ -187,7 +187,7 @@ def moved(client: Client, luck: random.Random, bucket: int, target: str) -> None
                 clock.sleep_s(0.1)
                 continue
             try:
-                for _, step in zip(range(luck.randrange(1, 8)), found[0].steps(), strict=False):
+                for _, step in zip(range(luck.randrange(1, 20)), found[0].steps(), strict=False):
                     last = f"{step.stage} {step.text}"
             finally:
                 found[0].release()  # as if its lease had run out
