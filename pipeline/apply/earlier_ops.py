@@ -16,11 +16,12 @@ from pipeline.apply.batch import Batch
 from pipeline.apply.grouping import Item
 from pipeline.apply.order import sent_ms_of
 from pipeline.errors import PipelineError
-from pipeline.model.op import DELETE, Entry, Op, Position
+from pipeline.model.op import Entry, Op, Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
 from pipeline.shard.session import NodeSession
+from pipeline.shard.table_facts import Facts, constraints_in
 
 #: The bucket and the position of an op.
 Place = tuple[int, Position]
@@ -108,6 +109,8 @@ class EarlierOps:
         self._owned: list[int] = []
         self._queued: dict[int, float] | None = None
         self._looked_deep = False
+        #: By a table's name, see `_is_named_by_id`: constraints may change between transactions.
+        self._by_id: dict[str, bool] = {}
         #: The next entries of each bucket, once they were asked for.
         self._deep: Mapping[int, Sequence[Entry]] | None = None
 
@@ -121,12 +124,14 @@ class EarlierOps:
         if not again:
             self._putting_off, self._settled, self._let_go = {}, set(), None
         self._batch, self._queued, self._deep, self._looked_deep = batch, None, None, False
+        self._by_id = {}
 
-    def awaited_by(self, item: Item, *, refused: bool = True) -> WaitReason | None:
+    def awaited_by(self, item: Item, *, deletes_from: Facts | None = None, refused: bool = True) -> WaitReason | None:
         """Return why an op that a constraint refuses, or that deletes, waits; None where it has its turn.
 
         Args:
             item: the op.
+            deletes_from: of the table of which it deletes a row by its id, if it does.
             refused: whether a constraint refuses it: then what is younger by `CLOCKS_MS` counts for a second.
         """
         younger_ms, most_s = (CLOCKS_MS, self._wait_s) if refused else (0.0, DELETES * self._wait_s)
@@ -138,7 +143,7 @@ class EarlierOps:
             self._looked_deep = True  # else the database's word would be final, and the row gone
             self._queued = self._oldest_queued(self._queued, DEEP)
             near = _until(at_ms + younger_ms, self._queued, bucket)
-        if near and not refused and item.op.kind == DELETE and item.op.id is not None:
+        if near and deletes_from is not None and self._is_named_by_id(deletes_from):
             near = self._naming(item.op, near)
         if not near:
             return None
@@ -160,6 +165,16 @@ class EarlierOps:
             self._log.mark_dirty(self._shard, near)
         self._queued[bucket] = min(at_ms, self._queued.get(bucket, at_ms))  # this one is queued from now on
         return self._reason(item)
+
+    def _is_named_by_id(self, facts: Facts) -> bool:
+        """Return whether whatever a delete from a table may reach refers to the row by its id."""
+        name, children = facts.database_name, facts.constraints.children
+        if name not in self._by_id:
+            theirs = constraints_in(self._session, children).values() if children else ()
+            keys = [key for one in theirs for key in one.parents if key.parent.lower() == name.lower()]
+            by_id = all(key.parent_columns == (facts.schema.id_name,) for key in keys)
+            self._by_id[name] = by_id and not any(one.children for one in theirs)
+        return self._by_id[name]
 
     def _naming(self, delete: Op, near: Mapping[int, float]) -> dict[int, float]:
         """Return the buckets with an older op that may refer to the row that is deleted: such an op names its id."""

@@ -369,26 +369,47 @@ def test_a_delete_waits_for_older_ops_that_name_its_row_and_for_no_others(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = two_buckets(box)
-    one, two = (pipeline.enqueue_insert(db.parent, who=second) for _ in range(2))
+    one, two = (pipeline.enqueue_insert(db.child, who=second) for _ in range(2))
     box.drain()
     at, now_s = after(monkeypatch), clock.mono_s()
     at(100)
-    child = pipeline.enqueue_insert(db.child, who=first, up=two.id)
+    below = pipeline.enqueue_insert(db.grandchild, who=first, up=two.id)
     at(200)
-    pipeline.enqueue_delete(db.parent.id == one.id)
-    pipeline.enqueue_delete(db.parent.id == two.id)
+    pipeline.enqueue_delete(db.child.id == one.id)
+    pipeline.enqueue_delete(db.child.id == two.id)
     monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
     for _ in range(5):
-        box.log.postpone("s0", [child.bucket], 3_600_000)
+        box.log.postpone("s0", [below.bucket], 3_600_000)
         box.log.postpone("s0", [one.bucket], 0)
         worker.apply()
 
-    assert [row["id"] for row in box.rows("parent")] == [two.id]
+    assert [row["id"] for row in box.rows("child")] == [two.id]
     monkeypatch.undo()
-    box.log.postpone("s0", [one.bucket, child.bucket], 0)
+    box.log.postpone("s0", [one.bucket, below.bucket], 0)
     box.drain()
-    assert (child.status(), box.rows("parent")) == ("applied", [])
+    assert (below.status(), box.rows("child")) == ("applied", [])
+
+
+def test_a_delete_that_reaches_rows_through_others_waits_for_older_ops_that_do_not_name_its_row(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    parent = pipeline.enqueue_insert(db.parent, who=second)
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    box.drain()
+    below = pipeline.enqueue_insert(db.grandchild, who=first, up=child.id)
+    pipeline.enqueue_delete(db.parent.id == parent.id)
+    now_s = clock.mono_s()
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    for _ in range(5):
+        box.log.postpone("s0", [below.bucket], 3_600_000)
+        box.log.postpone("s0", [parent.bucket], 0)
+        worker.apply()
+    monkeypatch.undo()
+
+    assert [row["id"] for row in box.rows("parent")] == [parent.id]
 
 
 def test_an_op_is_put_off_until_the_older_op_that_helps_it_is_committed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,9 +112,9 @@ def test_a_quiet_node_that_does_not_answer_is_probed_each_time(
     assert asked.count("s1") == 6
 
 
-def test_a_shard_with_replicas_is_probed_each_time(box: Sandbox):
+def test_a_shard_with_replicas_is_probed_each_time(box: Sandbox, tmp_path: Path):
     shards = box.client.settings.shards
-    with_replica = {**shards, "s0": replace(shards["s0"], replicas=("sqlite://s0r.sqlite",))}
+    with_replica = {**shards, "s0": replace(shards["s0"], replicas=(f"sqlite://{tmp_path}/s0r.sqlite",))}
     prober = Prober(Nodes(replace(box.client.settings, shards=with_replica)), ["s0"], box.log)
     [health] = prober._shards
     taken: list[Any] = []
