@@ -159,7 +159,7 @@ def test_of_atomic_groups_only_those_wait_for_older_ops_that_delete_a_row_with_c
     database: Database, monkeypatch: pytest.MonkeyPatch
 ):
     asked: list[Op] = []
-    monkeypatch.setattr(EarlierOps, "awaited_by", lambda self, item, refused: asked.append(item.op))
+    monkeypatch.setattr(EarlierOps, "awaited_by", lambda self, item, **_: asked.append(item.op))
     deletes = group(insert(PLAIN, 2, {1: 1}), Op(DELETE, "parent", PARENT.hash, 0, 1))
     ops = [group(insert(PLAIN, 1, {1: 1})), deletes, group(insert(PLAIN, 3, {1: 1}))]
 
