@@ -1,4 +1,4 @@
-"""Order the ops of several buckets by time, and decide whether an op that a constraint refuses is early.
+"""Decide whether an op that a constraint refuses, or that deletes, comes before ops that it has to wait for.
 
 A database enforces order across buckets: a child's row needs its parent's, a unique value has to be free. A log keeps
 order within one bucket. So a constraint's word is final once what was enqueued before the op is applied or set aside. A

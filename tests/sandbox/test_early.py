@@ -102,12 +102,8 @@ def test_a_child_is_not_rejected_that_comes_before_its_parent_in_a_transaction_t
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = two_buckets(box)
-    began_ns = clock.wall_ns()
+    enqueued = enqueuing(monkeypatch)
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
-
-    def enqueued(after_ms: int, table: Any, **values: Any) -> Any:
-        monkeypatch.setattr(clock, "wall_ns", lambda: began_ns + after_ms * 10**6)
-        return pipeline.enqueue_insert(table, **values)
 
     enqueued(900, db.event, who=first)  # directly, while what follows was in the spool of another host
     parent = enqueued(100, db.parent, who=first)
@@ -123,11 +119,7 @@ def test_a_child_before_its_parent_is_not_rejected_because_the_log_goes_away_bef
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = two_buckets(box)
-    began_ns, now_s, steps = clock.wall_ns(), clock.mono_s, list[str]()
-
-    def enqueued(after_ms: int, table: Any, **values: Any) -> Any:
-        monkeypatch.setattr(clock, "wall_ns", lambda: began_ns + after_ms * 10**6)
-        return pipeline.enqueue_insert(table, **values)
+    enqueued, now_s, steps = enqueuing(monkeypatch), clock.mono_s, list[str]()
 
     def step(name: str) -> None:
         steps.append(name)
@@ -151,12 +143,8 @@ def test_a_child_that_was_put_off_is_so_again_where_the_commit_of_its_parent_is_
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = two_buckets(box)
-    began_ns = clock.wall_ns()
+    enqueued = enqueuing(monkeypatch)
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
-
-    def enqueued(after_ms: int, table: Any, **values: Any) -> Any:
-        monkeypatch.setattr(clock, "wall_ns", lambda: began_ns + after_ms * 10**6)
-        return pipeline.enqueue_insert(table, **values)
 
     enqueued(900, db.event, who=first)  # directly, while what follows was in the spool of another host
     parent = enqueued(100, db.parent, who=first)
@@ -582,3 +570,14 @@ def after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Return what sets the clock by which ops are enqueued to so many ms after now."""
     began_ns = clock.wall_ns()
     return lambda ms: monkeypatch.setattr(clock, "wall_ns", lambda: began_ns + ms * 10**6)
+
+
+def enqueuing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return what enqueues an insert so many ms after now."""
+    at = after(monkeypatch)
+
+    def enqueued(after_ms: int, table: Any, **values: Any) -> Any:
+        at(after_ms)
+        return pipeline.enqueue_insert(table, **values)
+
+    return enqueued
