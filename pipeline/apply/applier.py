@@ -224,16 +224,17 @@ class Applier(ShardTurns):
                 self._log.note_attempts(self.shard, dict.fromkeys(restored, ""), anew=True)
                 self._log.postpone(self.shard, restored, SCHEMA_DELAY_MS)
             early = {bucket: mark for bucket, mark in held.items() if batch.waiting[bucket].kind == "early"}
+            own = self._transaction.noted
             if early:
                 self._early += 1
-                self._log.finish(self.shard, early, delay_ms=round(1000 * self._early_rest_s()))
+                self._log.finish(self.shard, early, delay_ms=round(1000 * self._early_rest_s()), own=own)
             if resting := {bucket: mark for bucket, mark in held.items() if bucket not in (*restored, *early)}:
-                self._log.finish(self.shard, resting, delay_ms=SCHEMA_DELAY_MS)
+                self._log.finish(self.shard, resting, delay_ms=SCHEMA_DELAY_MS, own=own)
             if held:
                 note_waits(self._log, self.shard, batch.waiting, held)
             note = note_of(clock.wall_ms(), batch.before, batch.after)
             outcome.ring, outcome.left = self._log.finish(
-                self.shard, done, counts=outcome.counts, note=note, holder=self.holder
+                self.shard, done, counts=outcome.counts, note=note, holder=self.holder, own=own
             )
         except Unavailable as error:
             logger.warning(Event("commit_not_published", shard=self.shard, error=error))

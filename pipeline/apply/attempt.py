@@ -36,6 +36,14 @@ class Attempt(NamedTuple):
     waits: int = 0
     ended: bool = False
 
+    def of(self, found: int) -> Attempt:
+        """Return this attempt with no more entries than it takes.
+
+        Args:
+            found: how many of its entries are there, and fit into one transaction.
+        """
+        return self._replace(entries=min(self.entries, found))
+
     def failed(self) -> Attempt:
         """Return the attempt that follows this one's failure: what is at fault is among the entries that it took."""
         if self.entries == 0:

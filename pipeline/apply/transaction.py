@@ -330,8 +330,14 @@ class ApplyTransaction:
                     (notes.get(bucket, "") for bucket in mine if notes.get(bucket) != self.void.get(bucket)), ""
                 )
                 take.alone = take.alone.after_note(note)
-            take.noted = {b: take.alone for b, position in mine.items() if position == take.alone.after}
-            counts = {bucket: self.pace.most(bucket, one.after, one.entries) for bucket, one in take.noted.items()}
+            counts = {
+                bucket: self.pace.most(bucket, position, take.alone.entries)
+                for bucket, position in mine.items()
+                if position == take.alone.after
+            }
+            # what is noted is what is there to be blamed: no attempt is lost on narrowing down what is not
+            take.noted = {bucket: take.alone.of(found) for bucket, found in counts.items()}
+            take.alone = next(iter(take.noted.values()), take.alone)
         else:
             rows = int(self._rows(take) * (OVER if take.whole else 1))
             counts = self.pace.counts({b: after for b, after in mine.items() if b not in take.suspects}, take.due, rows)

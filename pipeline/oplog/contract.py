@@ -179,11 +179,13 @@ class Work(Entries, Waits, Protocol):
         counts: Mapping[str, int] = {},
         note: str = "",
         holder: str = "",
+        own: Mapping[int, str] = {},
     ) -> tuple[bool, int]:
         """Publish watermarks, un-dirty drained buckets, forget their attempts; return whether to ring and how many are
         dirty.
 
-        A log that ends behind its watermark has forgotten entries: then the lease on `RECONCILE` is given up.
+        A log that ends behind its watermark has forgotten entries: then the lease on `RECONCILE` is given up. What
+        another worker has noted at the new watermark since stays: the caller may publish late.
 
         Args:
             shard: the shard's name.
@@ -192,6 +194,7 @@ class Work(Entries, Waits, Protocol):
             counts: is added to the shard's counters, see `oplog/counts`.
             note: of the batch, see `oplog/batches`; empty: none.
             holder: as for `due`: it goes on or leaves, instead of ringing at once.
+            own: what the caller itself has noted, by bucket.
         """
         ...
 

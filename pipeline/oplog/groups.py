@@ -229,12 +229,13 @@ class GroupedLog(RedisLog):
         counts: Mapping[str, int] = {},
         note: str = "",
         holder: str = "",
+        own: Mapping[int, str] = {},
     ) -> tuple[bool, int]:
-        own, parts = self.at(shard), self._split(marks)
-        mine = parts.pop(own, {})
-        ring, left = own.finish(shard, mine, delay_ms=delay_ms, counts=counts, note=note, holder=holder)
+        home, parts = self.at(shard), self._split(marks)
+        mine = parts.pop(home, {})
+        ring, left = home.finish(shard, mine, delay_ms=delay_ms, counts=counts, note=note, holder=holder, own=own)
         for log, part in parts.items():
-            more, others = log.finish(shard, part, delay_ms=delay_ms, holder=holder)
+            more, others = log.finish(shard, part, delay_ms=delay_ms, holder=holder, own=own)
             ring, left = ring or more, left + others
         return ring, left
 

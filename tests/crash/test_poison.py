@@ -126,7 +126,10 @@ def patiently(wait: Callable[[], object]) -> None:
 
 
 def test_a_statement_that_crashes_the_database_each_time_is_rejected(mariadb: Rig, quick: str) -> None:
+    noted: list[str | None] = []
+
     def crash() -> None:
+        noted.append(mariadb.client.log.attempts(shard).get(bad.bucket))
         mariadb.cluster.kill(shard)
         mariadb.cluster.start(shard)
 
@@ -138,8 +141,8 @@ def test_a_statement_that_crashes_the_database_each_time_is_rejected(mariadb: Ri
             with pytest.raises(Rejected, match="poison"):
                 patiently(lambda: bad.wait(10))
 
-    # about six attempts narrow it down
-    assert 3 <= len(times) <= 8
+    # beside others, alone in its bucket, and then the op alone; what was noted shows a death that nobody has counted
+    assert 3 <= len(times) <= 8, (noted, mariadb.log_text(quick)[-20_000:])
 
 
 def test_a_row_that_another_program_holds_delays_its_own_bucket_alone(mariadb: Rig) -> None:

@@ -15,6 +15,7 @@ from pipeline.admin import stops, upkeep
 from pipeline.admin.observe.queues import Queues
 from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
+from pipeline.apply.attempt import MOST_DEATHS
 from pipeline.apply.transaction import Outcome
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import LogUnavailable
@@ -164,6 +165,31 @@ def test_a_worker_that_suspects_a_bucket_learns_what_another_has_met_there_since
     assert 3 < deaths <= 7
 
 
+def test_a_commit_that_is_published_late_hides_no_death_of_the_worker_behind_it(
+    db: Any, box: Sandbox, meet: Meet, monkeypatch: pytest.MonkeyPatch
+):
+    """The first of two workers commits what was before the bad op, and publishes that when the second is dead."""
+    first = pipeline.enqueue_insert(db.event, who=7, note="first")
+    slow, other = applier(box), applier(box)
+    finish = box.log.finish
+
+    def late(*told: Any, **more: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(box.log, "finish", finish)
+            pipeline.enqueue_insert(db.event, who=7, note="poison")
+            meet("poison", Died)
+            with pytest.raises(Died):
+                other.apply()
+        return finish(*told, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(box.log, "finish", late)
+        slow.apply()
+
+    assert first.status() == "applied"
+    assert list(box.log.attempts("s0")) == [first.bucket]
+
+
 def test_the_record_names_the_bucket_under_test(db: Any, box: Sandbox, meet: Meet):
     bad, _, _ = queue(db, "poison")
     meet("poison", Died)
@@ -278,8 +304,19 @@ def test_an_op_whose_statement_ends_the_server_is_rejected_and_each_time_counts(
 
     assert bad.status() == "rejected"
     assert states(others + behind) == {"applied"}
-    # together, alone, an eighth of its bucket, and then the op alone
+    # together, alone, and then the op alone
     assert 3 < len(crashes) <= 6
+
+
+def test_an_op_alone_in_its_bucket_is_known_after_one_death_beside_others(db: Any, box: Sandbox, meet: Meet):
+    pipeline.enqueue_insert(db.event, who=1, note="good")
+    bad = pipeline.enqueue_insert(db.event, who=7, note="poison")
+    meet("poison", Died)
+
+    deaths = turns(box, most=20)
+
+    assert bad.status() == "rejected"
+    assert deaths == 1 + MOST_DEATHS
 
 
 def test_a_server_that_is_full_is_no_fault_of_any_op(db: Any, box: Sandbox, meet: Meet):

@@ -129,6 +129,7 @@ class MemoryWork(MemoryEntries):
         counts: Mapping[str, int] = {},
         note: str = "",
         holder: str = "",
+        own: Mapping[int, str] = {},
     ) -> tuple[bool, int]:
         with self._lock:
             if note:
@@ -140,8 +141,12 @@ class MemoryWork(MemoryEntries):
             published = self._server.marks.setdefault(shard, {})
             dirty, tails = self._server.dirty.setdefault(shard, {}), self._server.tails(marks)
             for bucket, (epoch, seq) in marks.items():
-                self._server.attempts.get(shard, {}).pop(bucket, None)
                 published[bucket] = mark = Position(epoch, seq if epoch else 0)
+                attempts = self._server.attempts.get(shard, {})
+                if (noted := attempts.get(bucket)) and (
+                    noted == own.get(bucket) or Position.parse(_about(noted)) < mark
+                ):
+                    del attempts[bucket]
                 tail = tails.get(bucket, START)
                 if epoch and (bucket not in self._server.last or Position(epoch, -1) < tail < mark):
                     self._server.keys.pop(f"lease:{RECONCILE.format(shard)}", None)

@@ -232,13 +232,14 @@ class RedisWork(RedisEntries):
         counts: Mapping[str, int] = {},
         note: str = "",
         holder: str = "",
+        own: Mapping[int, str] = {},
     ) -> tuple[bool, int]:
-        own = (self.keys.dirty(shard), self.keys.bell(shard), self.keys.marks(shard), self.keys.attempts(shard))
+        of_shard = (self.keys.dirty(shard), self.keys.bell(shard), self.keys.marks(shard), self.keys.attempts(shard))
         counted = (self.keys.lease(RECONCILE.format(shard)), self.keys.counts(shard), self.keys.batches(shard))
-        keys = [*own, *counted, *map(self.keys.log, marks)]
+        keys = [*of_shard, *counted, *map(self.keys.log, marks)]
         arguments: list[Any] = [BELL_MS, delay_ms, MOST_COUNTERS, note, MOST_NOTES, holder]
         for bucket, (epoch, seq) in marks.items():
-            arguments += (bucket, epoch, max(seq, 0) if epoch else 0)
+            arguments += (bucket, epoch, max(seq, 0) if epoch else 0, own.get(bucket, ""))
         arguments += (word for pair in counts.items() for word in pair)
         return ring_of(self._run("finish", keys, arguments))
 

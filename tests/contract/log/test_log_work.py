@@ -220,6 +220,17 @@ def test_the_note_of_an_attempt_stays_until_its_bucket_is_finished(log: Log, lin
     assert log.attempts("s0") == {4: "0--1 first"}
 
 
+def test_a_commit_that_is_published_late_forgets_no_attempt_that_another_worker_makes_behind_it(log: Log):
+    mark, still = Position(EPOCH, 0), Position(EPOCH, 4)
+    log.note_attempts("s0", {3: f"{mark} 5", 4: f"{still} 5", 5: "0--1 1"})
+
+    # the sender of it moved the first bucket to where the other began, found nothing to do in the second, and had the
+    # third alone
+    log.finish("s0", {3: mark, 4: still, 5: mark}, own={3: "0--1 1", 4: f"{still} 5", 5: "0--1 1"})
+
+    assert log.attempts("s0") == {3: f"{mark} 5"}
+
+
 def test_entries_are_read_together_with_the_notes_of_their_attempts(log: Log, line: Line):
     append(line, (3, 1, [b"a", b"b"]), (4, 1, [b"c"]))
     after, count = {3: Position(EPOCH, 0), 4: START}, {3: 5, 4: 5}

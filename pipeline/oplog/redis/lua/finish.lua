@@ -9,14 +9,15 @@
 --       then one log per bucket
 -- ARGV  1 ms until the bell counts as lost  2 delay ms of the buckets that are left  3 most counters
 --       4 a note of the batch, empty: none  5 most notes  6 who stays at the shard, '' for nobody
---       then per log: bucket, epoch, seq  then counters, each with what is added
+--       then per log: bucket, epoch, seq, own note of its attempt  then counters, each with what is added
 -- Returns "<ring: 0|1> <buckets still dirty>". Who stays at the shard goes on, or leaves, instead of ringing
 -- at once.
+-- A note from this mark on that is not the caller's own is another worker's, which goes on behind it: it stays.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local buckets, marks = {}, {}
+local buckets, marks, done = {}, {}, {}
 for i = 8, #KEYS do
-  local at = 3 * (i - 8) + 7
+  local at = 4 * (i - 8) + 7
   local bucket, epoch, seq = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   buckets[#buckets + 1] = bucket
   marks[#marks + 1] = bucket
@@ -37,15 +38,21 @@ for i = 8, #KEYS do
   end
 end
 if #buckets > 0 then
+  for n, note in ipairs(redis.call('HMGET', KEYS[4], unpack(buckets))) do
+    local at, e, s = 4 * n + 3, string.match(note or '', '^(%d+)-(%-?%d+) ')
+    local epoch, seq = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+    local behind = e and (tonumber(e) > epoch or (tonumber(e) == epoch and tonumber(s) >= seq))
+    if note and (not behind or note == ARGV[at + 3]) then done[#done + 1] = buckets[n] end
+  end
   redis.call('HSET', KEYS[3], unpack(marks))
-  redis.call('HDEL', KEYS[4], unpack(buckets))
+  if #done > 0 then redis.call('HDEL', KEYS[4], unpack(done)) end
 end
 if ARGV[4] ~= '' then
   redis.call('LPUSH', KEYS[7], ARGV[4])
   redis.call('LTRIM', KEYS[7], 0, ARGV[5] - 1)
 end
 local known = redis.call('HLEN', KEYS[6])
-for at = 3 * (#KEYS - 7) + 7, #ARGV, 2 do
+for at = 4 * (#KEYS - 7) + 7, #ARGV, 2 do
   if known >= tonumber(ARGV[3]) then known = redis.call('HLEN', KEYS[6]) end  -- counted too high below, never too low
   if known < tonumber(ARGV[3]) or redis.call('HGET', KEYS[6], ARGV[at]) then
     redis.call('HINCRBY', KEYS[6], ARGV[at], ARGV[at + 1])
