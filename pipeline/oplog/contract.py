@@ -184,8 +184,8 @@ class Work(Entries, Waits, Protocol):
         """Publish watermarks, un-dirty drained buckets, forget their attempts; return whether to ring and how many are
         dirty.
 
-        A log that ends behind its watermark has forgotten entries: then the lease on `RECONCILE` is given up. What
-        another worker has noted at the new watermark since stays: the caller may publish late.
+        A log that ends behind its watermark has forgotten entries: then the lease on `RECONCILE` is given up. A
+        caller may publish late: a later watermark stays, and what another worker has noted behind this one.
 
         Args:
             shard: the shard's name.

@@ -141,7 +141,8 @@ class MemoryWork(MemoryEntries):
             published = self._server.marks.setdefault(shard, {})
             dirty, tails = self._server.dirty.setdefault(shard, {}), self._server.tails(marks)
             for bucket, (epoch, seq) in marks.items():
-                published[bucket] = mark = Position(epoch, seq if epoch else 0)
+                mark = Position(epoch, seq if epoch else 0)
+                published[bucket] = max(mark, published.get(bucket, mark))
                 attempts = self._server.attempts.get(shard, {})
                 if (noted := attempts.get(bucket)) and (
                     noted == own.get(bucket) or Position.parse(_about(noted)) < mark

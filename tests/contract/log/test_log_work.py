@@ -231,6 +231,15 @@ def test_a_commit_that_is_published_late_forgets_no_attempt_that_another_worker_
     assert log.attempts("s0") == {3: f"{mark} 5"}
 
 
+def test_a_commit_that_is_published_late_takes_no_watermark_back(log: Log):
+    """What was committed once is the proof by which a database that was restored from a backup is known."""
+    log.finish("s0", {3: Position(EPOCH, 9), 4: Position(EPOCH + 1, 0)})
+
+    log.finish("s0", {3: Position(EPOCH, 8), 4: Position(EPOCH, 5), 5: Position(EPOCH, 0)})
+
+    assert log.marks("s0") == {3: Position(EPOCH, 9), 4: Position(EPOCH + 1, 0), 5: Position(EPOCH, 0)}
+
+
 def test_entries_are_read_together_with_the_notes_of_their_attempts(log: Log, line: Line):
     append(line, (3, 1, [b"a", b"b"]), (4, 1, [b"c"]))
     after, count = {3: Position(EPOCH, 0), 4: START}, {3: 5, 4: 5}

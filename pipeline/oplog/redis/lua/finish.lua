@@ -13,6 +13,13 @@
 -- Returns "<ring: 0|1> <buckets still dirty>". Who stays at the shard goes on, or leaves, instead of ringing
 -- at once.
 -- A note from this mark on that is not the caller's own is another worker's, which goes on behind it: it stays.
+-- A watermark that was published once does not go back: the caller may publish late.
+local function past(text, epoch, seq)  -- whether the position that a text begins with is before another
+  local e, s = string.match(text or '', '^(%d+)-(%-?%d+)')
+  if not e then return true end
+  if e == epoch then return tonumber(s) < tonumber(seq) end
+  return tonumber(e) < tonumber(epoch)
+end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local buckets, marks, done = {}, {}, {}
@@ -20,8 +27,6 @@ for i = 8, #KEYS do
   local at = 4 * (i - 8) + 7
   local bucket, epoch, seq = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   buckets[#buckets + 1] = bucket
-  marks[#marks + 1] = bucket
-  marks[#marks + 1] = ARGV[at + 1] .. '-' .. ARGV[at + 2]
   local top = redis.call('XREVRANGE', KEYS[i], '+', '-', 'COUNT', 1)[1]
   local clean = true
   if top then
@@ -38,13 +43,16 @@ for i = 8, #KEYS do
   end
 end
 if #buckets > 0 then
+  local published = redis.call('HMGET', KEYS[3], unpack(buckets))
   for n, note in ipairs(redis.call('HMGET', KEYS[4], unpack(buckets))) do
-    local at, e, s = 4 * n + 3, string.match(note or '', '^(%d+)-(%-?%d+) ')
-    local epoch, seq = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
-    local behind = e and (tonumber(e) > epoch or (tonumber(e) == epoch and tonumber(s) >= seq))
-    if note and (not behind or note == ARGV[at + 3]) then done[#done + 1] = buckets[n] end
+    local at = 4 * n + 3
+    if note and (past(note, ARGV[at + 1], ARGV[at + 2]) or note == ARGV[at + 3]) then done[#done + 1] = buckets[n] end
+    if past(published[n], ARGV[at + 1], ARGV[at + 2]) then
+      marks[#marks + 1] = buckets[n]
+      marks[#marks + 1] = ARGV[at + 1] .. '-' .. ARGV[at + 2]
+    end
   end
-  redis.call('HSET', KEYS[3], unpack(marks))
+  if #marks > 0 then redis.call('HSET', KEYS[3], unpack(marks)) end
   if #done > 0 then redis.call('HDEL', KEYS[4], unpack(done)) end
 end
 if ARGV[4] ~= '' then
