@@ -14,6 +14,7 @@ from benchmarks.probes import (
     latency,
     producer,
     recovery,
+    refused,
     scaling,
     spool,
     trickle,
@@ -50,5 +51,6 @@ PROBES: tuple[Probe, ...] = (
     Probe("lost bell", recovery.measure_lost_bell),
     Probe("containment", containment.measure),
     Probe("scaling", scaling.measure),
-    Probe("refused ops", containment.measure_refused),
+    Probe("refused ops", refused.measure),
+    Probe("many refused", refused.measure_many),
 )
