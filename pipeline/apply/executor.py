@@ -26,7 +26,15 @@ from pipeline.shard.driver_errors import code_of, is_about_related_rows, may_be_
 from pipeline.shard.records.ledger import Reject
 from pipeline.shard.records.set_aside import why_needy
 from pipeline.shard.session import NodeSession
-from pipeline.shard.statements import MOST_STATEMENT_BYTES, CannotRender, copy_statement, insert_of, most, statement
+from pipeline.shard.statements import (
+    MOST_STATEMENT_BYTES,
+    CannotRender,
+    copy_statement,
+    insert_of,
+    most,
+    rows_of,
+    statement,
+)
 from pipeline.shard.table_facts import Facts
 
 
@@ -116,9 +124,12 @@ class Executor:
         while rest:
             self._run(INSERT, SheetItems(taken_sheets(rest, self._lessons.rows_of_sheets(facts))), facts)
 
-    def _inserted(self, sheets: Sequence[SheetEntry], facts: Facts) -> None:
+    def _inserted(self, items: SheetItems, facts: Facts) -> None:
+        sheets = [entry.sheet for entry in items.sheets]
         with _rendering():
-            sql = insert_of([entry.sheet for entry in sheets], facts)
+            if items.rows is None:
+                items.rows = rows_of(sheets, facts)
+            sql = insert_of(sheets[0].columns, items.rows, facts)
         self._send(sql)
 
     def _hold_deletes(self, groups: Iterable[Group]) -> None:
@@ -161,7 +172,7 @@ class Executor:
         for part, fails, _ in self._portions(waiting):
             try:
                 if isinstance(part, SheetItems):
-                    self._inserted(part.sheets, facts)
+                    self._inserted(part, facts)
                 else:
                     self._statement(kind, [item.op for item in part], facts)
             except Exception as error:

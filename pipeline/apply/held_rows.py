@@ -190,16 +190,28 @@ def meet_held_rows(session: NodeSession, sheets: Iterable[SheetEntry], known: Ma
         sheets: of buckets in which ops are set aside.
         known: the facts of every schema that one names, by hash.
     """
-    held = set_aside.held_in(session, {entry.bucket for entry in sheets})
+    entries = list(sheets)
+    held = set_aside.held_in(session, {one for entry in entries for one in _ranges_of(entry, known)})
     if held is None:
         return True
-    for entry in sheets:
+    for entry in entries:
         keys, sheet = held.get(entry.bucket, set()), entry.sheet
         row = f"{known[sheet.schema].schema.name_there} "
-        ids = {key[len(row) :] for key in keys if key.startswith(row)}
-        if f"{sheet.table} *" in keys or not ids.isdisjoint(map(str, sheet.ids) if ids else ()):
+        if f"{sheet.table} *" in keys:
+            return True
+        ids = (key[len(row) :] for key in keys if key.startswith(row))
+        if any(int(id) in sheet.ids for id in ids if id.isdecimal()):
             return True
     return False
+
+
+def _ranges_of(entry: SheetEntry, known: Mapping[str, Facts]) -> Iterable[tuple[int, str, str]]:
+    """Return where the keys are that could hold rows of a sheet: texts of one length are in order of their numbers."""
+    sheet, bucket = entry.sheet, entry.bucket
+    row, first, last = f"{known[sheet.schema].schema.name_there} ", str(min(sheet.ids)), str(max(sheet.ids))
+    if len(first) < len(last):
+        first, last = "", "~"
+    return (bucket, f"{sheet.table} *", f"{sheet.table} *"), (bucket, f"{row}{first}", f"{row}{last}")
 
 
 def record(

@@ -145,8 +145,8 @@ class MySQL:
         Args:
             rows: runs a query inside the open transaction.
         """
-        rows("GET DIAGNOSTICS CONDITION 1 @pipeline_row = ROW_NUMBER")
-        return int(rows("SELECT @pipeline_row")[0][0] or 0) or None
+        ask = "GET DIAGNOSTICS CONDITION 1 @pipeline_row = ROW_NUMBER"
+        return int(rows(f"BEGIN NOT ATOMIC {ask}; SELECT @pipeline_row; END")[0][0] or 0) or None
 
     def on_conflict(self, key: Iterable[str], renew: Iterable[str]) -> str:
         """Return the tail that makes an INSERT an upsert.
