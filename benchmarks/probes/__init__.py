@@ -47,6 +47,7 @@ PROBES: tuple[Probe, ...] = (
     Probe("kinds", kinds.measure),
     Probe("families", families.measure),
     Probe("worker memory", worker_memory.measure),
+    Probe("large ops", worker_memory.measure_large),
     Probe("killed worker", recovery.measure_killed_worker),
     Probe("lost bell", recovery.measure_lost_bell),
     Probe("containment", containment.measure),
