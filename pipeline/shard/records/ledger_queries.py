@@ -276,7 +276,9 @@ def newest_refused(session: NodeSession) -> str:
         "SELECT bucket, epoch, seq, table_name, code FROM pipeline_rejects"
         " WHERE state = 'rejected' ORDER BY changed_ms DESC LIMIT 1"
     )
-    return next((f"{b}:{Position(e, s)} of {table}{f' ({code})' * bool(code)}" for b, e, s, table, code in found), "")
+    return next(
+        (f"{b}:{Position(e, s)} of {table}{f', error {code}' * bool(code)}" for b, e, s, table, code in found), ""
+    )
 
 
 def _given_up(session: NodeSession) -> int:

@@ -48,7 +48,7 @@ with pipeline.atomic():
 if "bulk" in sys.argv:
     rows = [{"owner": owner, "body": f"bulk {n}"} for n in range(20)]
     ids += [one.id for one in pipeline.enqueue_bulk_insert(db.event, rows)]
-print(json.dumps([first.bucket, ids]))
+print(json.dumps([pipeline.__file__, first.bucket, ids]))
 """
 TALLIES = [("first", 6, "u4"), ("grouped", 3, ""), ("upserted", 7, "")]
 
@@ -89,7 +89,8 @@ def enqueue(rig: Rig, owner: int, release: Path, *options: str) -> tuple[int, li
     """Enqueue in a web process of a release; return the bucket, and the ids of rows."""
     command = [sys.executable, "-c", WEB, str(rig.config), str(owner), *options]
     path = f"{release}{os.pathsep}{ROOT / 'tests'}"
-    bucket, ids = json.loads(_run(command, release, RUN_TIMEOUT_S, PYTHONPATH=path))
+    file, bucket, ids = json.loads(_run(command, release, RUN_TIMEOUT_S, PYTHONPATH=path))
+    assert Path(file).is_relative_to(release)
     return bucket, ids
 
 
