@@ -6,7 +6,7 @@ first of them holds is known before the next is parked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 from pipeline.apply.grouping import Item
 from pipeline.config.settings import TableSettings
@@ -191,7 +191,7 @@ def meet_held_rows(session: NodeSession, sheets: Iterable[SheetEntry], known: Ma
         known: the facts of every schema that one names, by hash.
     """
     entries = list(sheets)
-    held = set_aside.held_in(session, {one for entry in entries for one in _ranges_of(entry, known)})
+    held = set_aside.held_in(session, _ranges_of(entries, known))
     if held is None:
         return True
     for entry in entries:
@@ -205,13 +205,18 @@ def meet_held_rows(session: NodeSession, sheets: Iterable[SheetEntry], known: Ma
     return False
 
 
-def _ranges_of(entry: SheetEntry, known: Mapping[str, Facts]) -> Iterable[tuple[int, str, str]]:
-    """Return where the keys are that could hold rows of a sheet: texts of one length are in order of their numbers."""
-    sheet, bucket = entry.sheet, entry.bucket
-    row, first, last = f"{known[sheet.schema].schema.name_there} ", str(min(sheet.ids)), str(max(sheet.ids))
-    if len(first) < len(last):
-        first, last = "", "~"
-    return (bucket, f"{sheet.table} *", f"{sheet.table} *"), (bucket, f"{row}{first}", f"{row}{last}")
+def _ranges_of(entries: Iterable[SheetEntry], known: Mapping[str, Facts]) -> Iterator[tuple[int, str, str]]:
+    """Yield where keys are that could hold rows of sheets: texts of one length are in the order of their numbers."""
+    ends: dict[tuple[int, str, str], tuple[int, int]] = {}
+    for entry in entries:
+        sheet = entry.sheet
+        of, first, last = (entry.bucket, sheet.table, sheet.schema), min(sheet.ids), max(sheet.ids)
+        least, most = ends.get(of, (first, last))
+        ends[of] = min(least, first), max(most, last)
+    for (bucket, table, schema), (least, most) in ends.items():
+        row, digits = f"{known[schema].schema.name_there} ", len(str(least)) == len(str(most))
+        yield bucket, f"{table} *", f"{table} *"
+        yield bucket, f"{row}{least if digits else ''}", f"{row}{most if digits else '~'}"
 
 
 def record(
