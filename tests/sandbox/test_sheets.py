@@ -14,12 +14,14 @@ from support.oracle.grouping import BUCKET, EPOCH, PAST, PLAIN, PRODUCER, SCOPE,
 from support.oracle.loads import AT_ONCE, insert, loaded
 
 from pipeline.apply.applier import Applier
+from pipeline.apply.batch import Batch
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import SheetItems
 from pipeline.config.settings import ApplySettings
 from pipeline.model.op import DELETE, Entry, Op, encode
 from pipeline.oplog.appends import Append
 from pipeline.shard.dialect import SQLite
+from pipeline.shard.session import NodeSession
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,34 @@ def test_a_refused_row_of_a_sheet_is_rejected_alone(database: Database, sheets: 
     assert sheets == [9, 4, 2, 1, 1, 5]  # SQLite names no row
     assert found["rejects"] == [(13,)]
     assert [row[0] for row in found["plain"]] == [row for row in range(1, 19) if row != 13]
+
+
+@pytest.mark.parametrize(("named", "tried"), [(4, [9, 1, 8]), (7, [9, 1, 8, 4, 2, 1, 1, 4]), (99, [9, 4, 2, 1, 1, 5])])
+def test_all_rows_but_the_accused_are_one_statement_again_and_a_wrong_word_changes_no_result(
+    database: Database, sheets: list[int], monkeypatch: pytest.MonkeyPatch, named: int, tried: list[int]
+):
+    ops = [insert(PLAIN, row, {1: 9 if row == 13 else 1}) for row in range(1, 19)]
+    monkeypatch.setattr(NodeSession, "bad_row", lambda self, error: named)
+
+    found = database.apply(ops, at_once=AT_ONCE)
+
+    assert sheets == tried
+    assert found["rejects"] == [(13,)]
+    assert [row[0] for row in found["plain"]] == [row for row in range(1, 19) if row != 13]
+
+
+def test_a_sheet_stays_whole_around_its_refused_row(database: Database, monkeypatch: pytest.MonkeyPatch):
+    left: list[list[int]] = []
+    taken_out = Batch.take_out
+
+    def noted(self: Batch, refused: Any) -> None:
+        taken_out(self, refused)
+        left.append([len(entry.sheet) for entry in self.sheets] + [item.op.id or 0 for item in self.items])
+
+    monkeypatch.setattr(Batch, "take_out", noted)
+    database.apply([insert(PLAIN, row, {1: 9 if row in (10, 13, 14) else 1}) for row in range(1, 19)], at_once=AT_ONCE)
+
+    assert left == [[2, 4, 10, 13, 14]]
 
 
 def test_sheets_behind_a_refused_op_stay_whole_unless_it_holds_one_of_their_rows(database: Database, sheets: list[int]):
