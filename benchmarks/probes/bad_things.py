@@ -36,6 +36,8 @@ ODD_TRIGGER = "CREATE {} TRIGGER odd_before BEFORE INSERT ON odd FOR EACH ROW {}
 GONE = ("DROP TABLE IF EXISTS odd, odd_base, odd_away, odd_1, odd_2, odd_3, odd_4", "DROP VIEW IF EXISTS odd")
 SLEEPS = "SELECT host FROM information_schema.processlist WHERE state = 'User sleep'"
 LOOK_S = 0.01
+#: How many large ops come at once.
+LARGE, LARGE_BYTES = 30, 10_000_000
 #: How many ops in a row a table refuses before it halts.
 IN_A_ROW = 60
 
@@ -212,6 +214,15 @@ def _newer() -> bytes:
 
 
 @contextmanager
+def _large(target: Target, purchase: Any) -> Iterator[Bad]:
+    everywhere(target, ODD.format(", body LONGTEXT"))
+    try:
+        yield Bad(lambda: [pipeline.enqueue_insert(_odd(), owner=n, body="x" * LARGE_BYTES) for n in range(LARGE)])
+    finally:
+        everywhere(target, *GONE)
+
+
+@contextmanager
 def _keys(target: Target, purchase: Any) -> Iterator[Bad]:
     words = ("k", "k ", "K", "k\0", "\u212a", "é", "e\u0301", "\U0001f600")
     yield Bad(
@@ -325,6 +336,7 @@ CASES: dict[str, tuple[Case, str | None]] = {
     "junk in the log": (_raw(b'\xff\xfe{"an op of": "nobody"'), "rejected"),
     "idempotency keys alike but for blanks, case, accents": (_keys, None),
     "a unique index added meanwhile": (_index_added, None),
+    f"{LARGE} ops of {LARGE_BYTES // 10**6} MB": (_large, None),
     "a table that refuses all (the breaker)": (
         odd(ODD.format(", body TEXT, CHECK (n < 10)"), times=IN_A_ROW, n=11),
         "breaker",
