@@ -22,7 +22,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPSERT, Entry, Op, Position
 from pipeline.model.sheet import SheetEntry
 from pipeline.model.wait_reason import WaitReason
-from pipeline.shard.driver_errors import code_of, is_about_related_rows, may_be_early, sentence_of
+from pipeline.shard.driver_errors import Fault, code_of, fault_of, is_about_related_rows, may_be_early, sentence_of
 from pipeline.shard.records.ledger import Reject
 from pipeline.shard.records.set_aside import why_needy
 from pipeline.shard.session import NodeSession
@@ -129,7 +129,8 @@ class Executor:
         with _rendering():
             if items.rows is None:
                 items.rows = rows_of(sheets, facts)
-            sql = insert_of(sheets[0].columns, items.rows, facts)
+            mark = self._session.dialect.mark if self._lessons.is_unnamed(facts) else ""
+            sql = insert_of(sheets[0].columns, items.rows, facts, mark)
         self._send(sql)
 
     def _hold_deletes(self, groups: Iterable[Group]) -> None:
@@ -177,8 +178,7 @@ class Executor:
                     self._statement(kind, [item.op for item in part], facts)
             except Exception as error:
                 self._misled |= fails is False
-                # asked before the next statement is sent
-                row = self._session.bad_row(error) if len(part) > 1 and not self._misled else None
+                bad = self._accused(error, kind, part, facts) if len(part) > 1 and not self._misled else None
                 if not self._judge.blames_op(error, facts):
                     raise
                 if len(part) == 1:
@@ -186,7 +186,6 @@ class Executor:
                 else:
                     if part is items:
                         self._lessons.learn(facts, len(part), failed=True)
-                    bad = None if row is None else accused(kind, part, row)
                     waiting += reversed(halves(part, self._refused) if bad is None else around(part, bad))
                 continue
             self._misled |= fails is True
@@ -194,6 +193,16 @@ class Executor:
                 self._lessons.learn(facts, len(part), failed=False)
             if kind == INSERT and not isinstance(part, SheetItems) and part[0].op.id is None:
                 self._learn_ids(part)
+
+    def _accused(self, error: Exception, kind: str, part: Sequence[Item], facts: Facts) -> int | None:
+        """Return which op of a part the server names, or the marks do; to be asked before anything else is sent."""
+        if (row := self._session.bad_row(error)) is not None:
+            return accused(kind, part, row)
+        if not isinstance(part, SheetItems) or fault_of(error) not in (Fault.PERMANENT, Fault.UNKNOWN):
+            return None
+        marked = self._session.marked_id() if self._lessons.is_unnamed(facts) else None
+        self._lessons.learn_unnamed(facts)
+        return None if marked is None else part.place_of(marked)
 
     def _atomic(self, items: Sequence[Item], group: Group, facts: Facts) -> None:
         """Execute atomic groups together; where one fails, narrow it down."""

@@ -20,6 +20,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple, overload
 
 from pipeline.apply.footprint import (
@@ -95,6 +96,15 @@ class SheetItems(Sequence[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         return iter(items_of(self.sheets))
+
+    def place_of(self, id: int) -> int | None:
+        """Return which op inserts the row with an id; None where none does.
+
+        Args:
+            id: the row's.
+        """
+        ids = chain.from_iterable(entry.sheet.ids for entry in self.sheets)
+        return next((nth for nth, own in enumerate(ids) if own == id), None)
 
     def without(self, nth: int) -> SheetItems:
         """Return all but one: none can conflict with it.

@@ -111,6 +111,8 @@ class Lessons:
         self.believed: dict[tuple[str, int | None], bool] = {}
         #: Of each schema of which an op was refused of late, how many rows a statement has.
         self._rows: dict[str, int] = {}
+        #: The schemas of which an op was refused by an error for which the server names no row.
+        self._unnamed: dict[str, bool] = {}
 
     def rows(self, kind: str, facts: Facts) -> int:
         """Return the most rows of one statement.
@@ -142,6 +144,22 @@ class Lessons:
             keep_newest(self._rows, facts.schema.hash, max(FEW_ROWS, min(rows // 2, MAX_ROWS)))
         elif known is not None and known < SHEETS_ROWS:
             self._rows[facts.schema.hash] = known + MORE_ROWS
+
+    def learn_unnamed(self, facts: Facts) -> None:
+        """Note that the server names no row of a table's errors.
+
+        Args:
+            facts: of the table.
+        """
+        keep_newest(self._unnamed, facts.schema.hash, True)
+
+    def is_unnamed(self, facts: Facts) -> bool:
+        """Return whether inserts are marked row by row, to tell which one a trigger refuses.
+
+        Args:
+            facts: of the table.
+        """
+        return facts.schema.hash in self._unnamed
 
 
 class Portion(NamedTuple):
