@@ -103,7 +103,19 @@ GOALS: tuple[Goal, ...] = (
     Goal("bucket moves again after SIGKILL", plain("killed worker"), 3, "s"),
     Goal("op applied after a lost bell", plain("lost bell"), 2, "s"),
     Goal("op of another bucket beside a bad op", longest("beside "), 2, "s"),
-    Goal("rate with one op in 1,000 refused / none", plain("one in 1,000 refused"), 0.9, "×", True),
+    Goal("bad op named in `status`", longest("named: "), 5, "s"),
+    Goal("10,000 ops refused in a row", plain("10,000 refused in a row"), 60, "s"),
+    Goal("replay of refused ops with parked followers", plain("replay with parked followers"), 2_000, "ops/s", True),
+    Goal(
+        "CPU of a row, none / one in 1,000 refused by a CHECK", plain("one in 1,000 refused by a CHECK"), 0.9, "×", True
+    ),
+    Goal(
+        "CPU of a row, none / one in 1,000 refused by a SIGNAL",
+        plain("one in 1,000 refused by a trigger's SIGNAL"),
+        0.9,
+        "×",
+        True,
+    ),
     Goal("processor time of a single insert", plain("cpu, inserts in all"), 100, "µs"),
     Goal("processor time of an update by id, one at a time", plain("cpu, updates in all"), 120, "µs"),
     Goal("processor time of an upsert, one at a time", plain("cpu, upserts in all"), 130, "µs"),
@@ -111,6 +123,8 @@ GOALS: tuple[Goal, ...] = (
     Goal("rate with foreign keys / without", plain("with / without foreign keys"), 0.6, "×", True),
     Goal("the same, queued in bulk", plain("bulk, with / without foreign keys"), 0.6, "×", True),
     Goal("worker memory, 100 % / 20 % of the ops", plain("worker memory growth"), FLAT_GROWTH, "×"),
+    Goal("memory of a worker's process, 64 buckets × 10 MB queued", plain("worker memory, large ops"), 300, "MiB"),
+    Goal("read / applied, the same", plain("read / applied, large ops"), 1.2, "×"),
     Goal("Redis per queued op beyond its payload", plain("Redis beyond payload"), 8, "bytes"),
 )
 

@@ -54,6 +54,11 @@ def rss_bytes(group_id: int) -> int:
     return sum(_resident_pages(pid) for pid in members_of(group_id)) * page_bytes
 
 
+def rss_bytes_of(process_id: int) -> int:
+    """Return the resident memory of a process, 0 where it has ended."""
+    return _resident_pages(process_id) * os.sysconf("SC_PAGE_SIZE")
+
+
 def cpu_s(*group_ids: int) -> float:
     """Return the processor time of living processes and of the process groups that they lead, in user and system, s."""
     ticks = sum(_ticks(pid) for group_id in group_ids for pid in {group_id, *members_of(group_id)})

@@ -264,7 +264,7 @@ def counts_of(batch: Batch, outcome: Outcome) -> Counter[str]:
     if not batch.taken:
         return counts
     counts += applied_counts(batch.done(batch.aside))
-    for entry in batch.sheets:  # none of their ops is set aside: else they were taken apart
+    for entry in batch.sheets:  # none of their ops is set aside: these were taken out
         counts[f"{APPLIED} {INSERT} {entry.sheet.table}"] += len(entry.sheet)
     for reject in outcome.refused:
         counts[f"{REJECTED} {reject.table}"] += 1

@@ -218,18 +218,34 @@ class Batch:
             epoch = entry.position.epoch
             self._lose(LostRange(entry.bucket, epoch, entry.producer, last + 1, entry.producer_seq - 1))
 
-    def take_apart(self, refused: Iterable[Reject] | None = None) -> None:
-        """Put the ops of sheets among the others, one by one.
+    def take_apart(self) -> None:
+        """Put the ops of sheets among the others, one by one."""
+        self.items = sorted([*self.items, *items_of(self.sheets)], key=attrgetter("place"))
+        self.sheets = []
+
+    def take_out(self, refused: Iterable[Reject]) -> None:
+        """Put refused ops of sheets among the others; what is around them stays parts of the sheets.
 
         Args:
-            refused: only the sheets with one of these are taken apart; None: all are.
+            refused: what was refused, or parked.
         """
-        if self.sheets:
-            apart = self.sheets if refused is None else _with_any(self.sheets, refused)
-            every = [*self.items, *items_of(apart)]
-            places = {entry[:2] for entry in apart}
-            self.items = sorted(every, key=attrgetter("place"))
-            self.sheets = [entry for entry in self.sheets if entry[:2] not in places]
+        places: dict[int, list[Position]] = {}
+        for one in refused:
+            places.setdefault(one.entry.bucket, []).append(one.entry.position)
+        sheets, out = list[SheetEntry](), list[SheetEntry]()
+        for entry in self.sheets:
+            start = 0
+            for position in sorted(places.get(entry.bucket, ())):
+                if entry.position <= position <= entry.last:
+                    nth = position.seq - entry.position.seq
+                    sheets += [entry.part(start, nth)] if nth > start else []
+                    out.append(entry.part(nth, nth + 1))
+                    start = nth + 1
+            if start < len(entry.sheet):
+                sheets.append(entry.part(start) if start else entry)
+        if out:
+            self.items = sorted([*self.items, *items_of(out)], key=attrgetter("place"))
+            self.sheets = sheets
 
     def skip_used(self, session: NodeSession) -> None:
         """Drop the ops whose idempotency key another op has used up.
@@ -430,18 +446,6 @@ def _junk(entry: Entry, why: str = "not an op: the entry has not the fields that
 
 def _key_of(item: Item) -> tuple[int, str] | None:
     return None if item.op.idempotency_key is None else (item.entry.bucket, item.op.scoped_key)
-
-
-def _with_any(sheets: Iterable[SheetEntry], refused: Iterable[Reject]) -> list[SheetEntry]:
-    """Return the sheets that have one of the refused ops."""
-    places: dict[int, list[Position]] = {}
-    for one in refused:
-        places.setdefault(one.entry.bucket, []).append(one.entry.position)
-    return [
-        entry
-        for entry in sheets
-        if any(entry.position <= position <= entry.last for position in places.get(entry.bucket, ()))
-    ]
 
 
 def _gap(entry: Read, before: Position) -> LostRange | None:

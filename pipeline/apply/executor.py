@@ -22,11 +22,19 @@ from pipeline.errors import PipelineError
 from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPSERT, Entry, Op, Position
 from pipeline.model.sheet import SheetEntry
 from pipeline.model.wait_reason import WaitReason
-from pipeline.shard.driver_errors import code_of, is_about_related_rows, may_be_early, sentence_of
+from pipeline.shard.driver_errors import Fault, code_of, fault_of, is_about_related_rows, may_be_early, sentence_of
 from pipeline.shard.records.ledger import Reject
 from pipeline.shard.records.set_aside import why_needy
 from pipeline.shard.session import NodeSession
-from pipeline.shard.statements import MOST_STATEMENT_BYTES, CannotRender, copy_statement, insert_of, most, statement
+from pipeline.shard.statements import (
+    MOST_STATEMENT_BYTES,
+    CannotRender,
+    copy_statement,
+    insert_of,
+    most,
+    rows_of,
+    statement,
+)
 from pipeline.shard.table_facts import Facts
 
 
@@ -116,9 +124,13 @@ class Executor:
         while rest:
             self._run(INSERT, SheetItems(taken_sheets(rest, self._lessons.rows_of_sheets(facts))), facts)
 
-    def _inserted(self, sheets: Sequence[SheetEntry], facts: Facts) -> None:
+    def _inserted(self, items: SheetItems, facts: Facts) -> None:
+        sheets = [entry.sheet for entry in items.sheets]
         with _rendering():
-            sql = insert_of([entry.sheet for entry in sheets], facts)
+            if items.rows is None:
+                items.rows = rows_of(sheets, facts)
+            mark = self._session.dialect.mark if self._lessons.is_unnamed(facts) else ""
+            sql = insert_of(sheets[0].columns, items.rows, facts, mark)
         self._send(sql)
 
     def _hold_deletes(self, groups: Iterable[Group]) -> None:
@@ -161,13 +173,12 @@ class Executor:
         for part, fails, _ in self._portions(waiting):
             try:
                 if isinstance(part, SheetItems):
-                    self._inserted(part.sheets, facts)
+                    self._inserted(part, facts)
                 else:
                     self._statement(kind, [item.op for item in part], facts)
             except Exception as error:
                 self._misled |= fails is False
-                # asked before the next statement is sent
-                row = self._session.bad_row(error) if len(part) > 1 and not self._misled else None
+                bad = self._accused(error, kind, part, facts) if len(part) > 1 and not self._misled else None
                 if not self._judge.blames_op(error, facts):
                     raise
                 if len(part) == 1:
@@ -175,7 +186,6 @@ class Executor:
                 else:
                     if part is items:
                         self._lessons.learn(facts, len(part), failed=True)
-                    bad = None if row is None else accused(kind, part, row)
                     waiting += reversed(halves(part, self._refused) if bad is None else around(part, bad))
                 continue
             self._misled |= fails is True
@@ -183,6 +193,16 @@ class Executor:
                 self._lessons.learn(facts, len(part), failed=False)
             if kind == INSERT and not isinstance(part, SheetItems) and part[0].op.id is None:
                 self._learn_ids(part)
+
+    def _accused(self, error: Exception, kind: str, part: Sequence[Item], facts: Facts) -> int | None:
+        """Return which op of a part the server names, or the marks do; to be asked before anything else is sent."""
+        if (row := self._session.bad_row(error)) is not None:
+            return accused(kind, part, row)
+        if not isinstance(part, SheetItems) or fault_of(error) not in (Fault.PERMANENT, Fault.UNKNOWN):
+            return None
+        marked = self._session.marked_id() if self._lessons.is_unnamed(facts) else None
+        self._lessons.learn_unnamed(facts)
+        return None if marked is None else part.place_of(marked)
 
     def _atomic(self, items: Sequence[Item], group: Group, facts: Facts) -> None:
         """Execute atomic groups together; where one fails, narrow it down."""

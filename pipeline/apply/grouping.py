@@ -20,6 +20,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple, overload
 
 from pipeline.apply.footprint import (
@@ -71,12 +72,13 @@ class SheetItems(Sequence[Item]):
 
     Args:
         sheets: in order.
+        rows: their rows in SQL, once they were rendered; a part of them goes with a part of the sheets.
     """
 
-    __slots__ = ("_count", "sheets")
+    __slots__ = ("_count", "rows", "sheets")
 
-    def __init__(self, sheets: Sequence[SheetEntry]):
-        self.sheets, self._count = sheets, count_ops(sheets)
+    def __init__(self, sheets: Sequence[SheetEntry], rows: list[str] | None = None):
+        self.sheets, self.rows, self._count = sheets, rows, count_ops(sheets)
 
     def __len__(self) -> int:
         return self._count
@@ -87,12 +89,32 @@ class SheetItems(Sequence[Item]):
     def __getitem__(self, at: slice) -> SheetItems: ...
     def __getitem__(self, at: int | slice) -> Item | SheetItems:
         if isinstance(at, slice):
-            return SheetItems(list(self._part(*at.indices(self._count)[:2])))
+            start, stop, _ = at.indices(self._count)
+            return SheetItems(list(self._part(start, stop)), self.rows and self.rows[start:stop])
         first = next(self._part(at, at + 1))
         return Item(*next(first.pairs()))
 
     def __iter__(self) -> Iterator[Item]:
         return iter(items_of(self.sheets))
+
+    def place_of(self, id: int) -> int | None:
+        """Return which op inserts the row with an id; None where none does.
+
+        Args:
+            id: the row's.
+        """
+        ids = chain.from_iterable(entry.sheet.ids for entry in self.sheets)
+        return next((nth for nth, own in enumerate(ids) if own == id), None)
+
+    def without(self, nth: int) -> SheetItems:
+        """Return all but one: none can conflict with it.
+
+        Args:
+            nth: which one.
+        """
+        before, behind = self[:nth], self[nth + 1 :]
+        rows = None if before.rows is None or behind.rows is None else before.rows + behind.rows
+        return SheetItems([*before.sheets, *behind.sheets], rows)
 
     def _part(self, start: int, stop: int) -> Iterator[SheetEntry]:
         for entry in self.sheets:

@@ -6,7 +6,7 @@ first of them holds is known before the next is parked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
 from pipeline.apply.grouping import Item
 from pipeline.config.settings import TableSettings
@@ -190,16 +190,33 @@ def meet_held_rows(session: NodeSession, sheets: Iterable[SheetEntry], known: Ma
         sheets: of buckets in which ops are set aside.
         known: the facts of every schema that one names, by hash.
     """
-    held = set_aside.held_in(session, {entry.bucket for entry in sheets})
+    entries = list(sheets)
+    held = set_aside.held_in(session, _ranges_of(entries, known))
     if held is None:
         return True
-    for entry in sheets:
+    for entry in entries:
         keys, sheet = held.get(entry.bucket, set()), entry.sheet
         row = f"{known[sheet.schema].schema.name_there} "
-        ids = {key[len(row) :] for key in keys if key.startswith(row)}
-        if f"{sheet.table} *" in keys or not ids.isdisjoint(map(str, sheet.ids) if ids else ()):
+        if f"{sheet.table} *" in keys:
+            return True
+        ids = (key[len(row) :] for key in keys if key.startswith(row))
+        if any(int(id) in sheet.ids for id in ids if id.isdecimal()):
             return True
     return False
+
+
+def _ranges_of(entries: Iterable[SheetEntry], known: Mapping[str, Facts]) -> Iterator[tuple[int, str, str]]:
+    """Yield where keys are that could hold rows of sheets: texts of one length are in the order of their numbers."""
+    ends: dict[tuple[int, str, str], tuple[int, int]] = {}
+    for entry in entries:
+        sheet = entry.sheet
+        of, first, last = (entry.bucket, sheet.table, sheet.schema), min(sheet.ids), max(sheet.ids)
+        least, most = ends.get(of, (first, last))
+        ends[of] = min(least, first), max(most, last)
+    for (bucket, table, schema), (least, most) in ends.items():
+        row, digits = f"{known[schema].schema.name_there} ", len(str(least)) == len(str(most))
+        yield bucket, f"{table} *", f"{table} *"
+        yield bucket, f"{row}{least if digits else ''}", f"{row}{most if digits else '~'}"
 
 
 def record(

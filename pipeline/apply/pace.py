@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pipeline.apply.grouping import SHEETS_ROWS, Item
+from pipeline.apply.grouping import SHEETS_ROWS, Item, SheetItems
 from pipeline.caches import keep_newest
 from pipeline.config.settings import ApplySettings
 from pipeline.model.op import INSERT, UPSERT, Position
 from pipeline.oplog.appends import BIG_BYTES
 from pipeline.oplog.contract import Work
-from pipeline.shard.statements import most
+from pipeline.shard.statements import MAX_ROWS, most
 from pipeline.shard.table_facts import Facts
 
 #: Rows of the first batch of a process, before any commit was timed.
@@ -111,6 +111,8 @@ class Lessons:
         self.believed: dict[tuple[str, int | None], bool] = {}
         #: Of each schema of which an op was refused of late, how many rows a statement has.
         self._rows: dict[str, int] = {}
+        #: The schemas of which an op was refused by an error for which the server names no row.
+        self._unnamed: dict[str, bool] = {}
 
     def rows(self, kind: str, facts: Facts) -> int:
         """Return the most rows of one statement.
@@ -139,9 +141,25 @@ class Lessons:
         """
         known = self._rows.get(facts.schema.hash)
         if failed:
-            keep_newest(self._rows, facts.schema.hash, max(FEW_ROWS, rows // 2))
+            keep_newest(self._rows, facts.schema.hash, max(FEW_ROWS, min(rows // 2, MAX_ROWS)))
         elif known is not None and known < SHEETS_ROWS:
             self._rows[facts.schema.hash] = known + MORE_ROWS
+
+    def learn_unnamed(self, facts: Facts) -> None:
+        """Note that the server names no row of a table's errors.
+
+        Args:
+            facts: of the table.
+        """
+        keep_newest(self._unnamed, facts.schema.hash, True)
+
+    def is_unnamed(self, facts: Facts) -> bool:
+        """Return whether inserts are marked row by row, to tell which one a trigger refuses.
+
+        Args:
+            facts: of the table.
+        """
+        return facts.schema.hash in self._unnamed
 
 
 class Portion(NamedTuple):
@@ -206,9 +224,13 @@ def halves(items: Sequence[Item], refused: int) -> list[Portion]:
 def around(items: Sequence[Item], bad: int) -> list[Portion]:
     """Split the ops of a statement around the one that the server accuses. What is behind it may be bad too.
 
+    Rows of sheets conflict with none of each other, so all but the accused are one statement again.
+
     Args:
         items: two ops or more.
         bad: which of them.
     """
+    if isinstance(items, SheetItems):
+        return [Portion(items[bad : bad + 1], True), Portion(items.without(bad))]
     found = (Portion(items[:bad], False), Portion(items[bad : bad + 1], True), Portion(items[bad + 1 :]))
     return [part for part in found if part.items]

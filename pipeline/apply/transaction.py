@@ -270,7 +270,7 @@ class ApplyTransaction:
         executor = self._executed(items, rows, take, batch.sheets, awaited=awaited, last_try=last_try)
         executor.rejects += [*batch.unreadable, *stopped]
         if executor.rejects:
-            batch.take_apart(executor.rejects)  # which of its ops, is asked of each
+            batch.take_out(executor.rejects)  # which ops are set aside, is asked of each
         return executor
 
     def _stay(self, batch: Batch, locked: Mapping[int, Mark], take: Take) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +24,8 @@ from pipeline.errors import BadOp
 from pipeline.shard.records.set_aside import ASIDE
 
 _STYLES = {"rejected": "bold red", "waiting": "yellow", "parked": "yellow", "replayed": "green", "dropped": "dim"}
+#: The least room for reasons beside their ops, columns; what is narrower has them below. How they are indented there.
+ROOM, _BELOW = 30, (0, 0, 0, 4)
 #: How many ops of a trial the screen shows.
 MOST_SHOWN = 100
 _where_option = click.option(
@@ -61,8 +65,9 @@ def dead_list(config: str | None, pairs: tuple[str, ...], most: int, as_json: bo
     if as_json:
         click.echo(json.dumps([_plain(one) for one in found], indent=2))
     elif found:
-        Console().print(_table(found))
-        Console().print(_mends(found), highlight=False)
+        console = Console()
+        console.print(_listed(found, console))
+        console.print(_mends(found), highlight=False)
     else:
         click.echo("no op is set aside")
     raise SystemExit(1 if any(one.op.state in ASIDE for one in found) else 0)
@@ -230,18 +235,33 @@ def _plain(one: DeadOp) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _table(found: Iterable[DeadOp]) -> Table:
+def _listed(found: Sequence[DeadOp], console: Console) -> RenderableType:
+    """Return a line for each op, and its reason behind it, or below it where the terminal is too narrow for that."""
+    whys = [Text(_why(one)) for one in found]
+    table = _table(found)
+    if console.width - console.measure(table).maximum >= min(ROOM, max(map(len, whys))):
+        return _table(found, whys)
+    head, *lines = [Segments([*line, Segment.line()]) for line in console.render_lines(table, pad=False)]
+    below = [Padding(why, _BELOW) for why in whys]
+    return Group(head, *(part for pair in zip(lines, below, strict=True) for part in pair))
+
+
+def _table(found: Iterable[DeadOp], whys: Sequence[Text] = ()) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     for name in ("op", "shard", "state", "table", "row"):
         table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=20 if name == "row" else None)
-    table.add_column("reason", overflow="fold")
-    for one in found:
+    if whys:
+        table.add_column("reason", overflow="fold")
+    for n, one in enumerate(found):
         op = one.op
-        code = f"({op.code}) " if op.code is not None else ""
-        state = Text(op.state, style=_STYLES[op.state])
-        row, why = op.row_key.removeprefix(f"{op.table} "), op.reason.partition(", which holds")[0]
-        table.add_row(_place(one), one.shard, state, op.table, row, Text(f"{code}{why}"))
+        state, row = Text(op.state, style=_STYLES[op.state]), op.row_key.removeprefix(f"{op.table} ")
+        table.add_row(_place(one), one.shard, state, op.table, row, *whys[n : n + 1])
     return table
+
+
+def _why(one: DeadOp) -> str:
+    code = f"({one.op.code}) " if one.op.code is not None else ""
+    return f"{code}{one.op.reason.partition(', which holds')[0]}"
 
 
 def _mends(found: Iterable[DeadOp]) -> str:

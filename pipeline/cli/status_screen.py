@@ -71,7 +71,7 @@ def notices(status: Record, max_age_s: float, *, utf8: bool) -> Table:
     for name, why in status.unknown:
         grid.add_row(Text("?", style="bold red"), Text.assemble((f"{name} is unknown: ", "bold"), why))
     for fault in status.faults(max_age_s):
-        what = Text.assemble((str(fault), "bold"), f"; {fault.fix}")
+        what = Text.assemble((str(fault), "bold"), f"; {fault.mend}")
         grid.add_row(Text(bad, style="bold red"), what)
     if status.redis.full is not None:
         grid.add_row(Text(bad, style="bold red"), Text(f"nothing is let in: {status.redis.full}", style="bold"))
@@ -92,7 +92,7 @@ def lines(status: Record, max_age_s: float) -> Iterator[str]:
         max_age_s: the age from which on an op is too old, seconds.
     """
     for fault in status.faults(max_age_s):
-        yield f"fault: {fault}; {fault.fix}"
+        yield f"fault: {fault}; {fault.mend}"
     for sentence in _waits(status):
         yield f"waiting: {sentence}"
     redis = status.redis

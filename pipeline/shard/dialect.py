@@ -41,6 +41,8 @@ class MySQL:
     lock = " FOR UPDATE SKIP LOCKED"
     #: Behind a SELECT whose rows must not change before the transaction ends.
     hold = " FOR UPDATE"
+    #: Before each id of an INSERT: it tells to which row the server came, where a trigger ends the statement.
+    mark = "@pipeline_id := "
     #: The server's clock in ms, in whatever time zone the session is.
     now_ms = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) DIV 1000"
     #: The driver's argument that ends a transaction with each statement.
@@ -145,8 +147,8 @@ class MySQL:
         Args:
             rows: runs a query inside the open transaction.
         """
-        rows("GET DIAGNOSTICS CONDITION 1 @pipeline_row = ROW_NUMBER")
-        return int(rows("SELECT @pipeline_row")[0][0] or 0) or None
+        ask = "GET DIAGNOSTICS CONDITION 1 @pipeline_row = ROW_NUMBER"
+        return int(rows(f"BEGIN NOT ATOMIC {ask}; SELECT @pipeline_row; END")[0][0] or 0) or None
 
     def on_conflict(self, key: Iterable[str], renew: Iterable[str]) -> str:
         """Return the tail that makes an INSERT an upsert.
@@ -204,7 +206,7 @@ class SQLite:
     name = "sqlite"
     begin = "BEGIN IMMEDIATE"
     snapshot = ("BEGIN", "SELECT 1 FROM sqlite_master LIMIT 1")
-    lock = hold = ""
+    lock = hold = mark = ""
     now_ms = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"
     autocommit: ClassVar[dict[str, Any]] = {"isolation_level": None}
     read_only: str | None = None

@@ -148,6 +148,13 @@ class NodeSession:
                 self._silent_codes.add(code)
         return row
 
+    def marked_id(self) -> int | None:
+        """Return the id of the last row of a marked INSERT that the server came to, or None; see `Dialect.mark`."""
+        if not self.dialect.mark:
+            return None
+        [[found]] = self.rows("SELECT @pipeline_id")
+        return int(found) if found is not None else None
+
     def _told_row(self) -> int | None:
         try:
             return self.dialect.bad_row(self.rows)

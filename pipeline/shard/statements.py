@@ -48,20 +48,30 @@ def statement(kind: str, ops: Sequence[Op], facts: Facts, dialect: Dialect) -> s
     return _WRITERS[kind](ops, facts, dialect)
 
 
-def insert_of(sheets: Sequence[Sheet], facts: Facts) -> str:
-    """Return the SQL that inserts the rows of sheets of one shape.
+def rows_of(sheets: Sequence[Sheet], facts: Facts) -> list[str]:
+    """Return the literals of each row of sheets of one shape, as `insert_of` takes them.
 
     Args:
         sheets: in order.
         facts: of the table.
     """
-    columns = sheets[0].columns
-    names = [facts.names[facts.schema.id_index], *(facts.names[column] for column in columns)]
     literals = [map(str, chain.from_iterable(sheet.ids for sheet in sheets))]
-    for nth, column in enumerate(columns):
+    for nth, column in enumerate(sheets[0].columns):
         literals.append(map(facts.encode[column], chain.from_iterable([sheet.values[nth] for sheet in sheets])))
-    rows = "), (".join(map(", ".join, zip(*literals, strict=True)))
-    return f"INSERT INTO {facts.table} ({', '.join(names)}) VALUES ({rows})"
+    return list(map(", ".join, zip(*literals, strict=True)))
+
+
+def insert_of(columns: Sequence[int], rows: Sequence[str], facts: Facts, mark: str = "") -> str:
+    """Return the SQL that inserts rows of sheets.
+
+    Args:
+        columns: the numbers of the columns that have values beside the id.
+        rows: of `rows_of`.
+        facts: of the table.
+        mark: put before each id, see `Dialect.mark`.
+    """
+    names = [facts.names[facts.schema.id_index], *(facts.names[column] for column in columns)]
+    return f"INSERT INTO {facts.table} ({', '.join(names)}) VALUES ({mark}{f'), ({mark}'.join(rows)})"
 
 
 def copy_statement(ops: Sequence[Op], facts: Facts, source: Facts, dialect: Dialect) -> str:

@@ -72,6 +72,14 @@ def test_what_is_wrong_comes_first():
     assert plain[3] == f"waiting: {SCHEMA.sentence()}"
 
 
+def test_the_op_that_was_refused_last_is_named():
+    wrong = replace(FINE, rejected=3, refused="17:1795859554-3 of purchase, error 4025")
+
+    said = "3 ops were refused for good; run: pipeline dead list (the last is 17:1795859554-3 of purchase, error 4025)"
+    assert f"fault: s0: {said}" in list(lines(status(wrong), max_age_s=60))
+    assert said in " ".join(line.strip() for line in shown(status(wrong), 80))
+
+
 def test_where_nothing_is_wrong_it_says_so():
     assert any("nothing is wrong" in line for line in shown(status(FINE), 80))
     assert status(FINE).faults(60) == []

@@ -75,6 +75,14 @@ def test_the_list_fits_the_terminal_and_has_place_state_row_and_reason(refused: 
         assert part in result.output, result.output
 
 
+def test_a_narrow_list_has_each_reason_in_one_piece_below_its_op(refused: Receipt):
+    lines = run("list", width=80).output.splitlines()
+
+    [at] = [n for n, line in enumerate(lines) if "parked" in line]
+    assert lines[at + 1].rstrip() == f"    waits behind the op at {place(refused)}"
+    assert "reason" in run("list", width=120).output.splitlines()[0]
+
+
 def test_the_list_for_programs_has_each_op_and_an_empty_one_is_no_fault(box: Sandbox, refused: Receipt):
     listed = json.loads(run("list", "--json").output)
     none = run("list", "--where", "table=other")

@@ -14,11 +14,14 @@ from support.oracle.grouping import BUCKET, EPOCH, PAST, PLAIN, PRODUCER, SCOPE,
 from support.oracle.loads import AT_ONCE, insert, loaded
 
 from pipeline.apply.applier import Applier
+from pipeline.apply.batch import Batch
 from pipeline.apply.executor import Executor
+from pipeline.apply.grouping import SheetItems
 from pipeline.config.settings import ApplySettings
 from pipeline.model.op import DELETE, Entry, Op, encode
 from pipeline.oplog.appends import Append
 from pipeline.shard.dialect import SQLite
+from pipeline.shard.session import NodeSession
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +40,9 @@ def sheets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     tried: list[int] = []
     inserted = Executor._inserted
 
-    def noted(self: Executor, entries: Any, facts: Any) -> None:
-        tried.append(sum(len(entry.sheet) for entry in entries))
-        inserted(self, entries, facts)
+    def noted(self: Executor, items: SheetItems, facts: Any) -> None:
+        tried.append(len(items))
+        inserted(self, items, facts)
 
     monkeypatch.setattr(Executor, "_inserted", noted)
     return tried
@@ -71,6 +74,34 @@ def test_a_refused_row_of_a_sheet_is_rejected_alone(database: Database, sheets: 
     assert [row[0] for row in found["plain"]] == [row for row in range(1, 19) if row != 13]
 
 
+@pytest.mark.parametrize(("named", "tried"), [(4, [9, 1, 8]), (7, [9, 1, 8, 4, 2, 1, 1, 4]), (99, [9, 4, 2, 1, 1, 5])])
+def test_all_rows_but_the_accused_are_one_statement_again_and_a_wrong_word_changes_no_result(
+    database: Database, sheets: list[int], monkeypatch: pytest.MonkeyPatch, named: int, tried: list[int]
+):
+    ops = [insert(PLAIN, row, {1: 9 if row == 13 else 1}) for row in range(1, 19)]
+    monkeypatch.setattr(NodeSession, "bad_row", lambda self, error: named)
+
+    found = database.apply(ops, at_once=AT_ONCE)
+
+    assert sheets == tried
+    assert found["rejects"] == [(13,)]
+    assert [row[0] for row in found["plain"]] == [row for row in range(1, 19) if row != 13]
+
+
+def test_a_sheet_stays_whole_around_its_refused_row(database: Database, monkeypatch: pytest.MonkeyPatch):
+    left: list[list[int]] = []
+    taken_out = Batch.take_out
+
+    def noted(self: Batch, refused: Any) -> None:
+        taken_out(self, refused)
+        left.append([len(entry.sheet) for entry in self.sheets] + [item.op.id or 0 for item in self.items])
+
+    monkeypatch.setattr(Batch, "take_out", noted)
+    database.apply([insert(PLAIN, row, {1: 9 if row in (10, 13, 14) else 1}) for row in range(1, 19)], at_once=AT_ONCE)
+
+    assert left == [[2, 4, 10, 13, 14]]
+
+
 def test_sheets_behind_a_refused_op_stay_whole_unless_it_holds_one_of_their_rows(database: Database, sheets: list[int]):
     log = database._begun()
     line, applier = log.line(), Applier("s0", database.session, log, ApplySettings())
@@ -93,6 +124,26 @@ def test_sheets_behind_a_refused_op_stay_whole_unless_it_holds_one_of_their_rows
     parked = database.session.query("SELECT seq FROM pipeline_rejects WHERE state = 'parked'")
     assert [row for (row,) in database.session.query("SELECT id FROM plain ORDER BY id")] == [1, 2, 5, 6, 7, 8, 10]
     assert parked == [(8,)]
+
+
+def test_sheets_stay_whole_however_many_other_rows_are_held_in_their_bucket(database: Database, sheets: list[int]):
+    log = database._begun()
+    line, applier = log.line(), Applier("s0", database.session, log, ApplySettings())
+    held = ", ".join(f"({BUCKET}, 'plain {row}', {EPOCH}, {row})" for row in range(2_000, 4_000))
+
+    def apply(first: int, *rows: int) -> list[int]:
+        sheets.clear()
+        ops = [encode(insert(PLAIN, row, {1: 1})) for row in rows]
+        line.append(SCOPE, EPOCH, PRODUCER, [Append(BUCKET, first, ops)], "", 0)
+        applier.apply()
+        return sheets
+
+    assert apply(1, 1, 2) == []  # learns the shape
+    with database.session.transaction():
+        database.session.execute("UPDATE pipeline_watermarks SET state = 'holding'")
+        database.session.execute(f"INSERT INTO pipeline_held (bucket, row_key, epoch, seq) VALUES {held}")
+    assert apply(3, 4_000, 4_001, 4_002) == [3]
+    assert apply(6, 1_998, 1_999, 2_000) == []
 
 
 def test_a_sheet_beside_an_op_of_its_table_is_taken_apart(database: Database, sheets: list[int]):

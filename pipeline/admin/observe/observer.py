@@ -222,6 +222,7 @@ class Observer:
             lost=counts.get("lost"),
             forged=counts.get("forged"),
             given_up=counts.get("given_up"),
+            refused=counted.refused if isinstance(counted, OnPrimary) else "",
             buckets=queue.deepest,
             nodes=with_news(found, news),
             waits=waits[:MOST_WAITS],

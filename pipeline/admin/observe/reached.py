@@ -32,11 +32,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class OnPrimary:
-    """What only a shard's primary knows: how many ops are set aside or lost, what is stopped, and what has moved."""
+    """What only a shard's primary knows: how many ops are set aside or lost, what is stopped, and what has moved.
+
+    `refused` names the op that was refused last.
+    """
 
     counts: Mapping[str, int]
     stops: Sequence[WaitReason]
     legs: Mapping[int, Leg] = field(default_factory=dict)
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,9 @@ def ask_primary(shard: str, uri: str) -> OnPrimary:
         ShardUnavailable: it does not answer in time.
     """
     with brief(shard, uri) as session:
-        return OnPrimary(ledger_queries.counts(session), stop_reasons(session, shard), moves.legs(session))
+        counts = ledger_queries.counts(session)
+        refused = ledger_queries.newest_refused(session) if counts["rejected"] else ""
+        return OnPrimary(counts, stop_reasons(session, shard), moves.legs(session), refused)
 
 
 def reported(node: str, news: News) -> Reached | PipelineError:

@@ -126,6 +126,7 @@ class ShardRecord:
         queue_why: why the queue is unknown.
         why: why something of the primary is unknown.
         given_up: refused ops that went within the last week since more was set aside than `[apply] rejects_mb`.
+        refused: the op that was refused last: its place, its table and the error's number; empty where there is none.
     """
 
     shard: str
@@ -150,6 +151,7 @@ class ShardRecord:
     why: str = ""
     owned: int | None = None
     given_up: int | None = None
+    refused: str = ""
 
     @property
     def stopped(self) -> dict[str, WaitReason]:
@@ -229,12 +231,19 @@ class OpFault(NamedTuple):
         subject: the ops or the table concerned.
         what: what happened to the subject; the sentence continues after it.
         fix: the command.
+        example: one of several subjects, by its place.
     """
 
     shard: str
     subject: str
     what: str
     fix: str
+    example: str = ""
+
+    @property
+    def mend(self) -> str:
+        """The command, and what to look at."""
+        return f"{self.fix} (the last is {self.example})" if self.example else self.fix
 
     def __str__(self) -> str:
         return f"{self.shard}: {self.subject} {self.what}"
@@ -313,7 +322,7 @@ def _faults(shard: ShardRecord, max_age_s: float) -> Iterator[OpFault]:
         if reason.kind == BREAKER:
             yield OpFault(shard.shard, reason.scope, f"is halted: {reason.detail}", f"run: pipeline why {reason.scope}")
     if shard.rejected:
-        yield OpFault(shard.shard, *_ops(shard.rejected, "refused for good"), "run: pipeline dead list")
+        yield OpFault(shard.shard, *_ops(shard.rejected, "refused for good"), "run: pipeline dead list", shard.refused)
     if shard.given_up:
         fix = "mend what refuses them; pipeline dead list --where state=dropped has them; raise [apply] rejects_mb"
         yield OpFault(shard.shard, *_ops(shard.given_up, "refused, and given up to make room"), fix)

@@ -266,6 +266,21 @@ def counts(session: NodeSession) -> dict[str, int]:
     return counted | {"given_up": _given_up(session) if states.get("dropped") else 0}
 
 
+def newest_refused(session: NodeSession) -> str:
+    """Return the place of the op that was refused last, its table and the error's number; empty where there is none.
+
+    Args:
+        session: of the node.
+    """
+    found = session.query(
+        "SELECT bucket, epoch, seq, table_name, code FROM pipeline_rejects"
+        " WHERE state = 'rejected' ORDER BY changed_ms DESC LIMIT 1"
+    )
+    return next(
+        (f"{b}:{Position(e, s)} of {table}{f', error {code}' * bool(code)}" for b, e, s, table, code in found), ""
+    )
+
+
 def _given_up(session: NodeSession) -> int:
     """Return how many refused ops were given up of late since too much was set aside."""
     sql = f"SELECT COUNT(*) FROM pipeline_rejects WHERE state = 'dropped' AND reason LIKE '{GIVEN_UP}rejects_mb%'"

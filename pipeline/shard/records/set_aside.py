@@ -145,17 +145,18 @@ def needs_of(reason: str) -> str:
     return reason.removeprefix(_NEEDS) if reason.startswith(_NEEDS) else ""
 
 
-def held_in(session: NodeSession, buckets: Iterable[int]) -> dict[int, set[str]] | None:
-    """Return the keys of all rows that are held in some buckets; None where these are many.
+def held_in(session: NodeSession, ranges: Iterable[tuple[int, str, str]]) -> dict[int, set[str]] | None:
+    """Return the keys of rows that are held, in ranges of keys of some buckets; None where these are many.
 
     Args:
         session: inside the transaction that has locked the buckets.
-        buckets: one at least.
+        ranges: (bucket, first key, last key), one at least.
     """
-    found = session.rows(
-        "SELECT bucket, row_key FROM pipeline_held"
-        f" WHERE bucket IN ({', '.join(map(str, buckets))}) LIMIT {_MOST_KEYS + 1}"
+    which = " OR ".join(
+        f"(bucket = {bucket} AND row_key BETWEEN {text_literal(first)} AND {text_literal(last)})"
+        for bucket, first, last in ranges
     )
+    found = session.rows(f"SELECT bucket, row_key FROM pipeline_held WHERE {which} LIMIT {_MOST_KEYS + 1}")
     if len(found) > _MOST_KEYS:
         return None
     held: dict[int, set[str]] = {}

@@ -468,7 +468,7 @@ def test_a_refusal_of_which_the_server_names_no_row_is_asked_about_once(
                 session.execute("INSERT INTO t (n) VALUES (1), (2)")
             assert session.bad_row(raised.value) is None
 
-    assert len(asked) == 2
+    assert len(asked) == 1
 
 
 @mariadb
@@ -480,7 +480,7 @@ def test_a_server_that_knows_no_rows_is_not_asked_twice_and_keeps_its_transactio
 
     def of_mysql(self: object, rows: Any) -> None:
         asked.append("GET DIAGNOSTICS")
-        rows("GET DIAGNOSTICS CONDITION 1 @pipeline_row = A_WORD_OF_A_LATER_SERVER")
+        rows("BEGIN NOT ATOMIC GET DIAGNOSTICS CONDITION 1 @pipeline_row = A_WORD_OF_A_LATER_SERVER; END")
 
     monkeypatch.setattr("pipeline.shard.dialect.MySQL.bad_row", of_mysql)
     with session.transaction():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -103,6 +104,7 @@ def test_refused_and_lost_ops_are_counted(here: Servers, pipeline: Client, obser
     found = CliRunner().invoke(cli.pipeline, ["status", "--config", str(here.cluster.config)])
     assert found.exit_code == 1
     assert found.output.startswith("fault: s0: 1 op was refused for good; ")
+    assert re.search(r"the last is \d+:\d+-\d+ of purchase, error \d+", found.output)
     checked = check.check(here.config()).findings
     assert [(one.where, one.what) for one in checked[:2]] == [
         ("s0: 1 op", "was refused for good"),

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from support.examples import examples
 from support.oracle.families import astray
 from support.oracle.grouping import LOUD, MANY, PLAIN, TWO, Database, Maker, difference
-from support.oracle.loads import AT_ONCE, loaded
+from support.oracle.loads import AT_ONCE, insert, loaded
 from support.sandbox.sessions import as_user
 
+from pipeline.apply.executor import Executor
 from pipeline.model.op import INSERT, UPDATE, Op
 
 pytestmark = pytest.mark.mariadb
@@ -79,6 +80,28 @@ def test_an_op_that_is_refused_among_hundreds_takes_few_statements(
 
     assert len(found["rejects"]) == 1
     assert sum(" `plain`" in sql for sql in sent[-40:]) <= most
+
+
+def test_a_row_of_a_sheet_that_a_trigger_refuses_is_found_by_its_mark(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    does = "IF NEW.t = 'bad' THEN SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 30001; END IF"
+    tried, inserted = list[int](), Executor._inserted
+    monkeypatch.setattr(
+        Executor, "_inserted", lambda self, items, facts: tried.append(len(items)) or inserted(self, items, facts)
+    )
+    ops = [insert(PLAIN, row, {1: 1, 2: "bad" if row in (15, 40) else "fine"}) for row in range(1, 61)]
+    create, drop = f"CREATE TRIGGER picky BEFORE INSERT ON plain FOR EACH ROW BEGIN {does}; END", "DROP TRIGGER picky"
+
+    database.session.query(create)
+    try:
+        found = database.apply(ops, at_once=AT_ONCE)
+    finally:
+        database.session.query(drop)
+
+    assert found["rejects"] == [(15,), (40,)]
+    assert [row[0] for row in found["plain"]] == [row for row in range(1, 61) if row not in (15, 40)]
+    assert tried[-5:] == [9, 1, 8, 9, 6]
 
 
 @pytest.mark.parametrize(("first", "second"), [("\U0001f600", "\U0001f601"), ("a\x01", "a"), ("あ", "ア")])

@@ -1,0 +1,347 @@
+"""Make one bad thing after the other, each beside a steady load: what stops a shard elsewhere, by public bug trackers.
+
+A case prepares the servers, and yields what sends the bad ops. It is over once its ops are settled or wait for good.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydal import DAL, Field
+
+import pipeline
+from benchmarks.rows import TABLE
+from benchmarks.sockets import process_of_port
+from benchmarks.target import Target
+from pipeline.client import Client
+from pipeline.model.op import INSERT, Op, encode
+from pipeline.oplog.appends import Append, Scope
+
+#: Shard key of the bad ops: no op of the load has it.
+BAD_KEY = 1_000_003
+BAD = "bad"
+SIGNAL = "SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 30001"
+TRIGGER = f"""CREATE TRIGGER bad BEFORE INSERT ON {TABLE} FOR EACH ROW
+BEGIN IF NEW.note = '{BAD}' THEN {{}}; END IF; END"""
+ODD = "CREATE TABLE odd (id BIGINT PRIMARY KEY, owner INT, n INT{})"
+ODD_TRIGGER = "CREATE {} TRIGGER odd_before BEFORE INSERT ON odd FOR EACH ROW {}"
+GONE = ("DROP TABLE IF EXISTS odd, odd_base, odd_away, odd_1, odd_2, odd_3, odd_4", "DROP VIEW IF EXISTS odd")
+SLEEPS = "SELECT host FROM information_schema.processlist WHERE state = 'User sleep'"
+LOOK_S = 0.01
+#: How many large ops come at once.
+LARGE, LARGE_BYTES = 30, 10_000_000
+#: How many ops in a row a table refuses before it halts.
+IN_A_ROW = 60
+
+
+@dataclass(slots=True)
+class Bad:
+    """Bad ops.
+
+    Attributes:
+        send: enqueues them, and returns their receipts.
+        mend: statements after which those that wait are applied.
+        receipts: of what was sent.
+    """
+
+    send: Callable[[], list[Any]]
+    mend: tuple[str, ...] = ()
+    receipts: list[Any] = field(default_factory=list)
+
+    @property
+    def buckets(self) -> set[int]:
+        """The buckets of the bad ops: what is to come holds up its bucket."""
+        return {receipt.bucket for receipt in self.receipts}
+
+
+Case = Callable[[Target, Any], AbstractContextManager[Bad]]
+
+
+def everywhere(target: Target, *statements: str) -> None:
+    """Run statements on each primary."""
+    for shard in range(len(target.primaries)):
+        with target.connect(shard) as connection, connection.cursor() as cursor:
+            for sql in statements:
+                cursor.execute(sql)
+
+
+def trigger(does: str) -> Case:
+    """Return the case of an insert at which a trigger does something."""
+
+    @contextmanager
+    def case(target: Target, purchase: Any) -> Iterator[Bad]:
+        everywhere(target, TRIGGER.format(does))
+        try:
+            yield Bad(lambda: [pipeline.enqueue_insert(purchase, customer=BAD_KEY, note=BAD)])
+        finally:
+            everywhere(target, "DROP TRIGGER bad")
+
+    return case
+
+
+def odd(*statements: str, times: int = 1, mend: tuple[str, ...] = (), **values: Any) -> Case:
+    """Return the case of inserts into a table that is made in some way."""
+
+    @contextmanager
+    def case(target: Target, purchase: Any) -> Iterator[Bad]:
+        everywhere(target, *statements)
+        try:
+            yield Bad(lambda: [pipeline.enqueue_insert(_odd(), owner=n, **values) for n in range(times)], mend)
+        finally:
+            everywhere(target, *GONE)
+
+    return case
+
+
+def _odd(name: str = "odd", *more: Field) -> Any:
+    db = DAL("sqlite:memory", migrate=False, bigint_id=True)
+    fields = (Field("owner", "integer"), Field("n", "integer"), Field("body", "text"))
+    return db.define_table(name, *fields, *more)
+
+
+@contextmanager
+def _no_right(target: Target, purchase: Any) -> Iterator[Bad]:
+    """Let a trigger need a right that its definer lacks: the account of the shard owns its schema."""
+    everywhere(target, "CREATE USER ghost@localhost")
+    trigger = ODD_TRIGGER.format("DEFINER = ghost@localhost", "INSERT INTO odd_base (id) VALUES (NEW.id)")
+    everywhere(target, ODD.format(""), ODD.format("").replace("odd", "odd_base"), trigger)
+    try:
+        yield Bad(lambda: [pipeline.enqueue_insert(_odd(), owner=1)], ("DROP TRIGGER odd_before",))
+    finally:
+        everywhere(target, *GONE, "DROP USER ghost@localhost")
+
+
+@contextmanager
+def _column_to_come(target: Target, purchase: Any) -> Iterator[Bad]:
+    newer = DAL("sqlite:memory", migrate=False, bigint_id=True).define_table(
+        TABLE, Field("customer", "bigint"), Field("colour")
+    )
+    try:
+        mend = f"ALTER TABLE {TABLE} ADD COLUMN colour VARCHAR(512)"
+        yield Bad(lambda: [pipeline.enqueue_insert(newer, customer=BAD_KEY, colour="red")], (mend,))
+    finally:
+        everywhere(target, f"ALTER TABLE {TABLE} DROP COLUMN IF EXISTS colour")
+
+
+@contextmanager
+def _four_behind(target: Target, purchase: Any) -> Iterator[Bad]:
+    """Let four tables lack a column at once."""
+    names = [f"odd_{n}" for n in range(1, 5)]
+    everywhere(target, *(ODD.format(", body TEXT").replace("odd", name) for name in names))
+    newer = [_odd(name, Field("colour")) for name in names]
+    try:
+        mend = tuple(f"ALTER TABLE {name} ADD COLUMN colour TEXT" for name in names)
+        yield Bad(
+            lambda: [pipeline.enqueue_insert(one, owner=n, colour="red") for one in newer for n in range(3)], mend
+        )
+    finally:
+        everywhere(target, *GONE)
+
+
+@contextmanager
+def _table_away(target: Target, purchase: Any) -> Iterator[Bad]:
+    everywhere(target, ODD.format(", body TEXT"))
+    pipeline.enqueue_insert(_odd(), owner=1).wait(30)
+    everywhere(target, "RENAME TABLE odd TO odd_away")
+    try:
+        mend = ("RENAME TABLE odd_away TO odd",)
+        yield Bad(lambda: [pipeline.enqueue_upsert(_odd(), key=["id"], id=2**40 + n, owner=n) for n in range(3)], mend)
+    finally:
+        everywhere(target, *GONE)
+
+
+@contextmanager
+def _index_added(target: Target, purchase: Any) -> Iterator[Bad]:
+    """Add a unique index that the workers have not seen; one value comes, goes and comes again."""
+    everywhere(target, ODD.format(", body TEXT"))
+    table = _odd()
+    pipeline.enqueue_insert(table, owner=1, n=0).wait(30)
+    everywhere(target, "CREATE UNIQUE INDEX n ON odd (n)")
+
+    def send() -> list[Any]:
+        first = pipeline.enqueue_insert(table, owner=1, n=7)
+        gone = pipeline.enqueue_delete(table.id == first.id)
+        return [first, gone, pipeline.enqueue_insert(table, {"owner": 1, "n": 7}, shard_key=first.id)]
+
+    try:
+        yield Bad(send)
+    finally:
+        everywhere(target, *GONE)
+
+
+def _raw(payload: bytes) -> Case:
+    """Return the case of an entry that stands in the log as it is."""
+
+    @contextmanager
+    def case(target: Target, purchase: Any) -> Iterator[Bad]:
+        client = Client(target.config)
+
+        def send() -> list[Any]:
+            receipt = pipeline.enqueue_insert(purchase, customer=BAD_KEY)
+            bucket = receipt.bucket
+            shard = client.topology.shard_of(bucket)
+            epoch = client.log.epoch(shard)[0]
+            sender = time.time_ns() % 2**40
+            client.log.line().append(Scope(shard, (shard,)), epoch, sender, [Append(bucket, 1, [payload])], "", 0)
+            return [receipt]
+
+        bad = Bad(send)
+
+        try:
+            yield bad
+        finally:
+            if bad.receipts and payload.startswith(b"["):  # nobody could apply what follows it
+                key = client.log.keys.log(bad.receipts[0].bucket)
+                [(place, _)] = target.redis().xrevrange(key, count=1)
+                target.redis().xdel(key, place)
+            client.close()
+
+    return case
+
+
+def _newer() -> bytes:
+    op = json.loads(encode(Op(INSERT, TABLE, "0" * 16, 0, 5)))
+    op[0], op[-1] = "frobnicate", 99
+    return json.dumps(op).encode()
+
+
+@contextmanager
+def _large(target: Target, purchase: Any) -> Iterator[Bad]:
+    everywhere(target, ODD.format(", body LONGTEXT"))
+    try:
+        yield Bad(lambda: [pipeline.enqueue_insert(_odd(), owner=n, body="x" * LARGE_BYTES) for n in range(LARGE)])
+    finally:
+        everywhere(target, *GONE)
+
+
+@contextmanager
+def _keys(target: Target, purchase: Any) -> Iterator[Bad]:
+    words = ("k", "k ", "K", "k\0", "\u212a", "é", "e\u0301", "\U0001f600")
+    yield Bad(
+        lambda: [
+            pipeline.enqueue_insert(purchase, {"customer": BAD_KEY, "qty": n}, idempotency_key=word)
+            for n, word in enumerate(words)
+        ]
+    )
+
+
+@contextmanager
+def _locked(target: Target, purchase: Any) -> Iterator[Bad]:
+    """Hold a row as another program would."""
+    receipt = pipeline.enqueue_insert(purchase, customer=BAD_KEY, qty=0)
+    receipt.wait(30)
+    for shard in range(len(target.primaries)):
+        connection = target.connect(shard)
+        connection.begin()
+        with connection.cursor() as cursor:
+            if cursor.execute(f"SELECT id FROM {TABLE} WHERE id = {receipt.id} FOR UPDATE"):
+                break
+        connection.close()
+    try:
+        yield Bad(lambda: [pipeline.enqueue_update(purchase.id == receipt.id, qty=1)])
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _killing(target: Target, purchase: Any) -> Iterator[Bad]:
+    ended = threading.Event()
+    killer = threading.Thread(target=_kill, args=(target, ended))
+    with trigger("DO SLEEP(1)")(target, purchase) as bad:
+        killer.start()
+        try:
+            yield bad
+        finally:
+            ended.set()
+            killer.join()
+
+
+def _kill(target: Target, ended: threading.Event) -> None:
+    """Kill each worker process that is within the statement that sleeps, once."""
+    known: set[str] = set()
+    connections = [target.connect(shard) for shard in range(len(target.primaries))]
+    while not ended.wait(LOOK_S):
+        for connection in connections:
+            with connection.cursor() as cursor:
+                cursor.execute(SLEEPS)
+                for (host,) in cursor.fetchall():
+                    process = host not in known and process_of_port(int(host.rpartition(":")[2]))
+                    known.add(host)
+                    if process:
+                        os.kill(process, signal.SIGKILL)
+
+
+_LARGE = ", ".join(f"c{n} TEXT DEFAULT REPEAT('x', 900)" for n in range(12))
+#: By the name of each: what is made, and what `status` then says: ops that were refused, or why others wait; None:
+#: nothing is wrong.
+CASES: dict[str, tuple[Case, str | None]] = {
+    "no partition for the value (1526)": (
+        odd(ODD.format(", body TEXT") + " PARTITION BY RANGE (id) (PARTITION p VALUES LESS THAN (1000))"),
+        "rejected",
+    ),
+    "a view's check option (1369)": (
+        odd(
+            ODD.format(", body TEXT").replace("odd", "odd_base"),
+            "CREATE VIEW odd AS SELECT * FROM odd_base WHERE n < 10 WITH CHECK OPTION",
+            n=11,
+        ),
+        "rejected",
+    ),
+    "a generated column (1906)": (
+        odd("CREATE TABLE odd (id BIGINT PRIMARY KEY, owner INT, n INT AS (owner + 1) STORED, body TEXT)", n=1),
+        "rejected",
+    ),
+    "a trigger's own SIGNAL": (trigger(SIGNAL), "rejected"),
+    "a trigger whose function is gone (1305)": (
+        odd(
+            ODD.format(", body TEXT"),
+            "CREATE OR REPLACE FUNCTION odd_f() RETURNS INT DETERMINISTIC RETURN 1",
+            ODD_TRIGGER.format("", "SET NEW.n = odd_f()"),
+            "DROP FUNCTION odd_f",
+        ),
+        "rejected",
+    ),
+    "a trigger whose definer is gone (1449)": (
+        odd(ODD.format(", body TEXT"), ODD_TRIGGER.format("DEFINER = nobody@localhost", "SET NEW.n = 1")),
+        "rejected",
+    ),
+    "a row too large (1118)": (
+        odd(
+            "SET SESSION innodb_strict_mode = OFF",
+            ODD.format(f", body TEXT, {_LARGE}") + " ROW_FORMAT = COMPACT",
+        ),
+        "rejected",
+    ),
+    "a missing right (1142)": (_no_right, "right"),
+    "a CHECK constraint (4025)": (
+        odd(ODD.format(", body TEXT, CHECK (n < 10)"), n=11),
+        "rejected",
+    ),
+    "a column to come (1054)": (_column_to_come, "schema"),
+    "four tables with a column to come": (_four_behind, "schema"),
+    "a required column that the model lacks (1364)": (
+        odd(ODD.format(", body TEXT, needed INT NOT NULL"), mend=("ALTER TABLE odd DROP COLUMN needed",)),
+        "schema",
+    ),
+    "a table away for a moment (1146)": (_table_away, "schema"),
+    "an op of a newer release": (_raw(_newer()), "newer"),
+    "junk in the log": (_raw(b'\xff\xfe{"an op of": "nobody"'), "rejected"),
+    "idempotency keys alike but for blanks, case, accents": (_keys, None),
+    "a unique index added meanwhile": (_index_added, None),
+    f"{LARGE} ops of {LARGE_BYTES // 10**6} MB": (_large, None),
+    "a table that refuses all (the breaker)": (
+        odd(ODD.format(", body TEXT, CHECK (n < 10)"), times=IN_A_ROW, n=11),
+        "breaker",
+    ),
+    "a locked row": (_locked, "locked"),
+    "a statement that takes too long": (trigger("DO SLEEP(60)"), "poison"),
+    "a statement that ends its worker": (_killing, "poison"),
+}

@@ -1,0 +1,155 @@
+"""Measure what refused ops cost: one in a thousand, ten thousand in a row, and their replay with what waits behind."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pipeline
+from benchmarks.cpu import Meter
+from benchmarks.figure import Figure
+from benchmarks.peer import WARM_ROWS, WARM_S
+from benchmarks.peers import ours
+from benchmarks.probes.bad_things import BAD, SIGNAL, Bad, Case, everywhere, trigger
+from benchmarks.processes import running
+from benchmarks.rows import TABLE, Row, take
+from benchmarks.table import Table
+from benchmarks.target import Target
+from pipeline.admin.dead import HEADS, Where, chosen, replay
+from pipeline.client import Client
+
+ROUNDS = 3
+#: Bad rows before the clock starts, so that each worker process meets one; more would halt the table.
+WARM_BAD = 8
+#: So many ops are refused in a row in a full run.
+MANY = 10_000
+CHECK = f"ALTER TABLE {TABLE} ADD CONSTRAINT bad CHECK (note <> '{BAD}')"
+WELCOME = f"ALTER TABLE {TABLE} DROP CONSTRAINT bad"
+#: What a round leaves behind that would slow the next.
+FORGET = (
+    "DELETE FROM pipeline_held",
+    "DELETE FROM pipeline_rejects",
+    "DELETE FROM pipeline_stops",
+    "UPDATE pipeline_watermarks SET state = 'active' WHERE state = 'holding'",
+)
+
+
+def measure(target: Target, table: Table, rows: int) -> list[Figure]:
+    """Return the CPU of a row with none in a thousand refused, over that with one; the same constraint looks at both.
+
+    CPU of all that takes part, and of workers and databases alone: wall times differ too much beside other programs.
+    """
+    purchase, count = ours.prepare(target), max(10_000, rows // 2)
+    good = list(take(count))
+    some = [{**row, "note": BAD} if n % 1000 == 500 else row for n, row in enumerate(good)]
+    kinds: dict[str, Case] = {"a CHECK": _checked, "a trigger's SIGNAL": trigger(SIGNAL)}
+    figures = []
+    for kind, around in kinds.items():
+        spent: dict[str, list[dict[str, float]]] = {"none": [], "one": []}
+        with around(target, purchase):
+            for _ in range(ROUNDS):
+                for name, sent in (("none", good), ("one", some)):
+                    spent[name].append(_refused_round(target, table, purchase, sent))
+        figures += _refused_figures(kind, spent, count)
+    table.empty()
+    return figures
+
+
+def measure_many(target: Target, table: Table, rows: int) -> list[Figure]:
+    """Return how long it takes to refuse many ops in a row, what space they take, and the rate of their replay.
+
+    Each refused insert has an update of its row behind it, which is parked. The breaker is off: it would halt.
+    """
+    purchase, count = ours.prepare(target), min(MANY, max(1_000, rows // 20))
+    table.empty()
+    everywhere(target, *FORGET, CHECK)
+    text = target.config.read_text()
+    target.config.write_text(f"{text}\n[apply]\nbreaker = false\n")
+    pipeline.configure(target.config)
+    purchase = ours.prepare(target)
+    client = Client(target.config)
+    sent = [{**row, "note": BAD} for row in take(count)]
+    try:
+        with running(target, ours.worker_command()):
+            began = time.perf_counter()
+            receipts = pipeline.enqueue_bulk_insert(purchase, sent)
+            pipeline.barrier(purchase, timeout_s=WARM_S * 2)
+            refused_s = time.perf_counter() - began
+            for receipt in receipts:
+                pipeline.enqueue_update(purchase.id == receipt.id, qty=1)
+            pipeline.barrier(purchase, timeout_s=WARM_S * 2)
+            space = sum(_space_bytes(target, shard) for shard in range(len(target.primaries)))
+            everywhere(target, WELCOME)
+            began = time.perf_counter()
+            done = sum(step.done.replayed for step in replay(client, chosen(client, Where(), HEADS)))
+            replayed_s = time.perf_counter() - began
+        if (done, table.count()) != (2 * count, count):
+            raise AssertionError(f"{done:,} of {2 * count:,} ops were replayed, and {table.count():,} rows are there")
+    finally:
+        client.close()
+        target.config.write_text(text)
+        pipeline.configure(target.config)
+        table.empty()
+        everywhere(target, *FORGET, WELCOME.replace("CONSTRAINT", "CONSTRAINT IF EXISTS"))
+    return [
+        Figure(
+            "10,000 refused in a row", refused_s * MANY / count, "s", f"{count:,} in {refused_s:.1f} s, breaker off"
+        ),
+        Figure(
+            "space of an op that is set aside", space / count / 2, "bytes", "of an insert of 5 columns and an update"
+        ),
+        Figure("replay with parked followers", done / replayed_s, "ops/s", f"{done:,} ops in {replayed_s:.1f} s"),
+    ]
+
+
+def _space_bytes(target: Target, shard: int) -> int:
+    tables = "table_schema = DATABASE() AND table_name IN ('pipeline_rejects', 'pipeline_held')"
+    with target.connect(shard) as connection, connection.cursor() as cursor:
+        cursor.execute("ANALYZE TABLE pipeline_rejects, pipeline_held")
+        cursor.execute(f"SELECT SUM(data_length + index_length) FROM information_schema.tables WHERE {tables}")
+        [found] = cursor.fetchone() or (0,)
+    return int(found)
+
+
+def _refused_round(target: Target, table: Table, purchase: Any, sent: list[Row]) -> dict[str, float]:
+    """Enqueue rows to workers that know nothing yet, and wait; return the CPU of a row by who used it, µs."""
+    meter = Meter(target)
+    table.empty()
+    everywhere(target, *FORGET)
+    with running(target, ours.worker_command()):
+        bad = [row for row in sent if row["note"] == BAD][
+            :1
+        ] * WARM_BAD  # an unknown error is tried before it is believed
+        pipeline.enqueue_bulk_insert(purchase, [*take(WARM_ROWS), *bad])
+        table.drained_at(WARM_ROWS, WARM_S)
+        pipeline.barrier(purchase, timeout_s=WARM_S)
+        table.empty()
+        before = meter.read()
+        pipeline.enqueue_bulk_insert(purchase, sent)
+        table.drained_at(sum(row["note"] != BAD for row in sent), WARM_S)
+        pipeline.barrier(purchase, timeout_s=WARM_S)
+        return {name: (now - before[name]) / len(sent) * 1e6 for name, now in meter.read().items()}
+
+
+def _refused_figures(kind: str, spent: dict[str, list[dict[str, float]]], count: int) -> Iterator[Figure]:
+    for label, whose in (("", None), (", workers and databases", ("workers", "MariaDB"))):
+        sums = {name: [sum(one[who] for who in whose or one) for one in samples] for name, samples in spent.items()}
+        ratio = statistics.median(sums["none"]) / statistics.median(sums["one"])
+        parts = "; ".join(
+            f"{name}: " + ", ".join(f"{who} {statistics.median(one[who] for one in found):.1f}" for who in found[0])
+            for name, found in spent.items()
+        )
+        detail = f"CPU of a row, none / one, {count:,} ops, {ROUNDS} rounds in turn; {parts}"
+        yield Figure(f"one in 1,000 refused by {kind}{label}", ratio, "×", detail, tuple(sums["one"]))
+
+
+@contextmanager
+def _checked(target: Target, purchase: Any) -> Iterator[Bad]:
+    everywhere(target, CHECK)
+    try:
+        yield Bad(list)
+    finally:
+        everywhere(target, WELCOME)
