@@ -215,20 +215,22 @@ class EarlierOps:
         """
         return item.place in self._settled
 
-    def has_others(self, item: Item) -> bool:
+    def has_others(self, item: Item, refused: Collection[Place]) -> bool:
         """Return whether ops of other buckets in the transaction may help a refused op.
 
-        If it was put off before, only older ones may: the transaction that was committed without it lacked them.
+        If it was put off before, only older ones may: the transaction that was committed without it lacked them. Where
+        these are refused, too, what helps it comes behind it in its own bucket.
 
         Args:
             item: the op.
+            refused: what of the transaction is refused.
         """
         if self._batch is None or len(self._batch.after) < 2:
             return False
         bucket, at_ms = item.entry.bucket, item.op.at_ms
         put_off = self._put_off.get(bucket) == item.entry.position
         others = (one for one in self._batch.items if one.entry.bucket != bucket)
-        return not put_off or any(one.op.at_ms < at_ms for one in others)
+        return not put_off or any(one.op.at_ms < at_ms and one.place not in refused for one in others)
 
     def put_off(self, item: Item) -> WaitReason:
         """Return why an op waits that is taken after the rest of its batch: next time it is the first of its bucket.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import product
-
 import pytest
-from model.early import NEVER, RULES, STOPPED, Bounds, Op
 from model.early import model as model_of
+from model.early_values import NEVER, RULES, STOPPED, Bounds, Call, Op, programs
 from model.search import search
 from support.examples import THOROUGH
+
+
+def in_logs(*order: int | tuple[int, ...]) -> tuple[Call, ...]:
+    """Return calls of these ops, in the order of the logs."""
+    return tuple(Call((one,) if isinstance(one, int) else one) for one in order)
+
 
 FAMILY = (Op(1, 1), Op(0, 3, needs=0), Op(1, 5, needs=1))
 FOLLOWED = (Op(1, 1), Op(0, 3, needs=0), Op(0, 5))
@@ -28,7 +31,7 @@ TWO_DELETED = (Op(0, 1), Op(1, 3), Op(0, 5, needs=1), Op(1, 7, deletes=1), Op(0,
 DELETES_BEHIND_A_STOP = (Op(0, 1, STOPPED), Op(1, 2), Op(1, 3, deletes=1))
 DELETED_AT_ONCE = (Op(0, 1), Op(1, 1), Op(0, 3, deletes=0), Op(1, 3, deletes=1))
 #: What a host has spooled stands behind younger ops: a parent behind the delete of another, which waits for its child.
-SPOOLED_BEHIND_A_DELETE = (Op(1, 1), Op(1, 9, deletes=0), Op(1, 3), Op(0, 5, needs=2))
+SPOOLED_BEHIND_A_DELETE = (Op(1, 1), Op(1, 3), Op(0, 5, needs=1), Op(1, 9, deletes=0)), in_logs(0, 3, 1, 2)
 #: The parent's host has a clock that is behind.
 DELETED_SKEWED = (Op(0, 1), Op(1, 4, needs=0), Op(0, 3, deletes=0))
 #: A value that is taken: an op that wants it, and the delete that frees it afterwards, which waits for older ops.
@@ -45,7 +48,7 @@ TWO_FREED_AFTERWARDS = (
 #: Three hosts, each with a clock behind that of the one before.
 SKEWED_GRANDCHILD = (Op(0, 2), Op(1, 1.5, needs=0), Op(2, 1, needs=1))
 #: Bucket 2 is the reference bucket: both shards apply it.
-REFERENCE = Bounds((Op(2, 1), Op(0, 3, needs=0), Op(1, 3, needs=0)), (frozenset({0, 2}), frozenset({1, 2})))
+REFERENCE = Bounds((Op(2, 1), Op(0, 3, needs=0), Op(1, 3, needs=0)), shards=(frozenset({0, 2}), frozenset({1, 2})))
 
 TOGETHER = (
     FAMILY,
@@ -90,8 +93,8 @@ CLEAN = (
     Bounds(DELETES_BEHIND_A_STOP),
     Bounds(DELETED_AT_ONCE, deaths=1),
     Bounds(FREED_AFTERWARDS, deaths=1),
-    Bounds(SPOOLED_BEHIND_A_DELETE, deaths=1),
-    Bounds(SPOOLED_BEHIND_A_DELETE, queued=True, workers=3),
+    Bounds(*SPOOLED_BEHIND_A_DELETE, deaths=1),
+    Bounds(*SPOOLED_BEHIND_A_DELETE, queued=True, workers=3),
     *(Bounds(ops, workers=1, together=True) for ops in TOGETHER),
     REFERENCE,
 )
@@ -116,7 +119,7 @@ NEEDED = {
     "at most": Bounds(BEHIND_A_STOP),
     "bucket ends": Bounds(FOLLOWED),
     "deletes wait": Bounds(PARENT_DELETED),
-    "deletes first": Bounds(SPOOLED_BEHIND_A_DELETE),
+    "deletes first": Bounds(*SPOOLED_BEHIND_A_DELETE),
     "moves": Bounds(FAMILY),
 }
 
@@ -144,20 +147,6 @@ def test_no_ops_of_a_few_wait_for_each_other_for_ever() -> None:
             ended += 1
 
     assert ended > 500
-
-
-def programs(count: int) -> Iterator[tuple[Op, ...]]:
-    """Yield what some ops in up to three buckets may be: plain, in need of another, or the delete of an earlier row."""
-    for buckets in product(range(3), repeat=count):
-        for kinds in product(range(-count, count + 1), repeat=count):  # a need of k - 1, or a delete of -k - 1
-            deleted = {n: -kind - 1 for n, kind in enumerate(kinds) if kind < 0}
-            if all(kind != n + 1 for n, kind in enumerate(kinds)) and all(
-                row < n and row not in deleted for n, row in deleted.items()
-            ):
-                yield tuple(
-                    Op(bucket, 2 * n + 1, kind - 1 if kind > 0 else None, deleted.get(n))
-                    for n, (bucket, kind) in enumerate(zip(buckets, kinds, strict=True))
-                )
 
 
 def test_where_clocks_differ_a_child_may_be_rejected_behind_the_delete_of_its_parent() -> None:

@@ -423,6 +423,30 @@ def test_an_op_is_put_off_until_the_older_op_that_helps_it_is_committed(
     assert [parent.status(), child.status()] == ["applied", "applied"]
 
 
+def test_an_op_is_put_off_no_more_where_nothing_is_committed_without_it(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    taken = pipeline.enqueue_insert(db.event, who=first, note="a")
+    box.drain()
+    at, now_s = after(monkeypatch), clock.mono_s
+    at(500)  # from another host; what frees its value comes behind it, from a spool
+    doubled = pipeline.enqueue_insert(db.event, who=first, note="a")
+    at(100)
+    pipeline.enqueue_delete((db.event.id == taken.id) & (db.event.who == first))
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    at(300)
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    for looks in range(20):
+        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
+        box.log.postpone("s0", [parent.bucket, child.bucket], 0)
+        worker.apply()
+    monkeypatch.undo()
+
+    assert states(doubled, parent, child) == ["rejected", "applied", "applied"]
+
+
 def test_what_needs_rows_of_a_paused_table_waits_with_it_and_goes_on_with_it(db: Any, box: Sandbox) -> None:
     first, second = two_buckets(box)
     paused = stops.target_of(box.client, "parent")
