@@ -78,13 +78,16 @@ class _Shards:
         if len(s.takes) < self.bounds.workers and not (self.bounds.queued and s.arrived < len(self.entries)):
             yield from self._begun(s)
         for take in s.takes:
-            step = {"taken": self._clears, "cleared": self._runs, "run": self._asks, "asked": self._commits}[take.step]
-            yield from step(s, take)
+            yield from self._step(s, take)
             if s.deaths:
                 gone = s._replace(takes=_without(s.takes, take), deaths=s.deaths - 1)
                 yield Move(f"the worker with {take.entries} dies", gone, work=False)
         yield from self._time(s)
         yield from self._database(s)
+
+    def _step(self, s: State, take: Take) -> Iterator[Move]:
+        step = {"taken": self._clears, "cleared": self._runs, "run": self._asks, "asked": self._commits}[take.step]
+        return step(s, take)
 
     def _comes(self, s: State) -> Move:
         end = next(end for end in self.ends if end > s.arrived)
@@ -169,6 +172,7 @@ class _Shards:
             rows=(*s.rows[:shard], tuple(rows), *s.rows[shard + 1 :]),
             takes=_without(s.takes, take),
             early=s.early - {(shard, e) for e in on_time},
+            awaited=s.awaited - {(shard, e) for e in on_time},
             chances=s.chances | {(shard, e) for e in take.put_off},
         )
         if self._on("moves"):
@@ -205,7 +209,8 @@ class _Shards:
         """Return whether what is put off would not be so for ever: once, or as often as older ops are in the way."""
         if (take.shard, e) not in s.chances or not self._on("one chance"):
             return True
-        others = [self.op[o].at for o in executed if self.bucket[o] != self.bucket[e]]
+        taken = [o for o in executed if o not in take.refused or not self._on("executed")]
+        others = [self.op[o].at for o in taken if self.bucket[o] != self.bucket[e]]
         return self._on("older again") and any(at < self.op[e].at for at in others)
 
     def _cut(self, s: State, take: Take, early: frozenset[int], *, put_off: bool = False, **changes: object) -> Move:
@@ -215,8 +220,9 @@ class _Shards:
         noted = {(take.shard, e) for e in early}
         if put_off and not self._on("committed"):
             after = after._replace(chances=s.chances | noted)
-        elif not put_off and self._on("marked"):
-            after = after._replace(dirty=s.dirty | {(take.shard, self.bucket[o]) for o in self._older(s, take, early)})
+        elif not put_off:
+            dirty = {(take.shard, self.bucket[o]) for o in self._older(s, take, early)} if self._on("marked") else set()
+            after = after._replace(awaited=s.awaited | noted, dirty=s.dirty | dirty)
         said = f"{self._ops(sorted(early))} of {self._ops(take.entries)} {'are put off' if put_off else 'may be early'}"
         return Move(said, after._replace(early=s.early | noted))
 
@@ -309,45 +315,45 @@ class _Shards:
 
     def _time(self, s: State) -> Iterator[Move]:
         """Let time pass where workers have nothing else to do: a second is long for what is ready."""
-        for shard, e in sorted(s.early):
-            if not self._on("moves") and (shard, e) not in s.overdue:
+        if not self._on("moves"):
+            for shard, e in sorted(s.awaited - s.overdue):
                 yield Move(f"op {self.entries[e]} has waited for as long as it may", self._late(s, shard, e))
-            if not self._quiet(s, shard):
-                continue
-            if (shard, e) not in s.seconds:
-                if self._on("a second"):
-                    seconds = s.seconds | {(shard, e)}
-                    yield Move(f"op {self.entries[e]} waits for a second", s._replace(seconds=seconds))
-            elif (shard, e) not in s.overdue and self._on("at most") and self._is_over(s, e):
-                yield Move(f"op {self.entries[e]} waits for as long as it may", self._late(s, shard, e))
+        for shard in range(len(s.rows)):
+            awaited = self._looked(s, shard)
+            for e in sorted(awaited):
+                if (shard, e) not in s.seconds:
+                    if self._on("a second"):
+                        seconds = s.seconds | {(shard, e)}
+                        yield Move(f"op {self.entries[e]} waits for a second", s._replace(seconds=seconds))
+                elif (shard, e) not in s.overdue and self._on("at most") and self._is_over(s, shard, e, awaited):
+                    yield Move(f"op {self.entries[e]} waits for as long as it may", self._late(s, shard, e))
 
     def _late(self, s: State, shard: int, e: int) -> State:
         return s._replace(overdue=s.overdue | {(shard, e)})
 
-    def _is_over(self, s: State, e: int) -> bool:
+    def _is_over(self, s: State, shard: int, e: int, awaited: frozenset[int]) -> bool:
         """Whether no early op waits for a shorter time than this one."""
-        deletes = [one for one in s.early - s.overdue if self.op[one[1]].deletes is not None]
+        every = {(shard, one) for one in awaited}
+        deletes = [one for one in every - s.overdue if self.op[one[1]].deletes is not None]
         shorter = deletes if self._on("deletes first") and self.op[e].deletes is None else []
-        return s.early <= s.seconds and not shorter
+        return every <= s.seconds and not shorter
 
-    def _quiet(self, s: State, shard: int) -> bool:
-        """Whether each bucket that workers look at begins with an op that was refused, would be again, and waits."""
-        if any(take.shard == shard for take in s.takes):
-            return False
-        looked = [bucket for n, bucket in s.dirty if n == shard]
-        heads = [found[0] for bucket in looked if (found := self._open(s, shard, bucket))]
-        queued, decided, applied = self._queued(s, None, shard), self._decided(s, shard), self._applied(s, shard)
-        return all(
-            self.entries[e] not in decided
-            and (shard, e) in s.early
-            and (
-                self._waits(s, shard, e, queued, refused=False)
-                if self.op[e].deletes is not None and self.database.takes(self.entries[e], applied)
-                else not self.database.takes(self.entries[e], applied)
-                and self._waits(s, shard, e, queued, refused=True)
-            )
-            for e in heads
-        )
+    def _looked(self, s: State, shard: int) -> frozenset[int]:
+        """Return what waits when a worker looks at all that is due; nothing where it gets on."""
+        due = [b for n, b in sorted(s.dirty) if n == shard and self._open(s, shard, b)]
+        if any(take.shard == shard for take in s.takes) or not (s.awaited and due):
+            return frozenset()
+        awaited = set[int]()
+        for some in combinations(due, min(self.bounds.buckets, len(due))):
+            take = Take(shard, tuple(e for bucket in some for e in self._open(s, shard, bucket)))
+            at: State = s._replace(takes=(take,), overdue=frozenset(), awaited=frozenset())
+            while at.takes:
+                [move] = self._step(at, at.takes[0])
+                at = move.state  # type: ignore[assignment]
+            if at.rows != s.rows:
+                return frozenset()
+            awaited |= {e for _, e in at.awaited}
+        return frozenset(awaited)
 
     def _database(self, s: State) -> Iterator[Move]:
         if not self.bounds.failovers:
@@ -358,7 +364,9 @@ class _Shards:
             promoted = s._replace(rows=s.replicas, takes=(), failovers=s.failovers - 1)
             if self._on("gone back"):
                 nothing: Noted = frozenset()
-                promoted = promoted._replace(early=nothing, seconds=nothing, overdue=nothing, chances=nothing)
+                promoted = promoted._replace(
+                    early=nothing, awaited=nothing, seconds=nothing, overdue=nothing, chances=nothing
+                )
             yield Move("the replica is promoted", promoted, work=False)
         behind = {(n, b) for n, own in enumerate(self.bounds.shards) for b in own if self._open(s, n, b)}
         if not behind <= s.dirty:

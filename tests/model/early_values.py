@@ -24,6 +24,7 @@ RULES = {
     "tried again": "an op is rejected once it was refused after all else: the question what is queued, and its batch",
     "one chance": "an op is put off for the rest of its batch until a transaction without it is committed",
     "older again": "a second chance counts once what is older in the transaction is committed, too",
+    "executed": "what is older and refused, too, is no reason for another chance",
     "committed": "a transaction that is given up is no such chance",
     "clocks": "what is younger by no more than clocks differ counts as enqueued before",
     "a second": "what is younger counts for a second, so that two that are both bad do not wait for each other",
@@ -102,7 +103,8 @@ class State(NamedTuple):
     rows: tuple[Rows, ...]
     replicas: tuple[Rows, ...]
     dirty: frozenset[tuple[int, int]] = frozenset()
-    early: Noted = frozenset()
+    early: Noted = frozenset()  # what waits, or was put off
+    awaited: Noted = frozenset()  # of these, what waits for what is queued: its time runs
     seconds: Noted = frozenset()  # early for a second
     overdue: Noted = frozenset()  # early for as long as an op waits at most
     chances: Noted = frozenset()  # what was put off, and is not again
@@ -171,14 +173,16 @@ def must_be_kept(bounds: Bounds) -> set[int]:
     Where these differ, an op came late from a spool. Then the delete of its parent may be in one transaction with it;
     its row is gone either way.
     """
-    database = Database(bounds.ops, cascade=bounds.cascade)
-    enqueued, sent = range(len(bounds.ops)), [n for call in arrivals(bounds, whole=True) for n in call]
-    kept = database.kept_of(enqueued)
-    bad = {op.needs for n, op in enumerate(bounds.ops) if n not in kept}  # their rows may be there, as clocks differ
-    kept = {n for n in kept if bounds.cascade or bounds.ops[n].deletes is None or bounds.ops[n].deletes not in bad}
-    if sent == [*enqueued]:
+    database, ops = Database(bounds.ops, cascade=bounds.cascade), bounds.ops
+    enqueued, sent = [*range(len(ops))], [n for call in arrivals(bounds, whole=True) for n in call]
+    kept, in_order = database.kept_of(enqueued), sent == sorted(sent)
+    if not bounds.cascade:  # what comes too early, or too late, may be taken, and keep its parent from being deleted
+        strays = {op.needs for n, op in enumerate(ops) if (op.needs or 0) > n or not (in_order or n in kept)}
+        enqueued = [n for n in enqueued if ops[n].deletes is None or ops[n].deletes not in strays]
+        kept &= database.kept_of(enqueued)
+    if in_order:
         return kept
-    stays = {n for n in kept if bounds.ops[n].deletes is not None or database.has_row(n, kept)}
+    stays = {n for n in kept if ops[n].deletes is not None or database.has_row(n, kept)}
     return stays & database.kept_of(sent)
 
 

@@ -91,7 +91,7 @@ class Rig:
         return processes.wait_gone(self._process(name), timeout_s)
 
     def kill_redis(self) -> None:
-        """Kill Redis once its file has all that it has acknowledged: `everysec` keeps that back for 2 s at a slow disk."""
+        """Kill Redis once its file has all: at a slow disk `everysec` keeps back for 2 s what is acknowledged."""
         self.redis.config_set("appendfsync", "always")
         self.cluster.kill("redis")
 
