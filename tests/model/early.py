@@ -106,13 +106,13 @@ class _Shards:
                 takes = tuple(sorted((*s.takes, Take(shard, taken))))
                 yield Move(f"a worker takes {self._ops(taken)} on shard {shard}", s._replace(takes=takes))
 
-    def _taken(self, s: State, shard: int, free: list[int]) -> Iterator[tuple[int, ...]]:
-        """Yield what a transaction may take of free buckets."""
-        if self.bounds.together or self.bounds.whole:
-            every = [e for bucket in free for e in self._open(s, shard, bucket)]
-            turns = dict(zip(every, self._in_buckets(every, [(self.op[e].at, 0) for e in every]), strict=True))
-            for most in sorted(turns.values())[-1 if self.bounds.whole else 0 :]:
-                yield tuple(e for e in every if turns[e] <= most)
+    def _taken(self, s: State, shard: int, free: list[int], *, every: bool = False) -> Iterator[tuple[int, ...]]:
+        """Yield what a transaction may take of free buckets, the most of it last."""
+        if self.bounds.together or self.bounds.whole or every:
+            entries = [e for bucket in free for e in self._open(s, shard, bucket)[: self.bounds.room]]
+            turns = dict(zip(entries, self._in_buckets(entries, [(self.op[e].at, 0) for e in entries]), strict=True))
+            for most in sorted(turns.values())[: self.bounds.room][-1 if self.bounds.whole else 0 :]:
+                yield tuple(e for e in entries if turns[e] <= most)
             return
         for some in _subsets(free, self.bounds.buckets):
             for most in 1, len(self.entries):
@@ -314,29 +314,26 @@ class _Shards:
     # what passes --------------------------------------------------------------------------------------------
 
     def _time(self, s: State) -> Iterator[Move]:
-        """Let time pass where workers have nothing else to do: a second is long for what is ready."""
+        """Let time pass where workers have nothing else to do: a second is long for what is ready.
+
+        What waits was looked at together, and has waited for as long.
+        """
         if not self._on("moves"):
             for shard, e in sorted(s.awaited - s.overdue):
-                yield Move(f"op {self.entries[e]} has waited for as long as it may", self._late(s, shard, e))
+                late = self._late(s, {(shard, e)})
+                yield Move(f"op {self.entries[e]} has waited for as long as it may", late)
         for shard in range(len(s.rows)):
-            awaited = self._looked(s, shard)
-            for e in sorted(awaited):
-                if (shard, e) not in s.seconds:
-                    if self._on("a second"):
-                        seconds = s.seconds | {(shard, e)}
-                        yield Move(f"op {self.entries[e]} waits for a second", s._replace(seconds=seconds))
-                elif (shard, e) not in s.overdue and self._on("at most") and self._is_over(s, shard, e, awaited):
-                    yield Move(f"op {self.entries[e]} waits for as long as it may", self._late(s, shard, e))
+            awaited = {(shard, e) for e in self._looked(s, shard)}
+            if awaited - s.seconds:
+                if self._on("a second"):
+                    yield Move("what waits has waited for a second", s._replace(seconds=s.seconds | awaited))
+            elif awaited and self._on("at most"):
+                deletes = {(n, e) for n, e in awaited if self.op[e].deletes is not None}
+                over = awaited - deletes if deletes and not self._on("deletes first") else deletes or awaited
+                yield Move(f"{self._ops(e for _, e in sorted(over))} wait as long as they may", self._late(s, over))
 
-    def _late(self, s: State, shard: int, e: int) -> State:
-        return s._replace(overdue=s.overdue | {(shard, e)})
-
-    def _is_over(self, s: State, shard: int, e: int, awaited: frozenset[int]) -> bool:
-        """Whether no early op waits for a shorter time than this one."""
-        every = {(shard, one) for one in awaited}
-        deletes = [one for one in every - s.overdue if self.op[one[1]].deletes is not None]
-        shorter = deletes if self._on("deletes first") and self.op[e].deletes is None else []
-        return every <= s.seconds and not shorter
+    def _late(self, s: State, entries: Iterable[tuple[int, int]]) -> State:
+        return s._replace(overdue=s.overdue | frozenset(entries))
 
     def _looked(self, s: State, shard: int) -> frozenset[int]:
         """Return what waits when a worker looks at all that is due; nothing where it gets on."""
@@ -345,12 +342,13 @@ class _Shards:
             return frozenset()
         awaited = set[int]()
         for some in combinations(due, min(self.bounds.buckets, len(due))):
-            take = Take(shard, tuple(e for bucket in some for e in self._open(s, shard, bucket)))
+            *_, taken = self._taken(s, shard, [*some], every=True)
+            take = Take(shard, taken)
             at: State = s._replace(takes=(take,), overdue=frozenset(), awaited=frozenset())
             while at.takes:
                 [move] = self._step(at, at.takes[0])
                 at = move.state  # type: ignore[assignment]
-            if at.rows != s.rows:
+            if (at.rows, at.chances) != (s.rows, s.chances):
                 return frozenset()
             awaited |= {e for _, e in at.awaited}
         return frozenset(awaited)

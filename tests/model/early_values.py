@@ -71,6 +71,7 @@ class Bounds:
     workers: int = 2
     buckets: int = 9  # of one transaction at most
     together: bool = False  # each transaction takes all that is due, or the oldest of it
+    room: int = 99  # of one transaction, and of each bucket's entries in it
     whole: bool = False  # all that is due, and nothing may be tried for nothing
     prompt: bool = False  # no op may wait for as long as it may
     queued: bool = False  # workers begin once all is enqueued
@@ -147,11 +148,11 @@ class Database:
 
     def kept_of(self, order: Sequence[int]) -> set[int]:
         """Return which ops it takes if it gets them one by one."""
-        kept, ended = set[int](), set[int]()
-        for n in order:
+        kept, ended = set[int](), set[int]()  # what is sent again is dropped
+        for n in dict.fromkeys(order):
             if self._ops[n].needs == STOPPED:
                 ended.add(self._ops[n].bucket)
-            if n not in kept and self._ops[n].bucket not in ended and self.takes(n, kept):
+            if self._ops[n].bucket not in ended and self.takes(n, kept):
                 kept.add(n)
         return kept
 
@@ -174,7 +175,7 @@ def must_be_kept(bounds: Bounds) -> set[int]:
     its row is gone either way.
     """
     database, ops = Database(bounds.ops, cascade=bounds.cascade), bounds.ops
-    enqueued, sent = [*range(len(ops))], [n for call in arrivals(bounds, whole=True) for n in call]
+    enqueued, sent = [*range(len(ops))], [*dict.fromkeys(n for call in arrivals(bounds, whole=True) for n in call)]
     kept, in_order = database.kept_of(enqueued), sent == sorted(sent)
     if not bounds.cascade:  # what comes too early, or too late, may be taken, and keep its parent from being deleted
         strays = {op.needs for n, op in enumerate(ops) if (op.needs or 0) > n or not (in_order or n in kept)}
