@@ -109,7 +109,7 @@ class EarlierOps:
         self._owned: list[int] = []
         self._queued: dict[int, float] | None = None
         self._looked_deep = False
-        #: By a table's name, see `_is_named_by_id`: constraints may change between transactions.
+        #: By a table's name, see `is_named_by_id`: constraints may change between transactions.
         self._by_id: dict[str, bool] = {}
         #: The next entries of each bucket, once they were asked for.
         self._deep: Mapping[int, Sequence[Entry]] | None = None
@@ -143,13 +143,14 @@ class EarlierOps:
             self._looked_deep = True  # else the database's word would be final, and the row gone
             self._queued = self._oldest_queued(self._queued, DEEP)
             near = _until(at_ms + younger_ms, self._queued, bucket)
-        if near and deletes_from is not None and self._is_named_by_id(deletes_from):
+        named = bool(near) and deletes_from is not None and self.is_named_by_id(deletes_from)
+        if named:
             near = self._naming(item.op, near)
         if not near:
             return None
-        older = [one for one, sent_ms in near.items() if sent_ms < at_ms]
+        older = [one for one, sent_ms in near.items() if sent_ms < at_ms or named]
         now = {one: self._marks[one] for one in older}
-        stuck = not refused and now.items() <= self._stuck.items()
+        stuck = bool(now) and not refused and now.items() <= self._stuck.items()
         if stuck and now.items() <= self._stuck_still.items():
             return None  # the deletes of a bucket would wait for as long, one after another
         waited_s = self._waited_s(item.place, older)
@@ -166,8 +167,12 @@ class EarlierOps:
         self._queued[bucket] = min(at_ms, self._queued.get(bucket, at_ms))  # this one is queued from now on
         return self._reason(item)
 
-    def _is_named_by_id(self, facts: Facts) -> bool:
-        """Return whether whatever a delete from a table may reach refers to the row by its id."""
+    def is_named_by_id(self, facts: Facts) -> bool:
+        """Return whether whatever a delete from a table may reach refers to the row by its id.
+
+        Args:
+            facts: of the table.
+        """
         name, children = facts.database_name, facts.constraints.children
         if name not in self._by_id:
             theirs = constraints_in(self._session, children).values() if children else ()
@@ -185,7 +190,7 @@ class EarlierOps:
             bucket: sent_ms
             for bucket, sent_ms in near.items()
             if len(self._deep.get(bucket, [])) == DEEP
-            or any(number in entry.payload and sent_ms_of(entry) < delete.at_ms for entry in unseen[bucket])
+            or any(number in entry.payload and sent_ms_of(entry) <= delete.at_ms for entry in unseen[bucket])
         }
 
     def _waited_s(self, place: Place, older: Collection[int]) -> float:

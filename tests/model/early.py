@@ -252,7 +252,9 @@ class _Shards:
         turns = self._in_buckets(entries, [(self.op[e].at, 0) for e in entries])
         for _ in range(4 if self._on("deletes last") else 0):
             latest = (float("-inf"), 0)
-            for n in sorted(range(len(entries)), key=lambda n: self.op[entries[n]].at):
+            for n in sorted(
+                range(len(entries)), key=lambda n: (self.op[entries[n]].at, self.op[entries[n]].deletes is not None)
+            ):
                 if latest >= turns[n] and self.op[entries[n]].deletes is not None:
                     turns[n] = latest[0], latest[1] + 1
                 latest = max(latest, turns[n])
