@@ -250,16 +250,28 @@ class _Shards:
     def _by_time(self, entries: list[int]) -> list[int]:
         """Order entries as `order.by_time` does."""
         turns = self._in_buckets(entries, [(self.op[e].at, 0) for e in entries])
-        for _ in range(4 if self._on("deletes last") else 0):
-            latest = (float("-inf"), 0)
-            for n in sorted(
-                range(len(entries)), key=lambda n: (self.op[entries[n]].at, self.op[entries[n]].deletes is not None)
-            ):
-                if latest >= turns[n] and self.op[entries[n]].deletes is not None:
-                    turns[n] = latest[0], latest[1] + 1
-                latest = max(latest, turns[n])
+        deletes = [n for n, e in enumerate(entries) if self.op[e].deletes is not None and self._reaches(e)]
+        after = [(n, m) for n in range(len(entries)) for m in range(len(entries)) if self._follows(entries, n, m)]
+        for _ in range(8 if deletes and self._on("deletes last") else 0):
+            for n, m in after:
+                if turns[m] >= turns[n]:
+                    turns[n] = turns[m][0], turns[m][1] + 1
             turns = self._in_buckets(entries, turns)
         return [entries[n] for n in sorted(range(len(entries)), key=turns.__getitem__)]
+
+    def _reaches(self, e: int) -> bool:
+        return any(op.needs == self.op[e].deletes for op in self.ops)
+
+    def _follows(self, entries: list[int], n: int, m: int) -> bool:
+        """Return whether an op comes after another: a child after its parent, a delete after what it may reach."""
+        op, other = self.op[entries[n]], self.op[entries[m]]
+        if op.bucket == other.bucket or other.at > op.at:
+            return False
+        if op.deletes is None or not self._reaches(entries[n]):
+            return op.needs == self.entries[entries[m]] and self._on("parents first")
+        if self.database.named(op.deletes) and self._on("names"):
+            return other.needs == op.deletes
+        return other.deletes is None or other.at < op.at
 
     def _in_buckets(self, entries: list[int], turns: list[tuple[float, int]]) -> list[tuple[float, int]]:
         """Return turns so that no op comes before the one before it in its bucket."""

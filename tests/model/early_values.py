@@ -33,7 +33,8 @@ RULES = {
     "bucket ends": "what follows an early op in its bucket waits with it",
     "deletes wait": "an op that deletes a row to which others may refer is early like one that is refused",
     "deletes first": "a delete waits for a shorter time than an op that is refused",
-    "deletes last": "in a transaction a delete comes after all that was enqueued before it",
+    "deletes last": "in a transaction a delete comes after all that was enqueued before it and may refer to its row",
+    "parents first": "in a transaction with deletes an op comes after the one that makes the row that it names",
     "names": "a delete waits only for older ops that name its row's id",
     "moves": "how long an op waits at most is counted while nothing moves that was enqueued before it",
     "marked": "what an op waits for is marked dirty",
@@ -171,20 +172,16 @@ class Database:
 def must_be_kept(bounds: Bounds) -> set[int]:
     """Return the ops that may not be rejected: a database takes them in the order of their enqueue, and of the logs.
 
-    Where these differ, an op came late from a spool. Then the delete of its parent may be in one transaction with it;
-    its row is gone either way.
+    Where these differ, an op came late from a spool.
     """
     database, ops = Database(bounds.ops, cascade=bounds.cascade), bounds.ops
     enqueued, sent = [*range(len(ops))], [*dict.fromkeys(n for call in arrivals(bounds, whole=True) for n in call)]
-    kept, in_order = database.kept_of(enqueued), sent == sorted(sent)
+    kept = database.kept_of(enqueued)
     if not bounds.cascade:  # what comes too early, or too late, may be taken, and keep its parent from being deleted
-        strays = {op.needs for n, op in enumerate(ops) if (op.needs or 0) > n or not (in_order or n in kept)}
+        strays = {op.needs for n, op in enumerate(ops) if (op.needs or 0) > n or not (sent == enqueued or n in kept)}
         enqueued = [n for n in enqueued if ops[n].deletes is None or ops[n].deletes not in strays]
         kept &= database.kept_of(enqueued)
-    if in_order:
-        return kept
-    stays = {n for n in kept if ops[n].deletes is not None or database.has_row(n, kept)}
-    return stays & database.kept_of(sent)
+    return kept & database.kept_of(sent)
 
 
 def programs(count: int) -> Iterator[tuple[Op, ...]]:

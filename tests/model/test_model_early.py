@@ -49,6 +49,8 @@ SPOOLED_PARENT = (Op(0, 1), Op(1, 3, needs=0), Op(0, 5)), in_logs(2, 0, 1)
 BEFORE_ITS_PARENT = (Op(0, 1), Op(1, 3, needs=0), Op(0, 5, needs=0)), in_logs(2, 0, 1)
 #: A child behind a younger op in its bucket; the delete of its parent was enqueued after it.
 CHILD_BEHIND_ANOTHER = (Op(1, 1), Op(0, 3, needs=0), Op(1, 5, deletes=0), Op(0, 7)), in_logs(0, 3, 1, 2)
+#: A family with its delete, behind another host's op.
+FAMILY_BEHIND_ANOTHER = (Op(0, 1), Op(1, 3, needs=0), Op(0, 5, deletes=0), Op(0, 7)), in_logs(3, 0, 1, 2)
 #: An op that is bad stands before a family that comes from a spool; what was enqueued last needs the youngest of it.
 BAD_BEFORE_A_FAMILY = (
     (Op(2, 1), Op(2, 3, needs=0), Op(1, 5, needs=1), Op(2, 7, NEVER), Op(2, 9, needs=2)),
@@ -134,6 +136,7 @@ CLEAN = (
     Bounds(*SPOOLED_PARENT, deaths=1, failovers=1),
     Bounds(*BEFORE_ITS_PARENT, workers=1, together=True, deaths=1),
     Bounds(*CHILD_BEHIND_ANOTHER, workers=1, together=True, cascade=False),
+    Bounds(*FAMILY_BEHIND_ANOTHER, deaths=1),
     Bounds(*BAD_BEFORE_A_FAMILY, workers=1, together=True, queued=True),
     Bounds(*SENT_AGAIN, workers=1, together=True, room=1, prompt=True),
     Bounds(*HOLES, workers=1, together=True, deaths=1),
@@ -161,6 +164,7 @@ NEEDED = {
     "executed": Bounds(*BEFORE_ITS_PARENT, workers=1, together=True),
     "one alone": Bounds(*BAD_BEFORE_A_FAMILY, workers=1, together=True, queued=True),
     "deletes last": Bounds(*CHILD_BEHIND_ANOTHER, workers=1, together=True, cascade=False),
+    "parents first": Bounds(*FAMILY_BEHIND_ANOTHER, workers=1, together=True),
     "names": Bounds(*DELETES_BEFORE_OLDER, workers=1, together=True, queued=True, prompt=True),
     "marked": Bounds(FAMILY, failovers=1),
     "gone back": Bounds(*SPOOLED_PARENT, workers=1, together=True, failovers=1),

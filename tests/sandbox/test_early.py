@@ -351,6 +351,26 @@ def test_a_delete_keeps_nothing_behind_it_from_coming_before_what_needs_that(
     assert [box.rows(name) for name in ("child", "grandchild")] == [[], []]
 
 
+def test_a_child_is_applied_whose_family_comes_back_from_a_spool_behind_another_hosts_op(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    at = after(monkeypatch)
+    at(500)
+    pipeline.enqueue_insert(db.event, who=first)  # from another host, while what follows was in a spool
+    at(100)
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    at(200)
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    at(300)
+    pipeline.enqueue_delete((db.parent.id == parent.id) & (db.parent.who == first))
+    monkeypatch.undo()
+    box.drain()
+
+    assert child.status() == "applied"
+    assert [box.rows(name) for name in ("parent", "child")] == [[], []]
+
+
 def test_a_delete_does_not_pass_what_the_delete_before_it_has_held_up(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
