@@ -151,9 +151,10 @@ class _Shards:
         """Return which of some entries wait for what is queued, or for one of them; and which waits no longer."""
         queued, early, let_go = self._queued(s, take), set[int](), take.let_go
         for e in entries:
-            if not self._waits(s, take.shard, e, queued, refused=refused):
+            behind = any(one < e and self.bucket[one] == self.bucket[e] for one in early)
+            if behind or not self._waits(s, take.shard, e, queued, refused=refused):
                 continue
-            if (take.shard, e) in s.overdue and (let_go in (-1, e) or not self._on("one alone")):
+            if (take.shard, e) in s.overdue and let_go in (-1, e):
                 let_go = e
                 continue
             early.add(e)

@@ -29,7 +29,6 @@ RULES = {
     "clocks": "what is younger by no more than clocks differ counts as enqueued before",
     "a second": "what is younger counts for a second, so that two that are both bad do not wait for each other",
     "at most": "an op waits for so long at most",
-    "one alone": "of the ops of a transaction one alone stops waiting",
     "bucket ends": "what follows an early op in its bucket waits with it",
     "deletes wait": "an op that deletes a row to which others may refer is early like one that is refused",
     "deletes first": "a delete waits for a shorter time than an op that is refused",

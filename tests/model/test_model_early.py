@@ -162,7 +162,6 @@ NEEDED = {
     "one chance": Bounds(*FREED_LATE, workers=1, together=True),
     "older again": Bounds(*BEFORE_ITS_PARENT, workers=1, together=True),
     "executed": Bounds(*BEFORE_ITS_PARENT, workers=1, together=True),
-    "one alone": Bounds(*BAD_BEFORE_A_FAMILY, workers=1, together=True, queued=True),
     "deletes last": Bounds(*CHILD_BEHIND_ANOTHER, workers=1, together=True, cascade=False),
     "parents first": Bounds(*FAMILY_BEHIND_ANOTHER, workers=1, together=True),
     "names": Bounds(*DELETES_BEFORE_OLDER, workers=1, together=True, queued=True, prompt=True),
