@@ -11,7 +11,7 @@ from itertools import accumulate, groupby
 from math import inf
 
 from pipeline.apply.grouping import Item
-from pipeline.model.op import DELETE, INSERT, Entry, Op, enqueued_ms
+from pipeline.model.op import DELETE, GROUP, INSERT, Entry, Op, enqueued_ms
 
 #: When an op has its turn, ms; and its rank among those of one time.
 _Turn = tuple[float, int]
@@ -50,7 +50,8 @@ def by_time(items: Sequence[Item], reach: Reach = lambda delete: None) -> list[I
     """
     turns = _in_buckets(items, [(item.op.at_ms, 0) for item in items])  # a clock may have been set back
     if items and items[0].entry.bucket != items[-1].entry.bucket:
-        deletes = {n: ids for n, item in enumerate(items) if (ids := _reached(item, reach)) != ()}
+        some = [n for n, item in enumerate(items) if item.op.kind in (DELETE, GROUP)]
+        deletes = {n: ids for n in some if (ids := _reached(items[n], reach)) != ()}
         after = _after(items, deletes) if deletes else {}
         last = [n for n, ids in deletes.items() if ids is None]
         for _ in range(_ROUNDS if deletes else 0):
