@@ -102,6 +102,11 @@ class EarlierOps:
         #: Of each bucket, its op that was put off; and those that the open transaction puts off.
         self._put_off: dict[int, Position] = {}
         self._putting_off: dict[int, Position] = {}
+        #: Of these, when they were enqueued, and the other buckets of the transaction that have older ops.
+        self._behind_what: dict[int, tuple[float, set[int]]] = {}
+        #: What is put off no more, see `committed`; and the buckets of which an op waits: its time ends.
+        self._spent: dict[int, Position] = {}
+        self._waiting: set[int] = set()
         #: The refused ops of the open transaction that are refused for good, see `settle`.
         self._settled: set[Place] = set()
         self._batch: Batch | None = None
@@ -122,7 +127,7 @@ class EarlierOps:
             again: whether it is the last one without its early ops.
         """
         if not again:
-            self._putting_off, self._settled, self._let_go = {}, set(), None
+            self._putting_off, self._settled, self._let_go, self._waiting = {}, set(), None, set()
         self._batch, self._queued, self._deep, self._looked_deep = batch, None, None, False
         self._by_id = {}
 
@@ -165,6 +170,7 @@ class EarlierOps:
         if not waited_s:  # else a bucket would rest that a worker drained on a primary that died since
             self._log.mark_dirty(self._shard, near)
         self._queued[bucket] = min(at_ms, self._queued.get(bucket, at_ms))  # this one is queued from now on
+        self._waiting.add(bucket)
         return self._reason(item)
 
     def is_named_by_id(self, facts: Facts) -> bool:
@@ -230,10 +236,11 @@ class EarlierOps:
             item: the op.
             refused: what of the transaction is refused.
         """
-        if self._batch is None or len(self._batch.after) < 2:
+        place = item.entry.position
+        if self._batch is None or len(self._batch.after) < 2 or self._spent.get(item.entry.bucket) == place:
             return False
         bucket, at_ms = item.entry.bucket, item.op.at_ms
-        put_off = self._put_off.get(bucket) == item.entry.position
+        put_off = self._put_off.get(bucket) == place
         others = (one for one in self._batch.items if one.entry.bucket != bucket)
         return not put_off or any(one.op.at_ms < at_ms and one.place not in refused for one in others)
 
@@ -246,16 +253,28 @@ class EarlierOps:
             item: the op.
         """
         self._putting_off[item.entry.bucket] = item.entry.position
+        items = self._batch.items if self._batch is not None else ()
+        at_ms, bucket = item.op.at_ms, item.entry.bucket
+        older = {one.entry.bucket for one in items if one.op.at_ms < at_ms and one.entry.bucket != bucket}
+        self._behind_what[bucket] = at_ms, older
         return self._reason(item)
 
     def committed(self, after: Mapping[int, Position]) -> None:
         """Note that the transaction is committed without the ops that were put off.
 
+        Where nothing of the buckets that have older ops was committed, nor waits, an op would be put off for ever. Of
+        such ops the youngest is put off no more.
+
         Args:
             after: the watermarks that it has left.
         """
         self._put_off |= self._putting_off
-        self._putting_off = {}
+        moving = self._waiting | after.keys()
+        still = [bucket for bucket in self._putting_off if not self._behind_what[bucket][1] & moving]
+        if still:
+            youngest = max(still, key=lambda bucket: self._behind_what[bucket][0])
+            self._spent[youngest] = self._putting_off[youngest]
+        self._putting_off, self._behind_what = {}, {}
         self._marks.update(after)
 
     def _reason(self, item: Item) -> WaitReason:
@@ -275,7 +294,7 @@ class EarlierOps:
         now = {bucket: mark.position for bucket, mark in marks.items()}
         if any(now.get(bucket, before) < before for bucket, before in self._marks.items()):
             # a primary without the last commits was promoted: what was waited for is undone
-            self._waits, self._stuck, self._stuck_still, self._put_off = {}, {}, {}, {}
+            self._waits, self._stuck, self._stuck_still, self._put_off, self._spent = {}, {}, {}, {}, {}
         self._marks = now
         self._owned = [bucket for bucket, mark in marks.items() if mark.owned]
         behind = self._behind()

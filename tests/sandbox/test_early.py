@@ -469,8 +469,9 @@ def test_an_op_is_put_off_until_the_older_op_that_helps_it_is_committed(
     assert [parent.status(), child.status()] == ["applied", "applied"]
 
 
+@pytest.mark.parametrize("behind", [False, True])
 def test_an_op_is_put_off_no_more_where_nothing_is_committed_without_it(
-    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, behind: bool
 ) -> None:
     first, second = two_buckets(box)
     taken = pipeline.enqueue_insert(db.event, who=first, note="a")
@@ -483,6 +484,9 @@ def test_an_op_is_put_off_no_more_where_nothing_is_committed_without_it(
     parent = pipeline.enqueue_insert(db.parent, who=first)
     at(300)
     child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    at(400)
+    if behind:
+        pipeline.enqueue_insert(db.event, who=second)
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
     for looks in range(20):
         monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
