@@ -99,8 +99,7 @@ class EarlierOps:
         self._stuck_still: dict[int, Position] = {}
         #: The op of the open transaction that waits no longer. It is one alone: others may wait for just that op.
         self._let_go: Place | None = None
-        #: Of each bucket, its op that was put off; and those that the open transaction puts off.
-        self._put_off: dict[int, Position] = {}
+        #: Of each bucket, its op that the open transaction puts off.
         self._putting_off: dict[int, Position] = {}
         #: Of these, when they were enqueued, and the other buckets of the transaction that have older ops.
         self._behind_what: dict[int, tuple[float, set[int]]] = {}
@@ -226,23 +225,14 @@ class EarlierOps:
         """
         return item.place in self._settled
 
-    def has_others(self, item: Item, refused: Collection[Place]) -> bool:
-        """Return whether ops of other buckets in the transaction may help a refused op.
-
-        If it was put off before, only older ones may: the transaction that was committed without it lacked them. Where
-        these are refused, too, what helps it comes behind it in its own bucket.
+    def has_others(self, item: Item) -> bool:
+        """Return whether ops of other buckets in the transaction may help a refused op, see `committed`.
 
         Args:
             item: the op.
-            refused: what of the transaction is refused.
         """
-        place = item.entry.position
-        if self._batch is None or len(self._batch.after) < 2 or self._spent.get(item.entry.bucket) == place:
-            return False
-        bucket, at_ms = item.entry.bucket, item.op.at_ms
-        put_off = self._put_off.get(bucket) == place
-        others = (one for one in self._batch.items if one.entry.bucket != bucket)
-        return not put_off or any(one.op.at_ms < at_ms and one.place not in refused for one in others)
+        spent = self._spent.get(item.entry.bucket) == item.entry.position
+        return self._batch is not None and len(self._batch.after) > 1 and not spent
 
     def put_off(self, item: Item) -> WaitReason:
         """Return why an op waits that is taken after the rest of its batch: next time it is the first of its bucket.
@@ -268,7 +258,6 @@ class EarlierOps:
         Args:
             after: the watermarks that it has left.
         """
-        self._put_off |= self._putting_off
         moving = self._waiting | after.keys()
         still = [bucket for bucket in self._putting_off if not self._behind_what[bucket][1] & moving]
         if still:
@@ -294,7 +283,7 @@ class EarlierOps:
         now = {bucket: mark.position for bucket, mark in marks.items()}
         if any(now.get(bucket, before) < before for bucket, before in self._marks.items()):
             # a primary without the last commits was promoted: what was waited for is undone
-            self._waits, self._stuck, self._stuck_still, self._put_off, self._spent = {}, {}, {}, {}, {}
+            self._waits, self._stuck, self._stuck_still, self._spent = {}, {}, {}, {}
         self._marks = now
         self._owned = [bucket for bucket, mark in marks.items() if mark.owned]
         behind = self._behind()

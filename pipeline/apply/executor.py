@@ -8,11 +8,11 @@ Atomic groups run under a savepoint: many under one, and halved where one of the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
 
-from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early, Place
+from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early
 from pipeline.apply.footprint import versioned
 from pipeline.apply.grouping import Group, Item, SheetItems, taken_sheets
 from pipeline.apply.held_rows import HeldRows
@@ -302,26 +302,21 @@ class Executor:
 
     def _try_again(self) -> None:
         """Try once after all else what was refused: clocks differ within a batch, too."""
-        refused = self._refused_places() if self._doubtful else ()
         for item in self._doubtful:
-            if self._earlier is not None and self._is_helped(item, refused):
+            if self._earlier is not None and self._is_helped(item):
                 first = self._early.get(item.entry.bucket)
                 if first is None or item.entry.position < first[0]:
                     self._early[item.entry.bucket] = item.entry.position, self._earlier.put_off(item)
 
     def _settle(self) -> None:
         """Note which refused ops nothing may help that is behind an early one, and the rest of the batch does not."""
-        refused = self._refused_places() if self._doubtful else ()
         for item in self._doubtful:
             old = item.op.at_ms + CLOCKS_MS < self._early_ms
-            if self._earlier is not None and old and not self._is_helped(item, refused):
+            if self._earlier is not None and old and not self._is_helped(item):
                 self._earlier.settle(item)
 
-    def _is_helped(self, item: Item, refused: Collection[Place]) -> bool:
-        return self._earlier is not None and self._earlier.has_others(item, refused) and self._taken(item)
-
-    def _refused_places(self) -> frozenset[Place]:
-        return frozenset((one.entry.bucket, one.entry.position) for one in self.rejects)
+    def _is_helped(self, item: Item) -> bool:
+        return self._earlier is not None and self._earlier.has_others(item) and self._taken(item)
 
     def _free(self, items: Sequence[Item], waiting: list[Portion]) -> Sequence[Item]:
         """Return what to execute now. What is behind an early op in its bucket is left out, what is behind a held row

@@ -174,7 +174,7 @@ class _Shards:
             takes=_without(s.takes, take),
             early=s.early - {(shard, e) for e in on_time},
             awaited=s.awaited - {(shard, e) for e in on_time},
-            chances=s.chances | {(shard, e) for e in take.put_off},
+            spent=s.spent | {(shard, e) for e in self._spent(take, on_time)},
         )
         if self._on("moves"):
             anew = self._begin_anew(s, shard, on_time)
@@ -183,6 +183,19 @@ class _Shards:
         after = after._replace(dirty=s.dirty - clean)
         said = f"{self._ops(on_time)} committed on shard {shard}, of which {self._ops(take.refused)} rejected"
         yield Move(said, after)
+
+    def _spent(self, take: Take, committed: tuple[int, ...]) -> list[int]:
+        """Return which op is put off no more: the youngest of those that would be so for ever."""
+        moving = take.waiting | {self.bucket[e] for e in committed}
+        still = [
+            e
+            for e in take.put_off
+            if not any(
+                self.bucket[o] in moving and self.bucket[o] != self.bucket[e] and self.op[o].at < self.op[e].at
+                for o in take.entries
+            )
+        ]
+        return sorted(still, key=lambda e: self.op[e].at)[-1:] if self._on("spent") else []
 
     def _begin_anew(self, s: State, shard: int, entries: Iterable[int]) -> Noted:
         """Return what waits anew once some entries are committed: older ops of their buckets were waited for."""
@@ -203,25 +216,17 @@ class _Shards:
             e
             for e in again
             if self.database.takes(self.entries[e], applied)
-            or (self._has_chance(s, take, e, executed) and self.database.takes(self.entries[e], there))
+            or ((take.shard, e) not in s.spent and self.database.takes(self.entries[e], there))
         }
-
-    def _has_chance(self, s: State, take: Take, e: int, executed: tuple[int, ...]) -> bool:
-        """Return whether what is put off would not be so for ever: once, or as often as older ops are in the way."""
-        if (take.shard, e) not in s.chances or not self._on("one chance"):
-            return True
-        taken = [o for o in executed if o not in take.refused or not self._on("executed")]
-        others = [self.op[o].at for o in taken if self.bucket[o] != self.bucket[e]]
-        return self._on("older again") and any(at < self.op[e].at for at in others)
 
     def _cut(self, s: State, take: Take, early: frozenset[int], *, put_off: bool = False, **changes: object) -> Move:
         """Run the transaction again without early ops, and what follows them."""
         put = take.put_off | early if put_off else take.put_off
+        if not put_off:
+            changes["waiting"] = take.waiting | {self.bucket[e] for e in early}
         after = _put(s, take, early=take.early | early, refused=(), step="taken", put_off=put, **changes)
         noted = {(take.shard, e) for e in early}
-        if put_off and not self._on("committed"):
-            after = after._replace(chances=s.chances | noted)
-        elif not put_off:
+        if not put_off:
             dirty = {(take.shard, self.bucket[o]) for o in self._older(s, take, early)} if self._on("marked") else set()
             after = after._replace(awaited=s.awaited | noted, dirty=s.dirty | dirty)
         said = f"{self._ops(sorted(early))} of {self._ops(take.entries)} {'are put off' if put_off else 'may be early'}"
@@ -363,7 +368,7 @@ class _Shards:
             while at.takes:
                 [move] = self._step(at, at.takes[0])
                 at = move.state  # type: ignore[assignment]
-            if (at.rows, at.chances) != (s.rows, s.chances):
+            if (at.rows, at.spent) != (s.rows, s.spent):
                 return frozenset()
             awaited |= {e for _, e in at.awaited}
         return frozenset(awaited)
@@ -378,7 +383,7 @@ class _Shards:
             if self._on("gone back"):
                 nothing: Noted = frozenset()
                 promoted = promoted._replace(
-                    early=nothing, awaited=nothing, seconds=nothing, overdue=nothing, chances=nothing
+                    early=nothing, awaited=nothing, seconds=nothing, overdue=nothing, spent=nothing
                 )
             yield Move("the replica is promoted", promoted, work=False)
         behind = {(n, b) for n, own in enumerate(self.bounds.shards) for b in own if self._open(s, n, b)}

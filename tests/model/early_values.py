@@ -22,10 +22,7 @@ RULES = {
     "seen": "what the shard has seen is not older",
     "own watermark": "what is applied is what this shard has applied",
     "tried again": "an op is rejected once it was refused after all else: the question what is queued, and its batch",
-    "one chance": "an op is put off for the rest of its batch until a transaction without it is committed",
-    "older again": "a second chance counts once what is older in the transaction is committed, too",
-    "executed": "what is older and refused, too, is no reason for another chance",
-    "committed": "a transaction that is given up is no such chance",
+    "spent": "where nothing older of other buckets moves or waits, the youngest of what is put off is so no more",
     "clocks": "what is younger by no more than clocks differ counts as enqueued before",
     "a second": "what is younger counts for a second, so that two that are both bad do not wait for each other",
     "at most": "an op waits for so long at most",
@@ -91,6 +88,7 @@ class Take(NamedTuple):
     put_off: frozenset[int] = frozenset()  # of these, what waits for the rest of the batch
     settled: frozenset[int] = frozenset()  # refused for good
     let_go: int = -1  # what waits no longer
+    waiting: frozenset[int] = frozenset()  # the buckets of what waits
 
 
 Rows = tuple[str, ...]  # of each entry: queued, applied, rejected, seen
@@ -108,7 +106,7 @@ class State(NamedTuple):
     awaited: Noted = frozenset()  # of these, what waits for what is queued: its time runs
     seconds: Noted = frozenset()  # early for a second
     overdue: Noted = frozenset()  # early for as long as an op waits at most
-    chances: Noted = frozenset()  # what was put off, and is not again
+    spent: Noted = frozenset()  # what was put off, and is not again
     takes: tuple[Take, ...] = ()
     deaths: int = 0
     failovers: int = 0
@@ -179,7 +177,7 @@ def must_be_kept(bounds: Bounds) -> set[int]:
     if not bounds.cascade:  # what comes too early, or too late, may be taken, and keep its parent from being deleted
         strays = {op.needs for n, op in enumerate(ops) if (op.needs or 0) > n or not (sent == enqueued or n in kept)}
         enqueued = [n for n in enqueued if ops[n].deletes is None or ops[n].deletes not in strays]
-        kept &= database.kept_of(enqueued)
+        kept &= database.kept_of(enqueued) & Database(ops, cascade=True).kept_of(enqueued)
     return kept & database.kept_of(sent)
 
 
