@@ -360,11 +360,13 @@ class _Shards:
         due = [b for n, b in sorted(s.dirty) if n == shard and self._open(s, shard, b)]
         if any(take.shard == shard for take in s.takes) or not (s.awaited and due):
             return frozenset()
+        # a delete that waits no longer has been looked at before the others have waited for as long
+        over = frozenset((n, e) for n, e in s.overdue if self.op[e].deletes is not None and self._on("deletes first"))
         awaited = set[int]()
         for some in combinations(due, min(self.bounds.buckets, len(due))):
             *_, taken = self._taken(s, shard, [*some], every=True)
             take = Take(shard, taken)
-            at: State = s._replace(takes=(take,), overdue=frozenset(), awaited=frozenset())
+            at: State = s._replace(takes=(take,), overdue=over, awaited=frozenset())
             while at.takes:
                 [move] = self._step(at, at.takes[0])
                 at = move.state  # type: ignore[assignment]
