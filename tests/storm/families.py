@@ -31,7 +31,7 @@ class Family(NamedTuple):
 
     @property
     def may_be_refused(self) -> bool:
-        """Whether the child may come too late for its parent: its bucket rests for longer than its parent's delete waits.
+        """Whether the child may come too late: its bucket rests for longer than its parent's delete waits.
 
         Then the delete goes on, and the child is refused. Its row is gone either way.
         """
