@@ -99,9 +99,13 @@ class EarlierOps:
         self._stuck_still: dict[int, Position] = {}
         #: The op of the open transaction that waits no longer. It is one alone: others may wait for just that op.
         self._let_go: Place | None = None
-        #: Of each bucket, its op that was put off; and those that the open transaction puts off.
-        self._put_off: dict[int, Position] = {}
+        #: Of each bucket, its op that the open transaction puts off.
         self._putting_off: dict[int, Position] = {}
+        #: Of these, when they were enqueued, and the other buckets of the transaction that have older ops.
+        self._behind_what: dict[int, tuple[float, set[int]]] = {}
+        #: What is put off no more, see `committed`; and the buckets of which an op waits: its time ends.
+        self._spent: dict[int, Position] = {}
+        self._waiting: set[int] = set()
         #: The refused ops of the open transaction that are refused for good, see `settle`.
         self._settled: set[Place] = set()
         self._batch: Batch | None = None
@@ -109,7 +113,7 @@ class EarlierOps:
         self._owned: list[int] = []
         self._queued: dict[int, float] | None = None
         self._looked_deep = False
-        #: By a table's name, see `_is_named_by_id`: constraints may change between transactions.
+        #: By a table's name, see `is_named_by_id`: constraints may change between transactions.
         self._by_id: dict[str, bool] = {}
         #: The next entries of each bucket, once they were asked for.
         self._deep: Mapping[int, Sequence[Entry]] | None = None
@@ -122,7 +126,7 @@ class EarlierOps:
             again: whether it is the last one without its early ops.
         """
         if not again:
-            self._putting_off, self._settled, self._let_go = {}, set(), None
+            self._putting_off, self._settled, self._let_go, self._waiting = {}, set(), None, set()
         self._batch, self._queued, self._deep, self._looked_deep = batch, None, None, False
         self._by_id = {}
 
@@ -143,13 +147,14 @@ class EarlierOps:
             self._looked_deep = True  # else the database's word would be final, and the row gone
             self._queued = self._oldest_queued(self._queued, DEEP)
             near = _until(at_ms + younger_ms, self._queued, bucket)
-        if near and deletes_from is not None and self._is_named_by_id(deletes_from):
+        named = bool(near) and deletes_from is not None and self.is_named_by_id(deletes_from)
+        if named:
             near = self._naming(item.op, near)
         if not near:
             return None
-        older = [one for one, sent_ms in near.items() if sent_ms < at_ms]
+        older = [one for one, sent_ms in near.items() if sent_ms < at_ms or named]
         now = {one: self._marks[one] for one in older}
-        stuck = not refused and now.items() <= self._stuck.items()
+        stuck = bool(now) and not refused and now.items() <= self._stuck.items()
         if stuck and now.items() <= self._stuck_still.items():
             return None  # the deletes of a bucket would wait for as long, one after another
         waited_s = self._waited_s(item.place, older)
@@ -164,10 +169,15 @@ class EarlierOps:
         if not waited_s:  # else a bucket would rest that a worker drained on a primary that died since
             self._log.mark_dirty(self._shard, near)
         self._queued[bucket] = min(at_ms, self._queued.get(bucket, at_ms))  # this one is queued from now on
+        self._waiting.add(bucket)
         return self._reason(item)
 
-    def _is_named_by_id(self, facts: Facts) -> bool:
-        """Return whether whatever a delete from a table may reach refers to the row by its id."""
+    def is_named_by_id(self, facts: Facts) -> bool:
+        """Return whether whatever a delete from a table may reach refers to the row by its id.
+
+        Args:
+            facts: of the table.
+        """
         name, children = facts.database_name, facts.constraints.children
         if name not in self._by_id:
             theirs = constraints_in(self._session, children).values() if children else ()
@@ -185,7 +195,7 @@ class EarlierOps:
             bucket: sent_ms
             for bucket, sent_ms in near.items()
             if len(self._deep.get(bucket, [])) == DEEP
-            or any(number in entry.payload and sent_ms_of(entry) < delete.at_ms for entry in unseen[bucket])
+            or any(number in entry.payload and sent_ms_of(entry) <= delete.at_ms for entry in unseen[bucket])
         }
 
     def _waited_s(self, place: Place, older: Collection[int]) -> float:
@@ -216,19 +226,13 @@ class EarlierOps:
         return item.place in self._settled
 
     def has_others(self, item: Item) -> bool:
-        """Return whether ops of other buckets in the transaction may help a refused op.
-
-        If it was put off before, only older ones may: the transaction that was committed without it lacked them.
+        """Return whether ops of other buckets in the transaction may help a refused op, see `committed`.
 
         Args:
             item: the op.
         """
-        if self._batch is None or len(self._batch.after) < 2:
-            return False
-        bucket, at_ms = item.entry.bucket, item.op.at_ms
-        put_off = self._put_off.get(bucket) == item.entry.position
-        others = (one for one in self._batch.items if one.entry.bucket != bucket)
-        return not put_off or any(one.op.at_ms < at_ms for one in others)
+        spent = self._spent.get(item.entry.bucket) == item.entry.position
+        return self._batch is not None and len(self._batch.after) > 1 and not spent
 
     def put_off(self, item: Item) -> WaitReason:
         """Return why an op waits that is taken after the rest of its batch: next time it is the first of its bucket.
@@ -239,16 +243,27 @@ class EarlierOps:
             item: the op.
         """
         self._putting_off[item.entry.bucket] = item.entry.position
+        items = self._batch.items if self._batch is not None else ()
+        at_ms, bucket = item.op.at_ms, item.entry.bucket
+        older = {one.entry.bucket for one in items if one.op.at_ms < at_ms and one.entry.bucket != bucket}
+        self._behind_what[bucket] = at_ms, older
         return self._reason(item)
 
     def committed(self, after: Mapping[int, Position]) -> None:
         """Note that the transaction is committed without the ops that were put off.
 
+        Where nothing of the buckets that have older ops was committed, nor waits, an op would be put off for ever. Of
+        such ops the youngest is put off no more.
+
         Args:
             after: the watermarks that it has left.
         """
-        self._put_off |= self._putting_off
-        self._putting_off = {}
+        moving = self._waiting | after.keys()
+        still = [bucket for bucket in self._putting_off if not self._behind_what[bucket][1] & moving]
+        if still:
+            youngest = max(still, key=lambda bucket: self._behind_what[bucket][0])
+            self._spent[youngest] = self._putting_off[youngest]
+        self._putting_off, self._behind_what = {}, {}
         self._marks.update(after)
 
     def _reason(self, item: Item) -> WaitReason:
@@ -268,7 +283,7 @@ class EarlierOps:
         now = {bucket: mark.position for bucket, mark in marks.items()}
         if any(now.get(bucket, before) < before for bucket, before in self._marks.items()):
             # a primary without the last commits was promoted: what was waited for is undone
-            self._waits, self._stuck, self._stuck_still, self._put_off = {}, {}, {}, {}
+            self._waits, self._stuck, self._stuck_still, self._spent = {}, {}, {}, {}
         self._marks = now
         self._owned = [bucket for bucket, mark in marks.items() if mark.owned]
         behind = self._behind()

@@ -331,7 +331,8 @@ class Executor:
     def _settle(self) -> None:
         """Note which refused ops nothing may help that is behind an early one, and the rest of the batch does not."""
         for item in self._doubtful:
-            if self._earlier is not None and item.op.at_ms + CLOCKS_MS < self._early_ms and not self._is_helped(item):
+            old = item.op.at_ms + CLOCKS_MS < self._early_ms
+            if self._earlier is not None and old and not self._is_helped(item):
                 self._earlier.settle(item)
 
     def _is_helped(self, item: Item) -> bool:

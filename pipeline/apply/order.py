@@ -6,17 +6,19 @@ Of each bucket the order stays; between buckets it is that of the calls, since a
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import accumulate, groupby
 from math import inf
 
 from pipeline.apply.grouping import Item
-from pipeline.model.op import DELETE, Entry, enqueued_ms
+from pipeline.model.op import DELETE, GROUP, INSERT, Entry, Op, enqueued_ms
 
 #: When an op has its turn, ms; and its rank among those of one time.
 _Turn = tuple[float, int]
+#: Tells of a delete which ids those name that refer to rows that it reaches.
+Reach = Callable[[Op], Collection[int] | None]
 #: How often turns are made later at most: where two deletes stand before what should come before the other, never ends.
-_ROUNDS = 4
+_ROUNDS = 8
 
 
 def oldest(entries: Mapping[int, Sequence[Entry]], counts: Mapping[int, int], most: int) -> dict[int, list[Entry]]:
@@ -34,21 +36,28 @@ def oldest(entries: Mapping[int, Sequence[Entry]], counts: Mapping[int, int], mo
     return {bucket: list(found[: bisect_right(times[bucket], end_ms)]) for bucket, found in entries.items()}
 
 
-def by_time(items: Sequence[Item]) -> list[Item]:
+def by_time(items: Sequence[Item], reach: Reach = lambda delete: None) -> list[Item]:
     """Order ops of several buckets by the time of their calls, and keep the order within each bucket.
 
     An op has its turn behind younger ones that stand before it in its bucket. What comes too early is refused, and
     tried again after all else; a delete that came before such an op would take the row away that the op refers to.
-    So deletes have their turn after all that was enqueued before them.
+    So a delete has its turn after what was enqueued before it and may refer to rows that it reaches, and that after
+    its own parents.
 
     Args:
         items: bucket by bucket, of each in order.
+        reach: tells of a delete which ids those name that refer to rows that it reaches; None: there may be others.
     """
     turns = _in_buckets(items, [(item.op.at_ms, 0) for item in items])  # a clock may have been set back
-    for _ in range(_ROUNDS if any(map(_deletes, items)) and items[0].entry.bucket != items[-1].entry.bucket else 0):
-        before, turns = turns, _in_buckets(items, _deletes_last(items, turns))
-        if turns == before:
-            break
+    if items and items[0].entry.bucket != items[-1].entry.bucket:
+        some = [n for n, item in enumerate(items) if item.op.kind in (DELETE, GROUP)]
+        deletes = {n: ids for n in some if (ids := _reached(items[n], reach)) != ()}
+        after = _after(items, deletes) if deletes else {}
+        last = [n for n, ids in deletes.items() if ids is None]
+        for _ in range(_ROUNDS if deletes else 0):
+            before, turns = turns, _in_buckets(items, _later(items, turns, after, last))
+            if turns == before:
+                break
     return [items[n] for n in sorted(range(len(items)), key=turns.__getitem__)]
 
 
@@ -58,18 +67,51 @@ def _in_buckets(items: Sequence[Item], turns: Sequence[_Turn]) -> list[_Turn]:
     return [turn for _, own in groupby(pairs, key=_bucket) for turn in accumulate((turn for _, turn in own), max)]
 
 
-def _deletes_last(items: Sequence[Item], turns: list[_Turn]) -> list[_Turn]:
-    """Return turns so that no delete comes before an op that was enqueued before it."""
-    found, latest = list(turns), (-inf, 0)
-    for n in sorted(range(len(items)), key=lambda n: items[n].op.at_ms):
-        if latest >= turns[n] and _deletes(items[n]):
-            found[n] = latest[0], latest[1] + 1
-        latest = max(latest, turns[n])
+def _reached(item: Item, reach: Reach) -> Collection[int] | None:
+    """Return the ids by which others refer to what an op deletes, or reaches with that; None where they may not."""
+    found: set[int] = set()
+    for op in item.op.members:
+        if op.kind == DELETE:
+            if (ids := reach(op)) is None:
+                return None
+            found.update(ids)
+    return found or ()
+
+
+def _after(items: Sequence[Item], deletes: Mapping[int, Collection[int] | None]) -> dict[int, list[int]]:
+    """Return what has to come after which ops of other buckets: children after parents, a delete after children."""
+    made = {op.id: n for n, item in enumerate(items) for op in item.op.members if op.kind == INSERT and op.id}
+    by_id: dict[int, list[int]] = {}
+    for n, ids in deletes.items():
+        for id in ids or ():
+            by_id.setdefault(id, []).append(n)
+    found: dict[int, list[int]] = {}
+    for n, item in enumerate(items):
+        for id in {value for op in item.op.members for value in op.values if type(value) is int}:
+            pairs = [(n, made[id])] if id in made else []
+            for later, sooner in (*pairs, *((delete, n) for delete in by_id.get(id, ()))):
+                first, second = items[sooner], items[later]
+                if first.entry.bucket != second.entry.bucket and first.op.at_ms <= second.op.at_ms:
+                    found.setdefault(later, []).append(sooner)
     return found
 
 
-def _deletes(item: Item) -> bool:
-    return any(op.kind == DELETE for op in item.op.members)
+def _later(
+    items: Sequence[Item], turns: Sequence[_Turn], after: Mapping[int, Sequence[int]], last: Collection[int]
+) -> list[_Turn]:
+    """Return turns so that no op comes before what it has to come after, and some after all enqueued before them."""
+    found = list(turns)
+    for n, others in after.items():
+        latest = max(turns[one] for one in others)
+        if latest >= found[n]:
+            found[n] = latest[0], latest[1] + 1
+    if last:
+        latest, deletes = (-inf, 0), frozenset(last)
+        for n in sorted(range(len(items)), key=lambda n: (items[n].op.at_ms, n in deletes)):
+            if latest >= found[n] and n in deletes:
+                found[n] = latest[0], latest[1] + 1
+            latest = max(latest, found[n])
+    return found
 
 
 def _bucket(pair: tuple[Item, _Turn]) -> int:

@@ -7,7 +7,7 @@ or not at all. After a crash the next worker reads the watermark and continues f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
@@ -21,7 +21,7 @@ from pipeline.apply.order import by_time, oldest
 from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
-from pipeline.model.op import Entry, Position
+from pipeline.model.op import Entry, Op, Position
 from pipeline.model.sheet import Read, SheetEntry, singly
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
@@ -266,12 +266,19 @@ class ApplyTransaction:
         queued = {reason.scope: reason for reason in batch.blocked.values()}
         queued |= batch.stopped if batch.room <= 0 else {}
         awaited = NeededOps(self._session, self.facts, batch.stopped, queued)
-        items = by_time(batch.items)
+        items = by_time(batch.items, self._reach)
         executor = self._executed(items, rows, take, batch.sheets, awaited=awaited, last_try=last_try)
         executor.rejects += [*batch.unreadable, *stopped]
         if executor.rejects:
             batch.take_out(executor.rejects)  # which ops are set aside, is asked of each
         return executor
+
+    def _reach(self, delete: Op) -> Collection[int] | None:
+        facts = self.facts.known[delete.schema]
+        if not facts.constraints.children:
+            return ()
+        by_id = delete.id is not None and self._earlier is not None and self._earlier.is_named_by_id(facts)
+        return (delete.id,) if by_id and delete.id is not None else None
 
     def _stay(self, batch: Batch, locked: Mapping[int, Mark], take: Take) -> bool:
         """Return whether sheets are inserted as they are: nothing is unusual, and no other op is of their tables."""

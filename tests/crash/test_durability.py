@@ -25,7 +25,7 @@ def test_redis_killed_with_its_file_intact_loses_nothing_that_was_acknowledged(l
     load = lone_trial.load(sure=True)
     lone_trial.send(load, 150 * SOAK)
 
-    rig.cluster.kill("redis")
+    rig.kill_redis()
     rig.cluster.start("redis")
 
     lone_trial.send(load, 50 * SOAK)

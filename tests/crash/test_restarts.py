@@ -76,7 +76,7 @@ def test_redis_that_is_killed_under_load_and_comes_back_with_its_file_loses_noth
 
     for _ in range(2 * SOAK):
         trial.await_progress(producers)
-        rig.cluster.kill("redis")
+        rig.kill_redis()
         rig.cluster.start("redis")
     trial.join()
 

@@ -1,104 +1,35 @@
 """A model of workers that apply ops of several buckets to one database, which refuses a child before its parent.
 
 An op needs another one: a child its parent, a deleted parent that its children are deleted, a unique value that it was
-freed. What a database refuses then is early, if it was enqueued afterwards, and bad, if not. Clocks of hosts differ.
+freed. What a database refuses then is early, if it was enqueued afterwards, and bad, if not. Clocks of hosts differ,
+and what a host has spooled comes into the logs behind younger ops of others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
-from dataclasses import dataclass
-from itertools import chain, combinations
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, chain, combinations
 
+from model.early_values import (
+    CLOCKS,
+    RULES,
+    STOPPED,
+    Bounds,
+    Database,
+    Noted,
+    State,
+    Take,
+    arrivals,
+    must_be_kept,
+)
 from model.search import Model, Move
-
-#: By how much the clocks of two hosts may differ.
-CLOCKS = 1
-#: What an op needs that never comes; and an op at which its bucket stops for good, as where a table is halted.
-NEVER, STOPPED = -1, -2
-
-#: What can be switched off, and what each rule says.
-RULES = {
-    "by time": "in a transaction ops of all its buckets are in the order of their enqueue",
-    "waits": "an op that is refused is early while anything is queued that was enqueued before it",
-    "every bucket": "what other workers hold, and what the transaction has no room for, is queued",
-    "the log": "the logs say what is queued, and not the dirty set",
-    "own watermark": "what is applied is what this shard has applied",
-    "tried again": "an op is rejected once it was refused after all else: the question what is queued, and its batch",
-    "one chance": "an op is put off for the rest of its batch until a transaction without it is committed",
-    "committed": "a transaction that is given up is no such chance",
-    "clocks": "what is younger by no more than clocks differ counts as enqueued before",
-    "a second": "what is younger counts for a second, so that two that are both bad do not wait for each other",
-    "at most": "an op waits for so long at most",
-    "bucket ends": "what follows an early op in its bucket waits with it",
-    "deletes wait": "an op that deletes a row to which others may refer is early like one that is refused",
-    "deletes first": "a delete waits for a shorter time than an op that is refused",
-    "moves": "how long an op waits at most is counted while nothing moves that was enqueued before it",
-}
-
-
-class Op(NamedTuple):
-    """An op: its bucket, the time by its host's clock, which op it needs, and which op's row it deletes.
-
-    Ops are in the order of their enqueue.
-    """
-
-    bucket: int
-    at: float
-    needs: int | None = None
-    deletes: int | None = None
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What is enqueued, and how much may happen in one run."""
-
-    ops: tuple[Op, ...]
-    shards: tuple[frozenset[int], ...] = (frozenset(range(9)),)
-    workers: int = 2
-    buckets: int = 9  # of one transaction at most
-    together: bool = False  # each transaction takes all that is due
-    whole: bool = False  # the same, and nothing may be tried for nothing
-    queued: bool = False  # workers begin once all is enqueued
-    deaths: int = 0  # of workers
-    failovers: int = 0  # of the database, to a replica that lags
-    cascade: bool = True  # a row that is deleted takes with it the rows that need it; else it is refused
-
-
-class Take(NamedTuple):
-    """A transaction, and how far it is: taken, cleared, run, asked."""
-
-    shard: int
-    ops: tuple[int, ...]
-    early: frozenset[int] = frozenset()  # their buckets end before them
-    refused: tuple[int, ...] = ()
-    step: str = "taken"
-    put_off: frozenset[int] = frozenset()  # of these, what waits for the rest of the batch
-
-
-Rows = tuple[str, ...]  # of each op: queued, applied, rejected
-
-
-class State(NamedTuple):
-    enqueued: int
-    rows: tuple[Rows, ...]
-    replicas: tuple[Rows, ...]
-    dirty: frozenset[tuple[int, int]] = frozenset()
-    early: frozenset[tuple[int, int]] = frozenset()  # (shard, op)
-    seconds: frozenset[tuple[int, int]] = frozenset()  # early for a second
-    overdue: frozenset[tuple[int, int]] = frozenset()  # early for as long as an op waits at most
-    chances: frozenset[tuple[int, int]] = frozenset()  # what was put off, and is not again
-    takes: tuple[Take, ...] = ()
-    deaths: int = 0
-    failovers: int = 0
 
 
 def model(bounds: Bounds, off: frozenset[str] = frozenset()) -> Model[State]:
     """Return the model with some rules switched off."""
     assert off <= RULES.keys(), off
     shards = _Shards(bounds, off)
-    queued = tuple(("queued",) * len(bounds.ops) for _ in bounds.shards)
+    queued = tuple(("queued",) * len(shards.entries) for _ in bounds.shards)
     start = State(0, queued, queued, deaths=bounds.deaths, failovers=bounds.failovers)
     return Model(start, shards.moves, shards.wrong, shards.done, shards.describe)
 
@@ -106,227 +37,343 @@ def model(bounds: Bounds, off: frozenset[str] = frozenset()) -> Model[State]:
 class _Shards:
     def __init__(self, bounds: Bounds, off: frozenset[str]):
         self.bounds, self.ops, self.off = bounds, bounds.ops, off
-        self.kept = self._kept_one_by_one()
-
-    def _kept_one_by_one(self) -> set[int]:
-        """Return the ops that one database takes which gets them one by one, in the order of their enqueue."""
-        kept, ended = set[int](), set[int]()
-        for n, (bucket, _, needs, _) in enumerate(self.ops):
-            if needs == STOPPED:
-                ended.add(bucket)
-            if bucket not in ended and self._takes(n, kept):
-                kept.add(n)
-        return kept
-
-    def _takes(self, n: int, applied: Set[int]) -> bool:
-        """Return whether the database takes an op once others are applied."""
-        needs, deletes = self.ops[n].needs, self.ops[n].deletes
-        if deletes is not None and not self.bounds.cascade:
-            return not any(self.ops[one].needs == deletes and self._has_row(one, applied) for one in applied)
-        return needs is None or self._has_row(needs, applied)
-
-    def _has_row(self, n: int, applied: Set[int]) -> bool:
-        """Return whether the row of an op is there: not deleted, nor that of an op that it needs."""
-        if n not in applied or any(self.ops[one].deletes == n for one in applied):
-            return False
-        needs = self.ops[n].needs
-        return needs is None or self._has_row(needs, applied)
+        self.database = Database(bounds.ops, cascade=bounds.cascade)
+        self.kept = must_be_kept(bounds)
+        calls = arrivals(bounds, whole=self._on("held whole"))
+        #: The op of each entry, in the order of the logs; and how many have come after each call.
+        self.entries = tuple(chain.from_iterable(calls))
+        self.ends = tuple(accumulate(map(len, calls)))
+        self.op = tuple(self.ops[n] for n in self.entries)
+        self.bucket = tuple(op.bucket for op in self.op)
 
     def describe(self, s: State) -> str:
         """Return what a state shows to a reader."""
-        return f"rows {s.rows}, early {sorted(s.early)}"
+        return f"{self.entries} are {s.rows}, early {sorted(s.early)}"
 
     def wrong(self, s: State) -> str:
         """Return what is wrong with a state, whatever comes after it."""
         for shard, rows in enumerate(s.rows):
-            lost = [n for n in self.kept if rows[n] == "rejected"]
+            lost = [self.entries[e] for e, row in enumerate(rows) if row == "rejected" and self.entries[e] in self.kept]
             if lost:
                 return f"op {lost[0]} is rejected, and what it needs was enqueued before it"
             for bucket in self.bounds.shards[shard]:
-                decided = [row != "queued" for n, row in enumerate(rows) if self.ops[n].bucket == bucket]
+                decided = [row != "queued" for e, row in enumerate(rows) if self.bucket[e] == bucket]
                 if decided != sorted(decided, reverse=True):
                     return f"bucket {bucket} is out of order: {rows}"
         if self.bounds.whole and s.early:
             return f"a transaction was run again for nothing: {sorted(s.early)}"
+        if self.bounds.prompt and s.overdue:
+            return f"an op has waited for as long as it may: {sorted(s.overdue)}"
         return ""
 
     def done(self, s: State) -> bool:
         """Whether all is decided, but for what a stopped op keeps."""
-        idle = s.enqueued == len(self.ops) and not s.takes
+        idle = s.arrived == len(self.entries) and not s.takes
         return idle and not any(self._open(s, n, b) for n, own in enumerate(self.bounds.shards) for b in own)
 
     def moves(self, s: State) -> Iterator[Move]:
-        if s.enqueued < len(self.ops):
-            bucket = self.ops[s.enqueued].bucket
-            marked = {(n, bucket) for n, own in enumerate(self.bounds.shards) if bucket in own}
-            yield Move(f"op {s.enqueued} is enqueued", s._replace(enqueued=s.enqueued + 1, dirty=s.dirty | marked))
-        if len(s.takes) < self.bounds.workers and not (self.bounds.queued and s.enqueued < len(self.ops)):
+        """Yield what may happen next."""
+        if s.arrived < len(self.entries):
+            yield self._comes(s)
+        if len(s.takes) < self.bounds.workers and not (self.bounds.queued and s.arrived < len(self.entries)):
             yield from self._begun(s)
         for take in s.takes:
-            step = {"taken": self._clears, "cleared": self._runs, "run": self._asks, "asked": self._commits}[take.step]
-            yield from step(s, take)
+            yield from self._step(s, take)
             if s.deaths:
                 gone = s._replace(takes=_without(s.takes, take), deaths=s.deaths - 1)
-                yield Move(f"the worker with {take.ops} dies", gone, work=False)
+                yield Move(f"the worker with {take.entries} dies", gone, work=False)
         yield from self._time(s)
         yield from self._database(s)
+
+    def _step(self, s: State, take: Take) -> Iterator[Move]:
+        step = {"taken": self._clears, "cleared": self._runs, "run": self._asks, "asked": self._commits}[take.step]
+        return step(s, take)
+
+    def _comes(self, s: State) -> Move:
+        end = next(end for end in self.ends if end > s.arrived)
+        buckets = {self.bucket[e] for e in range(s.arrived, end)}
+        marked = {(n, bucket) for n, own in enumerate(self.bounds.shards) for bucket in buckets & own}
+        after = s._replace(arrived=end, dirty=s.dirty | marked)
+        return Move(f"ops {self.entries[s.arrived : end]} come into their logs", after)
 
     # a transaction ------------------------------------------------------------------------------------------
 
     def _begun(self, s: State) -> Iterator[Move]:
         for shard in range(len(s.rows)):
-            locked = {self.ops[n].bucket for take in s.takes if take.shard == shard for n in take.ops}
+            locked = {self.bucket[e] for take in s.takes if take.shard == shard for e in take.entries}
             free = [b for n, b in sorted(s.dirty) if n == shard and b not in locked and self._open(s, shard, b)]
-            for some in [free] if self._together else _subsets(free, self.bounds.buckets):
-                for most in (len(self.ops),) if self._together else (1, len(self.ops)):
-                    taken = tuple(chain.from_iterable(self._open(s, shard, b)[:most] for b in some))
-                    if taken:
-                        takes = tuple(sorted((*s.takes, Take(shard, taken))))
-                        yield Move(f"a worker takes {taken} on shard {shard}", s._replace(takes=takes))
+            for taken in dict.fromkeys(self._taken(s, shard, free)):
+                takes = tuple(sorted((*s.takes, Take(shard, taken))))
+                yield Move(f"a worker takes {self._ops(taken)} on shard {shard}", s._replace(takes=takes))
+
+    def _taken(self, s: State, shard: int, free: list[int], *, every: bool = False) -> Iterator[tuple[int, ...]]:
+        """Yield what a transaction may take of free buckets, the most of it last."""
+        if self.bounds.together or self.bounds.whole or every:
+            entries = [e for bucket in free for e in self._open(s, shard, bucket)[: self.bounds.room]]
+            turns = dict(zip(entries, self._in_buckets(entries, [(self.op[e].at, 0) for e in entries]), strict=True))
+            for most in sorted(turns.values())[: self.bounds.room][-1 if self.bounds.whole else 0 :]:
+                yield tuple(e for e in entries if turns[e] <= most)
+            return
+        for some in _subsets(free, self.bounds.buckets):
+            for most in 1, len(self.entries):
+                yield tuple(chain.from_iterable(self._open(s, shard, b)[:most] for b in some))
 
     def _clears(self, s: State, take: Take) -> Iterator[Move]:
         """Let deletes wait for what is queued, before anything is executed."""
-        deletes = [n for n in self._on_time(take) if self.ops[n].deletes is not None and self._on("deletes wait")]
-        if deletes and (early := self._early(s, take, deletes)):
-            yield self._cut(s, take, early)
+        deletes = [e for e in self._unseen(s, take) if self.op[e].deletes is not None and self._on("deletes wait")]
+        early, let_go = self._early(s, take, deletes, refused=False)
+        if early:
+            yield self._cut(s, take, early, let_go=let_go)
         elif deletes:
-            yield Move(f"deletes {deletes} have their turn", _put(s, take, step="cleared"))
+            yield Move(f"deletes {self._ops(deletes)} have their turn", _put(s, take, step="cleared", let_go=let_go))
         else:
             yield from self._runs(s, take)
 
     def _runs(self, s: State, take: Take) -> Iterator[Move]:
-        refused = tuple(self._refused(s, take, self._on_time(take)))
-        yield Move(f"{refused or 'none'} of {take.ops} refused", _put(s, take, refused=refused, step="run"))
+        refused = tuple(self._refused(s, take, self._unseen(s, take)))
+        yield Move(
+            f"{self._ops(refused) or 'none'} of {self._ops(take.entries)} refused",
+            _put(s, take, refused=refused, step="run"),
+        )
 
     def _asks(self, s: State, take: Take) -> Iterator[Move]:
         """Ask what is queued, and let refused ops wait for that."""
-        if early := self._early(s, take, take.refused):
-            yield self._cut(s, take, early)
-        else:
-            yield Move(f"none of {take.refused} waits", _put(s, take, step="asked"))
+        early, let_go = self._early(s, take, [e for e in take.refused if e not in take.settled], refused=True)
+        if not early:
+            yield Move(f"none of {self._ops(take.refused)} waits", _put(s, take, step="asked", let_go=let_go))
+            return
+        first = min(self.op[e].at for e in early)
+        helped = self._put_off(s, take, self._unseen(s, take))
+        settled = {e for e in take.refused if e not in early | helped and self.op[e].at + CLOCKS < first}
+        yield self._cut(s, take, early, let_go=let_go, settled=take.settled | settled)
 
-    def _early(self, s: State, take: Take, ops: Iterable[int]) -> set[int]:
-        """Return which of some ops wait for what is queued, or for one of them."""
-        queued, early = self._queued(s, take), set[int]()
-        for n in ops:
-            if self._waits(s, take.shard, n, queued, refused=n in take.refused):
-                early.add(n)
-                queued.add(n)
-        return early
+    def _early(self, s: State, take: Take, entries: Iterable[int], *, refused: bool) -> tuple[frozenset[int], int]:
+        """Return which of some entries wait for what is queued, or for one of them; and which waits no longer."""
+        queued, early, let_go = self._queued(s, take), set[int](), take.let_go
+        for e in entries:
+            behind = any(one < e and self.bucket[one] == self.bucket[e] for one in early)
+            if behind or not self._waits(s, take.shard, e, queued, refused=refused):
+                continue
+            if (take.shard, e) in s.overdue and let_go in (-1, e):
+                let_go = e
+                continue
+            early.add(e)
+            queued.add(e)
+        return frozenset(early), let_go
 
     def _commits(self, s: State, take: Take) -> Iterator[Move]:
-        shard, ops = take.shard, self._on_time(take)
-        if taken := self._put_off(s, take, ops):
-            yield self._cut(s, take, taken, put_off=True)
+        shard, executed = take.shard, self._unseen(s, take)
+        if taken := self._put_off(s, take, executed):
+            yield self._cut(s, take, frozenset(taken), put_off=True)
             return
-        rows = list(s.rows[shard])
-        for n in ops:
-            rows[n] = "rejected" if n in take.refused else "applied"
+        rows, on_time = list(s.rows[shard]), self._on_time(take)
+        for e in on_time:
+            rows[e] = "rejected" if e in take.refused else "applied" if e in executed else "seen"
         after = s._replace(
             rows=(*s.rows[:shard], tuple(rows), *s.rows[shard + 1 :]),
             takes=_without(s.takes, take),
-            early=s.early - {(shard, n) for n in ops},
-            chances=s.chances | {(shard, n) for n in take.put_off},
+            early=s.early - {(shard, e) for e in on_time},
+            awaited=s.awaited - {(shard, e) for e in on_time},
+            spent=s.spent | {(shard, e) for e in self._spent(take, on_time)},
         )
-        clean = {(shard, self.ops[n].bucket) for n in take.ops if not self._open(after, shard, self.ops[n].bucket)}
+        if self._on("moves"):
+            anew = self._begin_anew(s, shard, on_time)
+            after = after._replace(seconds=after.seconds - anew, overdue=after.overdue - anew)
+        clean = {(shard, self.bucket[e]) for e in take.entries if not self._open(after, shard, self.bucket[e])}
         after = after._replace(dirty=s.dirty - clean)
-        yield Move(f"{ops} committed on shard {shard}, of which {take.refused} rejected", after)
+        said = f"{self._ops(on_time)} committed on shard {shard}, of which {self._ops(take.refused)} rejected"
+        yield Move(said, after)
 
-    def _put_off(self, s: State, take: Take, ops: Iterable[int]) -> set[int]:
+    def _spent(self, take: Take, committed: tuple[int, ...]) -> list[int]:
+        """Return which op is put off no more: the youngest of those that would be so for ever."""
+        moving = take.waiting | {self.bucket[e] for e in committed}
+        still = [
+            e
+            for e in take.put_off
+            if not any(
+                self.bucket[o] in moving and self.bucket[o] != self.bucket[e] and self.op[o].at < self.op[e].at
+                for o in take.entries
+            )
+        ]
+        return sorted(still, key=lambda e: self.op[e].at)[-1:] if self._on("spent") else []
+
+    def _begin_anew(self, s: State, shard: int, entries: Iterable[int]) -> Noted:
+        """Return what waits anew once some entries are committed: older ops of their buckets were waited for."""
+        moved = {self.bucket[e] for e in entries}
+        older = [o for o in range(s.arrived) if s.rows[shard][o] == "queued" and self.bucket[o] in moved]
+        return frozenset(
+            (n, e)
+            for n, e in s.seconds | s.overdue
+            if n == shard and any(self.bucket[o] != self.bucket[e] and self.op[o].at < self.op[e].at for o in older)
+        )
+
+    def _put_off(self, s: State, take: Take, executed: tuple[int, ...]) -> set[int]:
         """Return which of the refused ops the rest of the batch helps."""
-        shard, used = take.shard, s.chances if self._on("one chance") else frozenset()
-        applied = {n for n, row in enumerate(s.rows[shard]) if row == "applied"}
-        there = applied | (set(ops) - set(take.refused))
-        again = take.refused if self._on("tried again") else ()
-        return {n for n in again if self._takes(n, applied) or ((shard, n) not in used and self._takes(n, there))}
+        applied = self._applied(s, take.shard)
+        there = applied | {self.entries[e] for e in executed if e not in take.refused}
+        again = [e for e in take.refused if e not in take.settled] if self._on("tried again") else []
+        return {
+            e
+            for e in again
+            if self.database.takes(self.entries[e], applied)
+            or ((take.shard, e) not in s.spent and self.database.takes(self.entries[e], there))
+        }
 
-    def _cut(self, s: State, take: Take, early: set[int], *, put_off: bool = False) -> Move:
+    def _cut(self, s: State, take: Take, early: frozenset[int], *, put_off: bool = False, **changes: object) -> Move:
         """Run the transaction again without early ops, and what follows them."""
         put = take.put_off | early if put_off else take.put_off
-        after = _put(s, take, early=take.early | early, refused=(), step="taken", put_off=put)
-        noted = s.early | {(take.shard, n) for n in early}
-        if put_off and not self._on("committed"):
-            after = after._replace(chances=s.chances | {(take.shard, n) for n in early})
-        return Move(
-            f"{sorted(early)} of {take.ops} {'are put off' if put_off else 'may be early'}", after._replace(early=noted)
-        )
+        if not put_off:
+            changes["waiting"] = take.waiting | {self.bucket[e] for e in early}
+        after = _put(s, take, early=take.early | early, refused=(), step="taken", put_off=put, **changes)
+        noted = {(take.shard, e) for e in early}
+        if not put_off:
+            dirty = {(take.shard, self.bucket[o]) for o in self._older(s, take, early)} if self._on("marked") else set()
+            after = after._replace(awaited=s.awaited | noted, dirty=s.dirty | dirty)
+        said = f"{self._ops(sorted(early))} of {self._ops(take.entries)} {'are put off' if put_off else 'may be early'}"
+        return Move(said, after._replace(early=s.early | noted))
+
+    def _older(self, s: State, take: Take, early: frozenset[int]) -> Iterator[int]:
+        for o in self._queued(s, take):
+            if any(self.bucket[o] != self.bucket[e] and self.op[o].at <= self.op[e].at + CLOCKS for e in early):
+                yield o
 
     def _on_time(self, take: Take) -> tuple[int, ...]:
-        ends = {self.ops[n].bucket: n for n in sorted(take.early, reverse=True)}
+        """Return what a transaction takes: of each bucket, up to its first early op."""
+        ends = {self.bucket[e]: e for e in sorted(take.early, reverse=True)}
         if not self._on("bucket ends"):
-            return tuple(n for n in take.ops if n not in take.early)
-        return tuple(n for n in take.ops if n < ends.get(self.ops[n].bucket, n + 1))
+            return tuple(e for e in take.entries if e not in take.early)
+        return tuple(e for e in take.entries if e < ends.get(self.bucket[e], e + 1))
 
-    def _refused(self, s: State, take: Take, ops: Iterable[int]) -> Iterator[int]:
-        """Return what the database refuses of ops that run after what is committed by now."""
-        there = {n for n, row in enumerate(s.rows[take.shard]) if row == "applied"}
-        for n in sorted(ops, key=lambda n: self.ops[n].at) if self._on("by time") else ops:
-            if self._takes(n, there):
-                there.add(n)
+    def _unseen(self, s: State, take: Take) -> tuple[int, ...]:
+        """Return what a transaction executes, in order: nothing that the shard has seen."""
+        seen, entries = self._decided(s, take.shard), list[int]()
+        for e in self._on_time(take):
+            if self.entries[e] not in seen:
+                seen.add(self.entries[e])
+                entries.append(e)
+        return tuple(self._by_time(entries)) if self._on("by time") else tuple(entries)
+
+    def _by_time(self, entries: list[int]) -> list[int]:
+        """Order entries as `order.by_time` does."""
+        turns = self._in_buckets(entries, [(self.op[e].at, 0) for e in entries])
+        deletes = [n for n, e in enumerate(entries) if self.op[e].deletes is not None and self._reaches(e)]
+        after = [(n, m) for n in range(len(entries)) for m in range(len(entries)) if self._follows(entries, n, m)]
+        for _ in range(8 if deletes and self._on("deletes last") else 0):
+            for n, m in after:
+                if turns[m] >= turns[n]:
+                    turns[n] = turns[m][0], turns[m][1] + 1
+            turns = self._in_buckets(entries, turns)
+        return [entries[n] for n in sorted(range(len(entries)), key=turns.__getitem__)]
+
+    def _reaches(self, e: int) -> bool:
+        return any(op.needs == self.op[e].deletes for op in self.ops)
+
+    def _follows(self, entries: list[int], n: int, m: int) -> bool:
+        """Return whether an op comes after another: a child after its parent, a delete after what it may reach."""
+        op, other = self.op[entries[n]], self.op[entries[m]]
+        if op.bucket == other.bucket or other.at > op.at:
+            return False
+        if op.deletes is None or not self._reaches(entries[n]):
+            return op.needs == self.entries[entries[m]] and self._on("parents first")
+        if self.database.named(op.deletes) and self._on("names"):
+            return other.needs == op.deletes
+        return other.deletes is None or other.at < op.at
+
+    def _in_buckets(self, entries: list[int], turns: list[tuple[float, int]]) -> list[tuple[float, int]]:
+        """Return turns so that no op comes before the one before it in its bucket."""
+        last: dict[int, tuple[float, int]] = {}
+        found = []
+        for e, turn in zip(entries, turns, strict=True):
+            last[self.bucket[e]] = max(turn, last.get(self.bucket[e], turn))
+            found.append(last[self.bucket[e]])
+        return found
+
+    def _refused(self, s: State, take: Take, entries: Iterable[int]) -> Iterator[int]:
+        """Yield what the database refuses of ops that run after what is committed by now."""
+        there = self._applied(s, take.shard)
+        for e in entries:
+            if self.database.takes(self.entries[e], there):
+                there.add(self.entries[e])
             else:
-                yield n
+                yield e
 
-    def _queued(self, s: State, take: Take) -> set[int]:
-        """Return what is queued on the shard beside what a transaction executes."""
-        shard, mine = take.shard, self._on_time(take)
+    def _queued(self, s: State, take: Take | None, shard: int = 0) -> set[int]:
+        """Return what is queued on a shard beside what a transaction takes."""
+        shard = shard if take is None else take.shard
+        mine = self._on_time(take) if take is not None else ()
         decided = s.rows if not self._on("own watermark") else s.rows[shard : shard + 1]
         queued = {
-            n
-            for n in range(s.enqueued)
-            if self.ops[n].bucket in self.bounds.shards[shard] and all(rows[n] == "queued" for rows in decided)
+            e
+            for e in range(s.arrived)
+            if self.bucket[e] in self.bounds.shards[shard]
+            and e not in mine
+            and all(rows[e] == "queued" for rows in decided)
         }
+        if self._on("seen"):
+            seen = self._decided(s, shard) | {self.entries[e] for e in mine}
+            queued = {e for e in queued if self.entries[e] not in seen}
         if not self._on("the log"):
-            queued = {n for n in queued if (shard, self.ops[n].bucket) in s.dirty}
-        if not self._on("every bucket"):
-            queued &= set(take.ops)
-        return queued - set(mine)
+            queued = {e for e in queued if (shard, self.bucket[e]) in s.dirty}
+        if not self._on("every bucket") and take is not None:
+            queued &= set(take.entries)
+        if not self._on("deep"):
+            queued = {e for e in queued if not any(o < e and self.bucket[o] == self.bucket[e] for o in queued)}
+        return queued
 
-    def _waits(self, s: State, shard: int, n: int, queued: Iterable[int], *, refused: bool) -> bool:
+    def _waits(self, s: State, shard: int, e: int, queued: Iterable[int], *, refused: bool) -> bool:
         """Return whether an op that is refused, or deletes, waits for others that are queued."""
-        if not self._on("waits") or (shard, n) in s.overdue:
+        if not self._on("waits"):
             return False
-        at = self.ops[n].at
-        others = [self.ops[one].at for one in queued if self.ops[one].bucket != self.ops[n].bucket]
-        younger = refused and self._on("clocks") and (shard, n) not in s.seconds
-        return any(one < at or (younger and one <= at + CLOCKS) for one in others)
+        at, row = self.op[e].at, self.op[e].deletes
+        others = [o for o in queued if self.bucket[o] != self.bucket[e]]
+        if not refused and row is not None and self._on("names") and self.database.named(row):
+            others = [o for o in others if self.op[o].needs == row]
+        younger = refused and self._on("clocks") and (shard, e) not in s.seconds
+        return any(self.op[o].at < at or (younger and self.op[o].at <= at + CLOCKS) for o in others)
 
     # what passes --------------------------------------------------------------------------------------------
 
     def _time(self, s: State) -> Iterator[Move]:
-        """Let time pass where workers have nothing else to do: a second is long for what is ready."""
-        for shard, n in sorted(s.early):
-            if not self._on("moves") and (shard, n) not in s.overdue:
-                yield Move(f"op {n} has waited for as long as it may", s._replace(overdue=s.overdue | {(shard, n)}))
-            if not self._quiet(s, shard):
-                continue
-            if (shard, n) not in s.seconds:
+        """Let time pass where workers have nothing else to do: a second is long for what is ready.
+
+        What waits was looked at together, and has waited for as long.
+        """
+        if not self._on("moves"):
+            for shard, e in sorted(s.awaited - s.overdue):
+                late = self._late(s, {(shard, e)})
+                yield Move(f"op {self.entries[e]} has waited for as long as it may", late)
+        for shard in range(len(s.rows)):
+            awaited = {(shard, e) for e in self._looked(s, shard)}
+            if awaited - s.seconds:
                 if self._on("a second"):
-                    yield Move(f"op {n} waits for a second", s._replace(seconds=s.seconds | {(shard, n)}))
-            elif (shard, n) not in s.overdue and self._on("at most") and self._is_over(s, n):
-                yield Move(f"op {n} waits for as long as it may", s._replace(overdue=s.overdue | {(shard, n)}))
+                    yield Move("what waits has waited for a second", s._replace(seconds=s.seconds | awaited))
+            elif awaited and self._on("at most"):
+                deletes = {(n, e) for n, e in awaited if self.op[e].deletes is not None}
+                over = awaited - deletes if deletes and not self._on("deletes first") else deletes or awaited
+                yield Move(f"{self._ops(e for _, e in sorted(over))} wait as long as they may", self._late(s, over))
 
-    def _is_over(self, s: State, n: int) -> bool:
-        """Whether no early op waits for a shorter time than this one."""
-        deletes = [one for one in s.early - s.overdue if self.ops[one[1]].deletes is not None]
-        shorter = deletes if self._on("deletes first") and self.ops[n].deletes is None else []
-        return s.early <= s.seconds and not shorter
+    def _late(self, s: State, entries: Iterable[tuple[int, int]]) -> State:
+        return s._replace(overdue=s.overdue | frozenset(entries))
 
-    def _quiet(self, s: State, shard: int) -> bool:
-        """Whether each bucket of a shard begins with an op that was refused, would be again, and waits."""
-        if any(take.shard == shard for take in s.takes):
-            return False
-        heads = [found[0] for bucket in self.bounds.shards[shard] if (found := self._open(s, shard, bucket))]
-        queued = {n for n in range(s.enqueued) if s.rows[shard][n] == "queued"}
-        applied = {n for n, row in enumerate(s.rows[shard]) if row == "applied"}
-        return all(
-            (shard, n) in s.early
-            and (
-                self._waits(s, shard, n, queued, refused=False)
-                if self.ops[n].deletes is not None and self._takes(n, applied)
-                else not self._takes(n, applied) and self._waits(s, shard, n, queued, refused=True)
-            )
-            for n in heads
-        )
+    def _looked(self, s: State, shard: int) -> frozenset[int]:
+        """Return what waits when a worker looks at all that is due; nothing where it gets on."""
+        due = [b for n, b in sorted(s.dirty) if n == shard and self._open(s, shard, b)]
+        if any(take.shard == shard for take in s.takes) or not (s.awaited and due):
+            return frozenset()
+        # a delete that waits no longer has been looked at before the others have waited for as long
+        over = frozenset((n, e) for n, e in s.overdue if self.op[e].deletes is not None and self._on("deletes first"))
+        awaited = set[int]()
+        for some in combinations(due, min(self.bounds.buckets, len(due))):
+            *_, taken = self._taken(s, shard, [*some], every=True)
+            take = Take(shard, taken)
+            at: State = s._replace(takes=(take,), overdue=over, awaited=frozenset())
+            while at.takes:
+                [move] = self._step(at, at.takes[0])
+                at = move.state  # type: ignore[assignment]
+            if (at.rows, at.spent) != (s.rows, s.spent):
+                return frozenset()
+            awaited |= {e for _, e in at.awaited}
+        return frozenset(awaited)
 
     def _database(self, s: State) -> Iterator[Move]:
         if not self.bounds.failovers:
@@ -334,7 +381,12 @@ class _Shards:
         if s.replicas != s.rows:
             yield Move("the replica follows", s._replace(replicas=s.rows))
         if s.failovers:
-            promoted = s._replace(rows=s.replicas, takes=(), chances=frozenset(), failovers=s.failovers - 1)
+            promoted = s._replace(rows=s.replicas, takes=(), failovers=s.failovers - 1)
+            if self._on("gone back"):
+                nothing: Noted = frozenset()
+                promoted = promoted._replace(
+                    early=nothing, awaited=nothing, seconds=nothing, overdue=nothing, spent=nothing
+                )
             yield Move("the replica is promoted", promoted, work=False)
         behind = {(n, b) for n, own in enumerate(self.bounds.shards) for b in own if self._open(s, n, b)}
         if not behind <= s.dirty:
@@ -343,16 +395,22 @@ class _Shards:
     def _open(self, s: State, shard: int, bucket: int) -> list[int]:
         """Return what is queued in a bucket on a shard, up to what stops the bucket."""
         found = []
-        for n in range(s.enqueued):
-            if self.ops[n].bucket == bucket and s.rows[shard][n] == "queued":
-                if self.ops[n].needs == STOPPED:
+        for e in range(s.arrived):
+            if self.bucket[e] == bucket and s.rows[shard][e] == "queued":
+                if self.op[e].needs == STOPPED:
                     break
-                found.append(n)
+                found.append(e)
         return found
 
-    @property
-    def _together(self) -> bool:
-        return self.bounds.together or self.bounds.whole
+    def _applied(self, s: State, shard: int) -> set[int]:
+        return {self.entries[e] for e, row in enumerate(s.rows[shard]) if row == "applied"}
+
+    def _decided(self, s: State, shard: int) -> set[int]:
+        """Return the ops that a shard has seen."""
+        return {self.entries[e] for e, row in enumerate(s.rows[shard]) if row in ("applied", "rejected")}
+
+    def _ops(self, entries: Iterable[int]) -> tuple[int, ...]:
+        return tuple(self.entries[e] for e in entries)
 
     def _on(self, rule: str) -> bool:
         return rule not in self.off

@@ -305,10 +305,12 @@ def test_an_older_op_is_waited_for_though_one_that_is_hardly_younger_stands_befo
     assert [parent.status(), child.status()] == ["applied", "applied"]
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("deleted_ms", [450, 400])
 def test_a_delete_comes_after_an_older_child_that_stands_behind_a_younger_op_in_its_bucket(
-    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, deleted_ms: int, swapped: bool
 ) -> None:
-    first, second = two_buckets(box)
+    first, second = two_buckets(box)[:: -1 if swapped else 1]
     parent = pipeline.enqueue_insert(db.parent, who=second)
     box.drain()
     at = after(monkeypatch)
@@ -316,8 +318,52 @@ def test_a_delete_comes_after_an_older_child_that_stands_behind_a_younger_op_in_
     pipeline.enqueue_insert(db.event, who=first)  # from another host, while what follows was on its way
     at(400)
     child = pipeline.enqueue_insert(db.child, who=first, up=parent.id)
-    at(450)
+    at(deleted_ms)  # a clock may stand still for a moment
     pipeline.enqueue_delete((db.parent.id == parent.id) & (db.parent.who == second))
+    monkeypatch.undo()
+    box.drain()
+
+    assert child.status() == "applied"
+    assert [box.rows(name) for name in ("parent", "child")] == [[], []]
+
+
+def test_a_delete_keeps_nothing_behind_it_from_coming_before_what_needs_that(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    one = pipeline.enqueue_insert(db.child, who=first)
+    box.drain()
+    at = after(monkeypatch)
+    at(100)
+    pipeline.enqueue_delete((db.child.id == one.id) & (db.child.who == first))
+    at(300)
+    two = pipeline.enqueue_insert(db.child, who=first)
+    at(350)
+    below = pipeline.enqueue_insert(db.grandchild, who=second, up=two.id)
+    at(50)
+    pipeline.enqueue_insert(db.event, who=second)  # was in the spool of another host
+    at(400)
+    pipeline.enqueue_delete((db.child.id == two.id) & (db.child.who == first))
+    monkeypatch.undo()
+    box.drain()
+
+    assert below.status() == "applied"
+    assert [box.rows(name) for name in ("child", "grandchild")] == [[], []]
+
+
+def test_a_child_is_applied_whose_family_comes_back_from_a_spool_behind_another_hosts_op(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    at = after(monkeypatch)
+    at(500)
+    pipeline.enqueue_insert(db.event, who=first)  # from another host, while what follows was in a spool
+    at(100)
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    at(200)
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    at(300)
+    pipeline.enqueue_delete((db.parent.id == parent.id) & (db.parent.who == first))
     monkeypatch.undo()
     box.drain()
 
@@ -421,6 +467,34 @@ def test_an_op_is_put_off_until_the_older_op_that_helps_it_is_committed(
     monkeypatch.undo()
 
     assert [parent.status(), child.status()] == ["applied", "applied"]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_an_op_is_put_off_no_more_where_nothing_is_committed_without_it(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, behind: bool
+) -> None:
+    first, second = two_buckets(box)
+    taken = pipeline.enqueue_insert(db.event, who=first, note="a")
+    box.drain()
+    at, now_s = after(monkeypatch), clock.mono_s
+    at(500)  # from another host; what frees its value comes behind it, from a spool
+    doubled = pipeline.enqueue_insert(db.event, who=first, note="a")
+    at(100)
+    pipeline.enqueue_delete((db.event.id == taken.id) & (db.event.who == first))
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    at(300)
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    at(400)
+    if behind:
+        pipeline.enqueue_insert(db.event, who=second)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    for looks in range(20):
+        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
+        box.log.postpone("s0", [parent.bucket, child.bucket], 0)
+        worker.apply()
+    monkeypatch.undo()
+
+    assert states(doubled, parent, child) == ["rejected", "applied", "applied"]
 
 
 def test_what_needs_rows_of_a_paused_table_waits_with_it_and_goes_on_with_it(db: Any, box: Sandbox) -> None:

@@ -31,9 +31,9 @@ class Family(NamedTuple):
 
     @property
     def may_be_refused(self) -> bool:
-        """Whether the child may come too late for its parent: spooled, and behind younger ops of others in a bucket.
+        """Whether the child may come too late: its bucket rests for longer than its parent's delete waits.
 
-        Then its parent's delete may be in one transaction with it, and be first. The child's row is gone either way.
+        Then the delete goes on, and the child is refused. Its row is gone either way.
         """
         spooled = any(receipt.position is None for deed in self.deeds for receipt in deed.receipts)
         return spooled and self.deeds[-1].kind == LEFT

@@ -7,14 +7,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipeline.config.topology import Topology
+from pipeline.model.op import Position
 from support.oracle import nodes
-from support.oracle.ledger import Acknowledged, set_of
+from support.oracle.ledger import Acknowledged, rows_of, set_of
 from support.oracle.model import Model, Row
 
 Op = tuple[int, int, int]
 
 #: How many differences a failure shows.
 SHOWN = 8
+#: Where a log begins.
+START = Position(0, -1)
 
 
 def states(primaries: dict[str, str], topology: Topology, ledger: Iterable[Acknowledged]) -> dict[Op, str]:
@@ -25,6 +28,44 @@ def states(primaries: dict[str, str], topology: Topology, ledger: Iterable[Ackno
         told = [books[shard].state(one) for shard in topology.shards_of(one.bucket)]
         found[one.op] = next((state for state in told if state != "applied"), "applied")
     return found
+
+
+def story(primaries: dict[str, str], topology: Topology, ledger: Iterable[Acknowledged], op: Op, log: Any) -> list[str]:
+    """Return what is known of an op that was judged wrongly: its deed and places, and those of what names its rows."""
+    every = list(ledger)
+    told = states(primaries, topology, every)
+    [this] = [one for one in set_of(every) if one.op == op]
+    kin = [one for one in every if one.bucket == this.bucket and _names(one.deed) & _names(this.deed)]
+    said = [
+        f"{'>' if one.op == op else ' '} {one.position} p{one.producer}-{one.seq} {told[one.op]}: {one.deed}"
+        for one in sorted(kin, key=lambda one: one.position)
+    ]
+    for shard in topology.shards_of(this.bucket):
+        with nodes.connection(primaries[shard]) as made:
+            which = f"WHERE bucket = {this.bucket} AND producer = {this.producer}"
+            said += [
+                f"{shard} {table}: {row}"
+                for table, sql in (
+                    ("rejects", f"SELECT * FROM pipeline_rejects {which} AND producer_seq = {this.seq}"),
+                    ("producers", f"SELECT * FROM pipeline_producers {which}"),
+                    ("watermark", f"SELECT * FROM pipeline_watermarks WHERE bucket = {this.bucket}"),
+                )
+                for row in nodes.fetch(made, sql)
+            ]
+    entries = log.read({this.bucket: START}, {this.bucket: 10_000})[this.bucket]
+    return said + [
+        f"log: {one.position} p{one.producer}-{one.producer_seq} {one.payload[:200]!r}"
+        for one in entries
+        if any(str(name).encode() in one.payload for name in _names(this.deed))
+    ]
+
+
+def _names(deed: Any) -> set[Any]:
+    """Return the ids of a deed's rows, and the name that an insert wants."""
+    kind, *rest = deed
+    if kind == "group":
+        return {name for member in rest for name in _names(member)}
+    return rows_of(deed) | ({rest[1]} if kind in ("insert", "upsert") else set())
 
 
 class _Book:

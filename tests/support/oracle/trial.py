@@ -108,9 +108,9 @@ class Trial:
         states = self.states()
         verdict = replay(one for one in self.ledger if states[one.op] != "lost")
         rejected = {op for op, state in states.items() if state == "rejected"}
-        assert verdict.refused == rejected, f"{self} refused wrongly: {list(verdict.refused ^ rejected)[: judge.SHOWN]}"
+        assert verdict.refused == rejected, self._story("refused", verdict.refused, rejected)
         parked = {op for op, state in states.items() if state == "parked"}
-        assert verdict.parked == parked, f"{self} parked wrongly: {list(verdict.parked ^ parked)[: judge.SHOWN]}"
+        assert verdict.parked == parked, self._story("parked", verdict.parked, parked)
         said = judge.differences(verdict.model, self.rows(self.rig.primaries))
         kept, wanted = self.versions(self.rig.primaries), verdict.model.versions
         said += [f"version {id} is {kept.get(id)}, must be {wanted.get(id)}" for id in kept.keys() ^ wanted.keys()]
@@ -118,6 +118,15 @@ class Trial:
         assert not said, f"{len(said)} rows differ:\n" + "\n".join(said[: judge.SHOWN])
         assert in_order(self.ledger), "a log has a producer's ops in another order than it was told"
         return accounts
+
+    def _story(self, what: str, wanted: set[judge.Op], found: set[judge.Op]) -> str:
+        """Return what is known of the first ops that the judge and the databases disagree on."""
+        topology, log = self.rig.client.topology, self.rig.client.log
+        said = [f"{what} wrongly: {len(wanted - found)} should be, {len(found - wanted)} should not"]
+        for op in sorted(wanted ^ found)[: judge.SHOWN]:
+            said.append(f"{op} {'should be' if op in wanted else 'should not be'} {what}:")
+            said += judge.story(self.rig.primaries, topology, self.ledger, op, log)
+        return "\n".join(said)
 
     def balances(self) -> None:
         """Assert that acknowledged = applied + replayed + rejected + parked + dropped + lost."""

@@ -90,6 +90,11 @@ class Rig:
         """Wait until a process has ended; whether it did in time."""
         return processes.wait_gone(self._process(name), timeout_s)
 
+    def kill_redis(self) -> None:
+        """Kill Redis once its file has all: at a slow disk `everysec` keeps back for 2 s what is acknowledged."""
+        self.redis.config_set("appendfsync", "always")
+        self.cluster.kill("redis")
+
     def owners(self, count: int) -> list[int]:
         """Return shard keys that no other test has."""
         return [next(self._owners) for _ in range(count)]
