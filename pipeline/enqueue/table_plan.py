@@ -54,11 +54,11 @@ class TablePlan:
         turn: gives the bucket of the next row that may live anywhere.
     """
 
-    __slots__ = ("_row_plans", "_rule", "_turn", "compiled", "row_ids", "table")
+    __slots__ = ("_fields", "_row_plans", "_rule", "_turn", "compiled", "row_ids", "table")
 
     def __init__(self, table: Any, compiled: CompiledTable, row_ids: RowIds, turn: Iterator[int]):
         self.table, self.compiled, self.row_ids, self._turn = table, compiled, row_ids, turn
-        self._rule = compiled.bucket_of
+        self._rule, self._fields = compiled.bucket_of, tuple(table)
         self._row_plans: dict[tuple[str, ...], RowPlan] = {}
 
     def new_row(self, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None) -> Addressed:
@@ -131,7 +131,7 @@ class TablePlan:
     ) -> Addressed:
         """Make an update of the rows that a condition names: one row, or rows of one bucket."""
         compiled, column_of = self.compiled, self.compiled.column_of
-        plain, trees = update_values(compiled, self.table, values)
+        plain, trees = update_values(compiled, self.table, self._fields, values)
         bucket, row = bucket_of_rows(compiled, where, shard_key)
         keeps_its_place(compiled, where, plain, trees)
         names, expressions = compiled.in_order(plain), compiled.in_order(trees)
@@ -161,7 +161,8 @@ class TablePlan:
         if has_filters(self.table):
             check_upsert_filters(compiled, self.table, {name: compiled.check[name](values[name]) for name in fields})
         inserted = self._new_row(RowPlan(compiled, self.table, values), values, shard_key, key)
-        renewed, _ = update_values(compiled, self.table, {k: v for k, v in values.items() if k not in fields})
+        rest = {k: v for k, v in values.items() if k not in fields}
+        renewed, _ = update_values(compiled, self.table, self._fields, rest)
         op, extra = inserted.op, {column_of[name]: value for name, value in renewed.items()}
         merged = dict(sorted({**dict(zip(op.columns, op.values, strict=True)), **extra}.items()))
         upsert = Op(
