@@ -88,7 +88,7 @@ class Dispatch:
                 if op.idempotency_key is not None:
                     op, place = self._sent_under_key(addressed)
                 else:
-                    place = self._publisher.ship(Shipment({bucket: (payload,)}))[bucket]
+                    place = self._publisher.ship_one(bucket, payload)
             except Unavailable as error:
                 self._raise_in_doubt(error, bucket, op, [Receipt(bucket, None, id_of(op), source=self._source)])
                 raise

@@ -103,9 +103,10 @@ class Sends(Later):
     def gather(self) -> None:
         """Add up what calls have noted: at a tenth of the time that names of counters would take."""
         ops, calls, took, ones = self._ops, self._calls, self._took_s, self.ones
+        ways: dict[tuple[int, bool], Way] = {}
         while ones:
             bucket, kind, table, spooled, took_s = ones.popleft()
-            way = self._shards(bucket), spooled
+            way = ways.get((bucket, spooled)) or ways.setdefault((bucket, spooled), (self._shards(bucket), spooled))
             bound = bisect_left(_BOUNDS_S, took_s)
             ops[way, kind, table] = ops.get((way, kind, table), 0) + 1
             calls[way, bound] = calls.get((way, bound), 0) + 1

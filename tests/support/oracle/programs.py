@@ -56,6 +56,7 @@ def define(db: Any, migrate: bool) -> None:
     db.define_table("node", up("node"), number.clone(), migrate=migrate)
     active = Field("is_active", "boolean", default=True, writable=False, readable=False)
     db.define_table("paper", Field("title"), number.clone(), active, migrate=migrate)
+    db._migrate = migrate  # else pyDAL creates the archive
     db.paper._enable_record_versioning(archive_db=db)
 
 
