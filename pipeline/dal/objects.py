@@ -16,8 +16,8 @@ from typing import Any
 from pipeline.errors import BadOp
 
 _CLASSES = ("Table", "Field", "Query", "Expression", "Select", "Set", "SQLALL")
-#: Kinds of so many types are kept.
-_MOST_TYPES = 512
+#: Kinds of so many types are kept; under py4web each field of a shared DAL has a type of its own.
+_MOST_TYPES = 2048
 
 
 def kind_of(value: Any) -> str:

@@ -66,7 +66,7 @@ class TablePlan:
         names = tuple(values)
         plan = self._row_plans.get(names)
         if plan is None or isinstance(values, Final) or plan.outdated():
-            plan = RowPlan(self.compiled, self.table, values, self.compiled.rules.shard_key)
+            plan = RowPlan(self.compiled, self.table, self._fields, values, self.compiled.rules.shard_key)
             if not plan.final:
                 keep_newest(self._row_plans, names, plan, MOST_PLANS)
         return self._new_row(plan, values, shard_key, key)
@@ -97,7 +97,7 @@ class TablePlan:
         Then there are other fields, a value that is refused, filters, defaults that are called, given ids.
         """
         compiled, schema, key = self.compiled, self.compiled.schema, self.compiled.rules.shard_key
-        plan = RowPlan(compiled, self.table, rows[0], key)
+        plan = RowPlan(compiled, self.table, self._fields, rows[0], key)
         columns = plan.columns(rows) if compiled.takes_sheets else None
         if columns is None:
             return None
@@ -123,7 +123,8 @@ class TablePlan:
             except AttributeError:
                 raise BadOp(f"expected each row as a mapping of fields, not {shown(row)}") from None
             if plan is None or given != names:
-                plan, names = RowPlan(self.compiled, self.table, row, self.compiled.rules.shard_key), given
+                names = given
+                plan = RowPlan(self.compiled, self.table, self._fields, row, self.compiled.rules.shard_key)
             yield self._new_row(plan, row, shard_key, None)
 
     def update(
@@ -160,7 +161,7 @@ class TablePlan:
         check_upsert_key(compiled, fields, values)
         if has_filters(self.table):
             check_upsert_filters(compiled, self.table, {name: compiled.check[name](values[name]) for name in fields})
-        inserted = self._new_row(RowPlan(compiled, self.table, values), values, shard_key, key)
+        inserted = self._new_row(RowPlan(compiled, self.table, self._fields, values), values, shard_key, key)
         rest = {k: v for k, v in values.items() if k not in fields}
         renewed, _ = update_values(compiled, self.table, self._fields, rest)
         op, extra = inserted.op, {column_of[name]: value for name, value in renewed.items()}
@@ -218,6 +219,7 @@ class RowPlan:
     """How rows of one shape become new rows: which fields are given, which are defaults; made once per call or more.
 
     Args:
+        fields: of the table.
         names: the fields that the rows give; of a `Final`, pyDAL has made all values.
         key: the shard key of the table.
 
@@ -242,11 +244,13 @@ class RowPlan:
         "numbers",
     )
 
-    def __init__(self, compiled: CompiledTable, table: Any, names: Iterable[str], key: str | None = None):
+    def __init__(
+        self, compiled: CompiledTable, table: Any, fields: Sequence[Any], names: Iterable[str], key: str | None = None
+    ):
         given, self.final = frozenset(names), isinstance(names, Final)
         compiled.known(given)
         self._compiled, self._table = compiled, table
-        fields = () if self.final else tuple(table)
+        fields = () if self.final else tuple(fields)
         defaults = self._defaults(fields, given)
         id_name, check = compiled.schema.id_name, compiled.lenient if self.final else compiled.check
         self._id_given = id_name in given
