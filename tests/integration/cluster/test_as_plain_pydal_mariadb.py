@@ -46,6 +46,6 @@ def test_any_requests_read_and_leave_what_they_do_in_plain_pydal(
         closing(DAL(plain_uri, folder=str(tmp_path), bigint_id=True)) as plain,
         closing(DAL(our_uri, folder=str(tmp_path), bigint_id=True)) as ours,
     ):
-        as_plain(box, plain, ours, seed)
+        as_plain(box, plain, ours, seed, neighbour=True)
 
     box.client.close()

@@ -18,6 +18,8 @@ from pipeline.web.request import Request
 
 #: A program has so many requests, each of up to three verbs.
 REQUESTS = 40
+#: A table that stays with the application's own DAL: written at once, in the request's transaction.
+NEIGHBOUR = "desk"
 TABLES = ("tag", "parent", "child", "loose", "strict", "node", "paper")
 VALUES: dict[str, tuple[Any, ...]] = {
     "integer": (None, -3, 0, 2, 5, 9),
@@ -36,7 +38,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
 Verb = Callable[["Copy"], Any]
 
 
-def define(db: Any, migrate: bool) -> None:
+def define(db: Any, migrate: bool, neighbour: bool = False) -> None:
     number, up = Field("n", "integer"), lambda table, **rule: Field("up", f"reference {table}", **rule)
     kinds = [Field(kind.split("(")[0].replace(":", "_") + "_", kind) for kind in VALUES if kind != "integer"]
     db.define_table("tag", Field("name", unique=True), migrate=migrate)
@@ -58,6 +60,8 @@ def define(db: Any, migrate: bool) -> None:
     db.define_table("paper", Field("title"), number.clone(), active, migrate=migrate)
     db._migrate = migrate  # else pyDAL creates the archive
     db.paper._enable_record_versioning(archive_db=db)
+    if neighbour:
+        db.define_table(NEIGHBOUR, number.clone(), Field("text_", "text"), Field("child", "bigint"), migrate=True)
 
 
 class Copy:
@@ -65,7 +69,7 @@ class Copy:
 
     def __init__(self, db: Any):
         self.db = db
-        self.ids: dict[str, list[int]] = {name: [] for name in TABLES}
+        self.ids: dict[str, list[int]] = {name: [] for name in (*TABLES, NEIGHBOUR)}
 
     def id_of(self, table: str, number: int | None) -> int | None:
         found = self.ids[table]
@@ -79,10 +83,11 @@ class Copy:
 
     def _plain(self, value: Any, field: Any) -> Any:
         kind, _, target = field.type.partition(" ")
+        target = "child" if kind == "bigint" else target
         number = {int(row_id): n for n, row_id in enumerate(self.ids.get(target, ()))}
         if kind == "id" or value is None:
             return None
-        if kind == "reference":
+        if kind in ("reference", "bigint"):
             return number.get(int(value), f"? {value}")
         return [number.get(int(one)) for one in value] if kind == "list:reference" else value
 
@@ -92,10 +97,15 @@ class Program:
 
     def __init__(self, seed: int, model: Any):
         self._random, self._model = Random(seed), model
+        self._tables = [name for name in (*TABLES, NEIGHBOUR) if name in model.tables]
 
     def verb(self) -> Verb:
         """Return something to do, of a table, a row of it and values, all by chance."""
-        table, row, n = self._random.choice(TABLES), self._random.randrange(7), self._random.choice(VALUES["integer"])
+        table, row, n = (
+            self._random.choice(self._tables),
+            self._random.randrange(7),
+            self._random.choice(VALUES["integer"]),
+        )
         given = {
             field.name: self._value(field.type)
             for field in self._model[table]
@@ -119,6 +129,8 @@ class Program:
         numbers = self._random.sample(range(5), 2)
         if kind.startswith("list:reference"):
             return lambda copy: [found for n in numbers if (found := copy.id_of(target, n))]
+        if kind == "bigint":
+            return lambda copy: copy.id_of("child", numbers[0])
         if kind.startswith("reference"):
             return lambda copy: copy.id_of(target, numbers[0]) if numbers[0] else None
         value = self._random.choice(VALUES[kind])
@@ -235,7 +247,7 @@ def drained_by_waiting(patch: pytest.MonkeyPatch, box: Sandbox) -> None:
     patch.setattr(clock, "sleep_s", lambda seconds: box.drain())
 
 
-def as_plain(box: Sandbox, plain: Any, ours: Any, seed: int) -> None:
+def as_plain(box: Sandbox, plain: Any, ours: Any, seed: int, *, neighbour: bool = False) -> None:
     """Run one program on both copies; each request must read and leave the same in both.
 
     Args:
@@ -243,9 +255,10 @@ def as_plain(box: Sandbox, plain: Any, ours: Any, seed: int) -> None:
         plain: a DAL to an empty database.
         ours: a DAL to the database of the sandbox's one shard.
         seed: of the program.
+        neighbour: whether one table is not attached: then workers and requests write to one database at once.
     """
-    define(plain, migrate=True)
-    define(ours, migrate=False)
+    define(plain, migrate=True, neighbour=neighbour)
+    define(ours, migrate=False, neighbour=neighbour)
     box.client.define_tables(ours)
     program, copies, token = Program(seed, plain), (Copy(plain), Copy(ours)), None
     for number in range(REQUESTS):
@@ -259,9 +272,8 @@ def as_plain(box: Sandbox, plain: Any, ours: Any, seed: int) -> None:
         assert run(copies[1], verbs) == seen, done
         token = request.finish()
         box.drain()
-        assert [copies[1].rows(name) for name in (*TABLES, "paper_archive")] == [
-            copies[0].rows(name) for name in (*TABLES, "paper_archive")
-        ], done
+        names = (*TABLES, "paper_archive", *([NEIGHBOUR] if neighbour else []))
+        assert [copies[1].rows(name) for name in names] == [copies[0].rows(name) for name in names], done
         ours.commit()
 
 
