@@ -60,6 +60,8 @@ def enqueue_insert(
         LogUnavailable: only without a spool: Redis did not answer in time; nothing was sent.
         NotDurable: the op is queued, but has not reached its durability within 5 s.
     """
+    if values is None:  # as one mapping they pass three calls without being copied
+        values, fields = fields, {}
     return (api.client or api.configure()).enqueue_insert(
         table,
         values,

@@ -9,21 +9,29 @@ import copy
 import sys
 import threading
 from collections.abc import Iterator
+from functools import lru_cache
 from types import NoneType
 from typing import Any
 
 from pipeline.errors import BadOp
 
 _CLASSES = ("Table", "Field", "Query", "Expression", "Select", "Set", "SQLALL")
+#: Kinds of so many types are kept; under py4web each field of a shared DAL has a type of its own.
+_MOST_TYPES = 2048
 
 
 def kind_of(value: Any) -> str:
     """Return Table, Field, Query, Expression, Select, Set or SQLALL for a *value* of pyDAL's; else the empty string."""
-    if isinstance(value, int | str | float | type(None)):
-        return ""
-    for cls in type(value).__mro__:
-        if cls.__name__ in _CLASSES and cls.__module__.startswith("pydal.") and cls.__module__ != "pydal.ast":
-            return cls.__name__
+    type_: Any = type(value)
+    return _kind_of_type(type_)
+
+
+@lru_cache(_MOST_TYPES)  # a query's parts are asked for their kind twenty times on the way to an op
+def _kind_of_type(type_: Any) -> str:
+    if not issubclass(type_, int | str | float | NoneType):
+        for cls in type_.__mro__:
+            if cls.__name__ in _CLASSES and cls.__module__.startswith("pydal.") and cls.__module__ != "pydal.ast":
+                return str(cls.__name__)
     return ""
 
 

@@ -88,7 +88,7 @@ class Dispatch:
                 if op.idempotency_key is not None:
                     op, place = self._sent_under_key(addressed)
                 else:
-                    place = self._publisher.ship(Shipment({bucket: (payload,)}))[bucket]
+                    place = self._publisher.ship_one(bucket, payload)
             except Unavailable as error:
                 self._raise_in_doubt(error, bucket, op, [Receipt(bucket, None, id_of(op), source=self._source)])
                 raise
@@ -96,11 +96,13 @@ class Dispatch:
             sends = self._sends
             if sends is None or sends.pid != getpid():
                 sends = self._new_sends()
-            sends.taken.append(({(bucket, op.kind, op.table): 1}, {bucket: place}, clock.mono_s() - started_s))
+            kind, row_id, position = op.kind, place.row_id, place.position
+            if row_id is None:  # else an earlier op with its key is there
+                sends.ones.append((bucket, kind, op.table, position is None, clock.mono_s() - started_s))
+                row_id = op.id if kind != UPSERT else None
             if not sends.asked:
                 sends.ask(self._bell)
-            row_id = place.row_id or (op.id if op.kind != UPSERT else None)
-            return Receipt(bucket, place.position, row_id, place.producer, place.seq, self._source)
+            return Receipt(bucket, position, row_id, place.producer, place.seq, self._source)
         self.known_durability(durability)
         group: Atomic | None = here.get("group")
         if group is not None:

@@ -81,12 +81,20 @@ class CompiledTable:
 
 
 def update_values(
-    compiled: CompiledTable, table: Any, given: Mapping[str, Any]
+    compiled: CompiledTable, table: Any, fields: Iterable[Any], given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Return the plain values and the expressions of an update, with `update=` and `compute` fields added."""
+    """Return the plain values and the expressions of an update, with `update=` and `compute` fields added.
+
+    Args:
+        compiled: the rows' table.
+        table: pyDAL's.
+        fields: of the table.
+        given: the call's values.
+    """
     compiled.known(given)
     final = isinstance(given, Final)
-    given, filters = called(given), frozenset() if final else filtered(table)
+    given = called(given)
+    filters, renewed = (frozenset[str](), dict[str, Any]()) if final else _renewed(table, fields, given)
     plain: dict[str, Any] = {}
     trees: dict[str, list[Any]] = {}
 
@@ -99,7 +107,7 @@ def update_values(
     for name, value in given.items():
         if name not in filters:
             put(name, value)
-    for name, value in ({} if final else _renewed(table, given, filters)).items():
+    for name, value in renewed.items():
         if name in filters or name not in given:
             put(name, value)
     _independent(compiled, plain, trees)
@@ -112,11 +120,14 @@ def computed(table: Any, given: Mapping[str, Any], method: str) -> dict[str, Any
     return {field.name: value for field, value in row.op_values()}
 
 
-def filtered(table: Any) -> frozenset[str]:
-    """Return the fields that the application filters. Not pyDAL's own filters of date and time: they cut in silence."""
-    return frozenset(
-        f.name for f in table if f.filter_in and not getattr(f.filter_in, "__module__", "").startswith("pydal.")
-    )
+def filtered(fields: Iterable[Any]) -> frozenset[str]:
+    """Return the names of those fields that the application filters."""
+    return frozenset(f.name for f in fields if f.filter_in and _own_filter(f.filter_in))
+
+
+def _own_filter(filter_in: Any) -> bool:
+    """Return whether a filter is the application's: pyDAL's own of date and time cut in silence."""
+    return not getattr(filter_in, "__module__", "").startswith("pydal.")
 
 
 def call_of(value: Any) -> Callable[[], Any] | None:
@@ -131,14 +142,25 @@ def called(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value() if isinstance(value, FUNCTIONS) else value for name, value in values.items()}
 
 
-def _renewed(table: Any, given: Mapping[str, Any], filters: frozenset[str]) -> dict[str, Any]:
-    if filters & given.keys() or any(f.compute for f in table):
-        return computed(table, given, "_fields_and_values_for_update")
-    return called({f.name: f.update for f in table if f.update is not None and f.name not in given})
+def _renewed(table: Any, fields: Iterable[Any], given: Mapping[str, Any]) -> tuple[Set[str], dict[str, Any]]:
+    """Return the fields that the application filters, and what pyDAL adds to an update; reads each field once."""
+    filters, added, computes = set[str](), dict[str, Any](), False
+    for f in fields:
+        if f.filter_in and _own_filter(f.filter_in):
+            filters.add(f.name)
+        if f.compute:
+            computes = True
+        if f.update is not None and f.name not in given:
+            added[f.name] = f.update
+    if computes or not filters.isdisjoint(given):
+        return filters, computed(table, given, "_fields_and_values_for_update")
+    return filters, called(added)
 
 
 def _independent(compiled: CompiledTable, plain: Mapping[str, Any], trees: Mapping[str, list[Any]]) -> None:
     """Refuse an expression on a column that the same op sets: MySQL reads its new value, the standard its old."""
+    if not trees:
+        return
     set_here = {compiled.column_of[name] for name in (*plain, *trees)}
     for name, tree in trees.items():
         clash = columns_in(tree) & (set_here - {compiled.column_of[name]})

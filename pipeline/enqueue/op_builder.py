@@ -210,6 +210,6 @@ class OpBuilder:
 
 def merged(values: Mapping[str, Any], fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the fields of a call that gives a mapping: every key of it is a field, keywords add to it."""
-    if not isinstance(values, Mapping):
+    if type(values) is not dict and not isinstance(values, Mapping):
         raise BadOp(f"expected the fields as a mapping or as keywords, got {type(values).__name__}")
     return {**values, **fields} if fields else values

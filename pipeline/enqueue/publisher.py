@@ -70,9 +70,8 @@ class Publisher(Acknowledged):
             return self._ship_again(shipment)
         if len(runs) == 1 and not shipment.key and shipment.durability == "redis":
             [(bucket, payloads)] = runs.items()
-            scope = self.scopes[self.topology.owners[bucket]]
-            if len(payloads) == 1 and scope is not self._reference:
-                return {bucket: self._ship_one(scope, bucket, payloads[0])}
+            if len(payloads) == 1:
+                return {bucket: self._ship_one(bucket, payloads[0])}
         places: dict[int, OpPlace] = {}
         for share in self.by_scope(runs).values():
             part = shipment.part(share)
@@ -83,6 +82,30 @@ class Publisher(Acknowledged):
                 error.numbered = queued(places, error)
                 raise
         return places
+
+    def ship_one(self, bucket: int, payload: bytes) -> OpPlace:
+        """Append one op that has neither key nor wish, with half the work where nothing is unusual; see `ship`."""
+        scope = self.scopes[self.topology.owners[bucket]]
+        producer, epochs = self._take(), self._epochs
+        epoch = epochs.known.get(scope.name) if scope is not self._reference else None
+        try:
+            placed = producer.send_one(scope, epoch, bucket, payload) if epoch is not None else None
+        except BaseException:
+            self._end(producer)
+            raise
+        if placed is None:  # the same producer goes on: its first try may have been taken, and its answer lost
+            return self._ship_by(producer, Shipment({bucket: (payload,)}))[bucket]
+        if producer.lineages == epochs.learnt:
+            self.idle.append(producer)
+        else:
+            self._put_back(producer)
+        self.away.wait_budgets.cold = False
+        position, seq, ring = placed
+        if ring:
+            self._bell.ring(scope.shards, 1)
+        return OpPlace(position, producer.producer, seq)
+
+    _ship_one = ship_one  # for `ship`: a subclass may wrap both
 
     def resend(
         self, producer: int, runs: Mapping[int, Run], *, epoch: int = 0, patient: bool = True
@@ -183,27 +206,6 @@ class Publisher(Acknowledged):
         super().close()
 
     # parts --------------------------------------------------------------------------------------------------
-
-    def _ship_one(self, scope: Scope, bucket: int, payload: bytes) -> OpPlace:
-        """Append one op when nothing is unusual, with half the work."""
-        producer, epochs = self._take(), self._epochs
-        epoch = epochs.known.get(scope.name)
-        try:
-            placed = producer.send_one(scope, epoch, bucket, payload) if epoch is not None else None
-        except BaseException:
-            self._end(producer)
-            raise
-        if placed is None:  # the same producer goes on: its first try may have been taken, and its answer lost
-            return self._ship_by(producer, Shipment({bucket: (payload,)}))[bucket]
-        if producer.lineages == epochs.learnt:
-            self.idle.append(producer)
-        else:
-            self._put_back(producer)
-        self.away.wait_budgets.cold = False
-        position, seq, ring = placed
-        if ring:
-            self._bell.ring(scope.shards, 1)
-        return OpPlace(position, producer.producer, seq)
 
     def _ship_again(self, shipment: Shipment) -> dict[int, OpPlace]:
         """Append ops that may have been sent before, under their numbers. A repeat waits for no replica and no disk."""

@@ -54,11 +54,11 @@ class TablePlan:
         turn: gives the bucket of the next row that may live anywhere.
     """
 
-    __slots__ = ("_row_plans", "_rule", "_turn", "compiled", "row_ids", "table")
+    __slots__ = ("_fields", "_row_plans", "_rule", "_turn", "compiled", "row_ids", "table")
 
     def __init__(self, table: Any, compiled: CompiledTable, row_ids: RowIds, turn: Iterator[int]):
         self.table, self.compiled, self.row_ids, self._turn = table, compiled, row_ids, turn
-        self._rule = compiled.bucket_of
+        self._rule, self._fields = compiled.bucket_of, tuple(table)
         self._row_plans: dict[tuple[str, ...], RowPlan] = {}
 
     def new_row(self, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None) -> Addressed:
@@ -66,7 +66,7 @@ class TablePlan:
         names = tuple(values)
         plan = self._row_plans.get(names)
         if plan is None or isinstance(values, Final) or plan.outdated():
-            plan = RowPlan(self.compiled, self.table, values, self.compiled.rules.shard_key)
+            plan = RowPlan(self.compiled, self.table, self._fields, values, self.compiled.rules.shard_key)
             if not plan.final:
                 keep_newest(self._row_plans, names, plan, MOST_PLANS)
         return self._new_row(plan, values, shard_key, key)
@@ -97,7 +97,7 @@ class TablePlan:
         Then there are other fields, a value that is refused, filters, defaults that are called, given ids.
         """
         compiled, schema, key = self.compiled, self.compiled.schema, self.compiled.rules.shard_key
-        plan = RowPlan(compiled, self.table, rows[0], key)
+        plan = RowPlan(compiled, self.table, self._fields, rows[0], key)
         columns = plan.columns(rows) if compiled.takes_sheets else None
         if columns is None:
             return None
@@ -123,7 +123,8 @@ class TablePlan:
             except AttributeError:
                 raise BadOp(f"expected each row as a mapping of fields, not {shown(row)}") from None
             if plan is None or given != names:
-                plan, names = RowPlan(self.compiled, self.table, row, self.compiled.rules.shard_key), given
+                names = given
+                plan = RowPlan(self.compiled, self.table, self._fields, row, self.compiled.rules.shard_key)
             yield self._new_row(plan, row, shard_key, None)
 
     def update(
@@ -131,7 +132,7 @@ class TablePlan:
     ) -> Addressed:
         """Make an update of the rows that a condition names: one row, or rows of one bucket."""
         compiled, column_of = self.compiled, self.compiled.column_of
-        plain, trees = update_values(compiled, self.table, values)
+        plain, trees = update_values(compiled, self.table, self._fields, values)
         bucket, row = bucket_of_rows(compiled, where, shard_key)
         keeps_its_place(compiled, where, plain, trees)
         names, expressions = compiled.in_order(plain), compiled.in_order(trees)
@@ -160,8 +161,9 @@ class TablePlan:
         check_upsert_key(compiled, fields, values)
         if has_filters(self.table):
             check_upsert_filters(compiled, self.table, {name: compiled.check[name](values[name]) for name in fields})
-        inserted = self._new_row(RowPlan(compiled, self.table, values), values, shard_key, key)
-        renewed, _ = update_values(compiled, self.table, {k: v for k, v in values.items() if k not in fields})
+        inserted = self._new_row(RowPlan(compiled, self.table, self._fields, values), values, shard_key, key)
+        rest = {k: v for k, v in values.items() if k not in fields}
+        renewed, _ = update_values(compiled, self.table, self._fields, rest)
         op, extra = inserted.op, {column_of[name]: value for name, value in renewed.items()}
         merged = dict(sorted({**dict(zip(op.columns, op.values, strict=True)), **extra}.items()))
         upsert = Op(
@@ -217,6 +219,7 @@ class RowPlan:
     """How rows of one shape become new rows: which fields are given, which are defaults; made once per call or more.
 
     Args:
+        fields: of the table.
         names: the fields that the rows give; of a `Final`, pyDAL has made all values.
         key: the shard key of the table.
 
@@ -241,11 +244,13 @@ class RowPlan:
         "numbers",
     )
 
-    def __init__(self, compiled: CompiledTable, table: Any, names: Iterable[str], key: str | None = None):
+    def __init__(
+        self, compiled: CompiledTable, table: Any, fields: Sequence[Any], names: Iterable[str], key: str | None = None
+    ):
         given, self.final = frozenset(names), isinstance(names, Final)
         compiled.known(given)
         self._compiled, self._table = compiled, table
-        fields = () if self.final else tuple(table)
+        fields = () if self.final else tuple(fields)
         defaults = self._defaults(fields, given)
         id_name, check = compiled.schema.id_name, compiled.lenient if self.final else compiled.check
         self._id_given = id_name in given

@@ -109,6 +109,10 @@ class _Traced:
                 claimed = error
         raise claimed
 
+    def ship_one(self, bucket: int, payload: bytes) -> OpPlace:
+        """Append or spool one op; see `Publisher.ship_one`."""
+        return self.ship(Shipment({bucket: (payload,)}))[bucket]
+
 
 class TracedPublisher(_Traced, Publisher):
     """A publisher whose `ship` joins the open trace."""

@@ -220,13 +220,24 @@ def _counters(case: Case) -> Iterator[Finding]:
         )
 
 
+def _order(case: Case) -> Iterator[Finding]:
+    """Yield the tables whose rows take turns among the buckets, each of which counts its ids by itself."""
+    rules = {name: case.topology.table(name) for name in case.guess.taken}
+    spread = {name: own.shard_key for name, own in rules.items() if not own.reference}
+    turning = [name for name, key in spread.items() if key in (None, case.catalog.tables[name].id)]
+    if turning:
+        what = "grow from second to second: rows of one second are not in the order of their inserts"
+        fix = "order a page, or a grid without orderby, by a column of your own where that matters: docs/attach.md"
+        yield Finding(WARNING, f"ids of {', '.join(turning)}", what, fix)
+
+
 def _taken(case: Case) -> Iterator[SurveyedTable]:
     return (case.survey.tables[name.lower()] for name in case.guess.taken if name.lower() in case.survey.tables)
 
 
 _SUBJECTS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
     _server, _names, _storage, _moments, _primary_keys, _narrow, _soft, _loose, _foreign, _torn, _keys, _unique,
-    _triggers, _counters,
+    _triggers, _counters, _order,
 )  # fmt: skip
 
 

@@ -62,6 +62,15 @@ class Fallback:
                 raise
         return places
 
+    def ship_one(self, bucket: int, payload: bytes) -> OpPlace:
+        """Append or spool one op that has neither key nor wish; see `ship`."""
+        if self._away.open or not self._noted:
+            return self._ship(Shipment({bucket: (payload,)}))[bucket]
+        try:
+            return self._publisher.ship_one(bucket, payload)
+        except Unavailable as error:
+            return self._instead(Shipment({bucket: (payload,)}), error)[bucket]
+
     def claim(self, bucket: int, key: str, row_id: int) -> int:
         """Return the id that an idempotency key has claimed; a Redis that is away costs an answer, never a wait."""
         return row_id if self._away.claims_fail else self._publisher.claim(bucket, key, row_id)
@@ -75,12 +84,16 @@ class Fallback:
                 self._note()
             return places
         except Unavailable as error:
-            self._away.hear(error)
-            try:
-                return self._spooled(shipment, error.numbered)
-            except (PipelineFull, SpoolUnavailable) as second:
-                second.numbered = {**error.numbered, **second.numbered}
-                raise second from error
+            return self._instead(shipment, error)
+
+    def _instead(self, shipment: Shipment, error: Unavailable) -> dict[int, OpPlace]:
+        """Spool what Redis did not take."""
+        self._away.hear(error)
+        try:
+            return self._spooled(shipment, error.numbered)
+        except (PipelineFull, SpoolUnavailable) as second:
+            second.numbered = {**error.numbered, **second.numbered}
+            raise second from error
 
     def _spooled(
         self, shipment: Shipment, numbered: Mapping[int, Number] | None = None, *, behind: bool = False

@@ -61,6 +61,7 @@ NOTES = {
     "a unique index without the shard key": ("customer (name)", "holds within a shard only"),
     "a trigger": ("trigger noted on purchase", "runs when a worker applies"),
     "AUTO_INCREMENT": ("AUTO_INCREMENT of ", "goes on behind the largest id"),
+    "ids of one second": ("ids of ", "not in the order of their inserts"),
     "a name that pyDAL cannot use": ("table 'odd$name'", "has a name"),
     "an id by its values alone": ("bookmark.about", "all its values are ids of item"),
     "a cascade": ("item.purchase", "ON DELETE CASCADE"),

@@ -47,7 +47,7 @@ def tree(compiled: CompiledTable, query: Any) -> list[Any]:
 
 
 def computed(db: Any, compiled: CompiledTable, **given: Any) -> dict[str, list[Any]]:
-    return update_values(compiled, db.t, given)[1]
+    return update_values(compiled, db.t, db.t, given)[1]
 
 
 # conditions -------------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def test_an_expression_on_a_column_that_the_same_call_sets_is_refused_since_data
 ):
     for other in (5, db.t.m + 1):
         with pytest.raises(BadOp, match=r"t\.n is computed from m, which the same call sets.*make it two calls"):
-            update_values(compiled, db.t, {"n": db.t.m + 1, "m": other})
+            update_values(compiled, db.t, db.t, {"n": db.t.m + 1, "m": other})
 
-    plain, trees = update_values(compiled, db.t, {"n": db.t.n + 1, "m": 5})
+    plain, trees = update_values(compiled, db.t, db.t, {"n": db.t.n + 1, "m": 5})
     assert (plain, trees) == ({"m": 5}, {"n": ["+", ["c", 1], ["v", 1]]})
