@@ -11,6 +11,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.op import DELETE, GROUP, INSERT, UPDATE, UPSERT, Op
 from pipeline.model.sheet import Sheet
 from pipeline.shard.dialect import Dialect
+from pipeline.shard.literals import ENCODED, mark_of
 from pipeline.shard.table_facts import Facts
 
 #: Most rows of one INSERT or DELETE. More gain nothing measurable; what a bad op fails with is executed twice.
@@ -57,11 +58,14 @@ def insert_of(sheets: Sequence[Sheet], facts: Facts) -> str:
     """
     columns = sheets[0].columns
     names = [facts.names[facts.schema.id_index], *(facts.names[column] for column in columns)]
-    literals = [map(str, chain.from_iterable(sheet.ids for sheet in sheets))]
+    marks, parts = ["%d"], [chain.from_iterable(sheet.ids for sheet in sheets)]
     for nth, column in enumerate(columns):
-        literals.append(map(facts.encode[column], chain.from_iterable([sheet.values[nth] for sheet in sheets])))
-    rows = "), (".join(map(", ".join, zip(*literals, strict=True)))
-    return f"INSERT INTO {facts.table} ({', '.join(names)}) VALUES ({rows})"
+        values = list(chain.from_iterable([sheet.values[nth] for sheet in sheets]))
+        marks.append(mark_of(facts.encode[column], values))
+        parts.append(iter(values) if marks[-1] != ENCODED else map(facts.encode[column], values))
+    row = f"({', '.join(marks)})"
+    rows = ", ".join(map(row.__mod__, zip(*parts, strict=True)))
+    return f"INSERT INTO {facts.table} ({', '.join(names)}) VALUES {rows}"
 
 
 def copy_statement(ops: Sequence[Op], facts: Facts, source: Facts, dialect: Dialect) -> str:
