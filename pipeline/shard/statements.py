@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -58,11 +58,12 @@ def insert_of(sheets: Sequence[Sheet], facts: Facts) -> str:
     """
     columns = sheets[0].columns
     names = [facts.names[facts.schema.id_index], *(facts.names[column] for column in columns)]
-    marks, parts = ["%d"], [chain.from_iterable(sheet.ids for sheet in sheets)]
+    marks = ["%d"]
+    parts: list[Iterable[Any]] = [chain.from_iterable(sheet.ids for sheet in sheets)]
     for nth, column in enumerate(columns):
         values = list(chain.from_iterable([sheet.values[nth] for sheet in sheets]))
         marks.append(mark_of(facts.encode[column], values))
-        parts.append(iter(values) if marks[-1] != ENCODED else map(facts.encode[column], values))
+        parts.append(values if marks[-1] != ENCODED else map(facts.encode[column], values))
     row = f"({', '.join(marks)})"
     rows = ", ".join(map(row.__mod__, zip(*parts, strict=True)))
     return f"INSERT INTO {facts.table} ({', '.join(names)}) VALUES {rows}"

@@ -124,7 +124,9 @@ def other(db: Any) -> Unlimited:
 @example(values=[0.1, -0.0, 5e-324])
 @example(values=["100%s", "\\ \0"])
 @example(values=["a", "it's"])
-def test_values_of_a_column_are_written_together_as_each_by_itself(other: Unlimited, column: Column, values: list[object]):
+def test_values_of_a_column_are_written_together_as_each_by_itself(
+    other: Unlimited, column: Column, values: list[object]
+):
     check, encode = checker("t", column), encoder(other, column)
     try:
         canonical = [check(value) for value in values]
@@ -143,7 +145,7 @@ def test_whole_numbers_floats_and_texts_without_quotes_need_no_call_for_each_val
 
     assert [mark == ENCODED for mark in marks] == [False] * 5 + [True]
     text = encoder(other, Column("c", "text"))
-    assert (mark_of(text, ["a", "b\\"]), mark_of(text, ["a", "it's"]), mark_of(text, ["a", None])) == ("'%s'", "%s", "%s")
+    assert [mark_of(text, ["a", one]) for one in ("b\\", "it's", None)] == ["'%s'", "%s", "%s"]
 
 
 def test_pydals_own_objects_are_taken_for_what_they_stand_for(db: Any):
