@@ -57,6 +57,8 @@ ARRIVING_DELAY_MS = 1000
 #: How long the oldest ops of all buckets are applied together after the last that needed it, s. Ops that need others
 #: are seldom the last of their kind, and each time that is learnt a transaction is for nothing.
 WHOLE_S = 10.0
+#: How often others are rung while more buckets are due than one batch takes, s: a message costs as much as 500 rows.
+RING_S = 0.5
 #: The longest detail that is noted, characters: a note is for each bucket.
 _DETAIL = 300
 logger = logging.getLogger("pipeline.apply")
@@ -97,6 +99,8 @@ class Applier(ShardTurns):
         self._whole = False
         #: Until when it is so for what comes next, s.
         self._whole_until_s = 0.0
+        #: When others were last rung, since more is due than one batch takes, s.
+        self._rung_s = -RING_S
         #: When the last turn looked at what is due, if that is in good hands, s; and what rings for others.
         self._looked_s: float | None = None
         self._bell: Bell | SilentBell | None = None
@@ -120,7 +124,8 @@ class Applier(ShardTurns):
             if (paused := self._stopped.whole()) is not None:
                 self._log.postpone(self.shard, due, PAUSED_DELAY_MS)
                 return Outcome(left=len(due), waiting=paused.sentence(), ms=ms_since(started))
-            if bell is not None and len(due) > limit:
+            if bell is not None and len(due) > limit and started >= self._rung_s + RING_S:
+                self._rung_s = started
                 bell.ring_now(self.shard, len(due))
             early = self._early
             outcome = self._turn(Take(due, whole=self._whole), started)

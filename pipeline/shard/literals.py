@@ -27,6 +27,8 @@ Encode = Callable[[Any], str]
 
 #: Prices and moments repeat: one that was checked lately costs 0.2 µs, as much as one that is not checked.
 KNOWN = 2_048
+#: What `format_of` returns where values are to be encoded.
+ENCODED = "%s"
 #: What SQLite keeps exactly of a decimal, which it turns into a binary float: DBL_DIG.
 SQLITE_DIGITS = 15
 
@@ -48,6 +50,21 @@ def encoder(adapter: Any, column: Column) -> Encode:
         if [fast(probe) for probe in probes] == literals:
             return _limited(adapter, column, fast)
     return _limited(adapter, column, _both(candidates[-1], slow))
+
+
+def format_of(encode: Encode, values: Sequence[Any]) -> str:
+    """Return the conversion of a format text that writes each of some values as *encode* does; `%s` where none does.
+
+    A row of 20 columns as one format text takes 2.9 µs, and 3.8 µs with a call for each of its values.
+
+    Args:
+        encode: made by `encoder`.
+        values: of one column.
+    """
+    kind, mark = _MARKS.get(encode, (None, ENCODED))
+    if set(map(type, values)) != {kind} or (kind is str and "'" in "".join(values)):
+        return ENCODED
+    return mark
 
 
 def _only_null(value: Any) -> str:
@@ -230,6 +247,13 @@ def _no_number(word: str) -> None:
 _decode_json = json.JSONDecoder(parse_constant=_no_number).decode
 _WHOLE = (_number(int), _number(int, "'"))
 _DOUBLE = (_number(float), _number(float, "'"))
+_MARKS: dict[Encode, tuple[type, str]] = {
+    _WHOLE[0]: (int, "%d"),
+    _WHOLE[1]: (int, "'%d'"),
+    _DOUBLE[0]: (float, "%r"),
+    _DOUBLE[1]: (float, "'%r'"),
+    _quoted: (str, "'%s'"),
+}
 _BY_KIND: dict[str, Sequence[Encode]] = {
     **dict.fromkeys(("integer", "bigint", "id", "reference"), _WHOLE),
     **dict.fromkeys(("double", "float"), _DOUBLE),

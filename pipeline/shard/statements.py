@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -11,6 +11,7 @@ from pipeline.errors import PipelineError
 from pipeline.model.op import DELETE, GROUP, INSERT, UPDATE, UPSERT, Op
 from pipeline.model.sheet import Sheet
 from pipeline.shard.dialect import Dialect
+from pipeline.shard.literals import ENCODED, format_of
 from pipeline.shard.table_facts import Facts
 
 #: Most rows of one INSERT or DELETE. More gain nothing measurable; what a bad op fails with is executed twice.
@@ -55,10 +56,13 @@ def rows_of(sheets: Sequence[Sheet], facts: Facts) -> list[str]:
         sheets: in order.
         facts: of the table.
     """
-    literals = [map(str, chain.from_iterable(sheet.ids for sheet in sheets))]
+    formats = ["%d"]
+    parts: list[Iterable[Any]] = [chain.from_iterable(sheet.ids for sheet in sheets)]
     for nth, column in enumerate(sheets[0].columns):
-        literals.append(map(facts.encode[column], chain.from_iterable([sheet.values[nth] for sheet in sheets])))
-    return list(map(", ".join, zip(*literals, strict=True)))
+        values = list(chain.from_iterable([sheet.values[nth] for sheet in sheets]))
+        formats.append(format_of(facts.encode[column], values))
+        parts.append(values if formats[-1] != ENCODED else map(facts.encode[column], values))
+    return list(map(", ".join(formats).__mod__, zip(*parts, strict=True)))
 
 
 def insert_of(columns: Sequence[int], rows: Sequence[str], facts: Facts, mark: str = "") -> str:

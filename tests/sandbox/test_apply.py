@@ -11,7 +11,7 @@ from pydal import DAL, Field
 import pipeline
 from pipeline import clock
 from pipeline.admin.upkeep import unapplied
-from pipeline.apply.applier import Applier
+from pipeline.apply.applier import RING_S, Applier
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import START
@@ -204,6 +204,20 @@ def test_work_that_no_batch_takes_at_once_calls_for_another_worker(db: Any, box:
 
     assert (bell.rung, bell.waiting) == (["s0"], [2])
     assert outcome.buckets == 1
+
+
+def test_while_work_is_left_another_worker_is_called_for_now_and_then(db: Any, box: Sandbox):
+    for who in range(40):
+        pipeline.enqueue_insert(db.event, who=who)
+    bell, worker = CountingBell(), applier(box, buckets=1, max_rows=1)
+
+    for _ in range(3):
+        worker.apply(bell)
+    rung = list(bell.rung)
+    worker._rung_s -= RING_S
+    worker.apply(bell)
+
+    assert (rung, bell.rung) == (["s0"], ["s0", "s0"])
 
 
 def test_an_op_whose_definition_nobody_knows_waits_and_nothing_passes_it(db: Any, box: Sandbox):

@@ -14,7 +14,7 @@ from pydal.validators import CRYPT
 from pipeline.errors import BadValue, Rejected
 from pipeline.model.schema import Column
 from pipeline.model.values import checker, python_value
-from pipeline.shard.literals import encoder
+from pipeline.shard.literals import ENCODED, encoder, format_of
 
 COLUMNS = [
     Column("c_integer", "integer"),
@@ -100,6 +100,52 @@ def test_any_value_is_refused_or_read_back_equal(db: Any, column: Column, value:
 @pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.type)
 def test_none_is_null_for_every_type(db: Any, column: Column):
     assert encoder(db._adapter, column)(None) == "NULL"
+
+
+class Unlimited:
+    """An adapter that writes literals as SQLite's, of a database without SQLite's limits."""
+
+    dbengine = "other"
+
+    def __init__(self, db: Any) -> None:
+        self.expand = db._adapter.expand
+
+
+@pytest.fixture(scope="module")
+def other(db: Any) -> Unlimited:
+    return Unlimited(db)
+
+
+@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.type)
+@given(values=st.lists(ANY, min_size=1, max_size=4))
+@example(values=[1, -(2**63)])
+@example(values=[True, 1])
+@example(values=[1, None])
+@example(values=[0.1, -0.0, 5e-324])
+@example(values=["100%s", "\\ \0"])
+@example(values=["a", "it's"])
+def test_values_of_a_column_are_written_together_as_each_by_itself(
+    other: Unlimited, column: Column, values: list[object]
+):
+    check, encode = checker("t", column), encoder(other, column)
+    try:
+        canonical = [check(value) for value in values]
+        literals = [encode(value) for value in canonical]
+    except (BadValue, Rejected):
+        return
+
+    mark = format_of(encode, canonical)
+
+    assert mark == ENCODED or [mark % (value,) for value in canonical] == literals
+
+
+def test_whole_numbers_floats_and_texts_without_quotes_need_no_call_for_each_value(other: Unlimited):
+    of_each: list[list[object]] = [[1], [2], [3], [0.5], [0.5], ["1.00"]]
+    marks = [format_of(encoder(other, one), value) for one, value in zip(COLUMNS, of_each, strict=False)]
+
+    assert [mark == ENCODED for mark in marks] == [False] * 5 + [True]
+    text = encoder(other, Column("c", "text"))
+    assert [format_of(text, ["a", one]) for one in ("b\\", "it's", None)] == ["'%s'", "%s", "%s"]
 
 
 def test_pydals_own_objects_are_taken_for_what_they_stand_for(db: Any):
