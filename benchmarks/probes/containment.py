@@ -15,7 +15,7 @@ import pipeline
 from benchmarks.figure import Figure
 from benchmarks.peer import WARM_ROWS, WARM_S
 from benchmarks.peers import ours
-from benchmarks.probes.bad_things import CASES, LOOK_S, Bad, everywhere
+from benchmarks.probes.bad_things import CASES, GONE, LOOK_S, Bad, everywhere
 from benchmarks.probes.refused import FORGET
 from benchmarks.processes import ROOT, running
 from benchmarks.rows import TABLE, Row, take
@@ -88,13 +88,14 @@ def measure(target: Target, table: Table, rows: int) -> list[Figure]:
     figures = []
     for name, (case, named) in CASES.items():
         table.empty()
-        everywhere(target, *FORGET)
+        everywhere(target, *FORGET, *GONE)
         with running(target, ours.worker_command()), _observer(target) as newest:
             pipeline.enqueue_bulk_insert(purchase, take(WARM_ROWS))
             table.drained_at(WARM_ROWS, WARM_S)
             with case(target, purchase) as bad:
                 longest, named_s = _beside(target, purchase, bad, newest, named)
                 _settle(target, bad)
+        everywhere(target, *FORGET)  # else the definition that the next command withdraws is still named
         subprocess.run(
             [sys.executable, "-m", "pipeline", "tables", "forget", "odd"],
             cwd=ROOT,
