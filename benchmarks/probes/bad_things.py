@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
+import pymysql
 from pydal import DAL, Field
 
 import pipeline
@@ -57,9 +59,10 @@ class Bad:
     receipts: list[Any] = field(default_factory=list)
 
     @property
-    def buckets(self) -> set[int]:
-        """The buckets of the bad ops: what is to come holds up its bucket."""
-        return {receipt.bucket for receipt in self.receipts}
+    def bucket(self) -> int | None:
+        """The bucket in which bad ops wait, if it is one."""
+        buckets = {receipt.bucket for receipt in self.receipts}
+        return min(buckets) if len(buckets) == 1 else None
 
 
 Case = Callable[[Target, Any], AbstractContextManager[Bad]]
@@ -109,14 +112,25 @@ def _odd(name: str = "odd", *more: Field) -> Any:
 
 @contextmanager
 def _no_right(target: Target, purchase: Any) -> Iterator[Bad]:
-    """Let a trigger need a right that its definer lacks: the account of the shard owns its schema."""
-    everywhere(target, "CREATE USER ghost@localhost")
+    """Let an insert need a right that somebody does not have: the account of the shard owns its schema."""
+    _as_root(target, "CREATE USER ghost@localhost")
     trigger = ODD_TRIGGER.format("DEFINER = ghost@localhost", "INSERT INTO odd_base (id) VALUES (NEW.id)")
-    everywhere(target, ODD.format(""), ODD.format("").replace("odd", "odd_base"), trigger)
+    _as_root(target, ODD.format(""), ODD.format("").replace("odd", "odd_base"), trigger)
     try:
         yield Bad(lambda: [pipeline.enqueue_insert(_odd(), owner=1)], ("DROP TRIGGER odd_before",))
     finally:
-        everywhere(target, *GONE, "DROP USER ghost@localhost")
+        _as_root(target, *GONE, "DROP USER ghost@localhost")
+
+
+def _as_root(target: Target, *statements: str) -> None:
+    for uri in target.primaries:
+        parts = urlsplit(f"//{uri.partition('://')[2]}")
+        with (
+            pymysql.connect(host="127.0.0.1", port=parts.port or 3306, user="root", database=parts.path[1:]) as root,
+            root.cursor() as cursor,
+        ):
+            for sql in statements:
+                cursor.execute(sql)
 
 
 @contextmanager

@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from math import inf
 from typing import Any
 
 import pipeline
 from benchmarks.figure import Figure
 from benchmarks.peer import WARM_ROWS, WARM_S
 from benchmarks.peers import ours
-from benchmarks.probes.bad_things import CASES, LOOK_S, Bad, everywhere
+from benchmarks.probes.bad_things import CASES, GONE, LOOK_S, Bad, everywhere
 from benchmarks.probes.refused import FORGET
 from benchmarks.processes import ROOT, running
 from benchmarks.rows import TABLE, Row, take
@@ -76,10 +75,11 @@ class Load:
         """Return the rows that were sent, and are not there."""
         return [id for id in list(self.sent) if id not in self.seen]
 
-    def longest(self, but: set[int]) -> float:
-        """Return the longest time that a row of other buckets took to be there, s; infinite where it never was."""
-        others = [id for id in self.sent if self.buckets[id] not in but]
-        return max(self.seen.get(id, inf) - self.sent[id] for id in others)
+    def longest(self, but: int | None) -> float:
+        """Return the longest time that a row took to be there; *but*: of other buckets."""
+        if missing := [id for id in self.missing() if self.buckets[id] != but]:
+            raise TimeoutError(f"{len(missing)} ops of others were not applied within {GIVE_UP_S} s")
+        return max(self.seen[id] - sent for id, sent in self.sent.items() if self.buckets[id] != but)
 
 
 def measure(target: Target, table: Table, rows: int) -> list[Figure]:
@@ -88,13 +88,14 @@ def measure(target: Target, table: Table, rows: int) -> list[Figure]:
     figures = []
     for name, (case, named) in CASES.items():
         table.empty()
-        everywhere(target, *FORGET)
+        everywhere(target, *FORGET, *GONE)
         with running(target, ours.worker_command()), _observer(target) as newest:
             pipeline.enqueue_bulk_insert(purchase, take(WARM_ROWS))
             table.drained_at(WARM_ROWS, WARM_S)
             with case(target, purchase) as bad:
                 longest, named_s = _beside(target, purchase, bad, newest, named)
                 _settle(target, bad)
+        everywhere(target, *FORGET)  # else the definition that the next command withdraws is still named
         subprocess.run(
             [sys.executable, "-m", "pipeline", "tables", "forget", "odd"],
             cwd=ROOT,
@@ -125,7 +126,7 @@ def _beside(
         bad.receipts += bad.send()
         while named is not None and not _names(newest(), named):
             if time.perf_counter() > began + GIVE_UP_S:
-                break
+                raise TimeoutError(f"`status` does not say {named!r}")
             time.sleep(10 * LOOK_S)
         named_s = time.perf_counter() - began
         while named == "poison" and not _names(newest(), "rejected") and time.perf_counter() < began + GIVE_UP_S:
@@ -135,7 +136,7 @@ def _beside(
         made.ended.set()
         for thread in threads:
             thread.join()
-    return made.longest(bad.buckets), named_s
+    return made.longest(bad.bucket), named_s
 
 
 def _names(record: Record, what: str) -> bool:

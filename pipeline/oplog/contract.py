@@ -34,16 +34,6 @@ class Entries(Protocol):
         """
         ...
 
-    def heads(self, after: Mapping[int, Position]) -> dict[int, Entry]:
-        """Return the first entry of each bucket behind a position, where it has one, as it begins.
-
-        Of a large op the payload is cut, and its signature is not looked at: enough to tell when it was enqueued.
-
-        Args:
-            after: of each bucket, the position.
-        """
-        ...
-
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
         """Return the last position of each log that has entries.
 

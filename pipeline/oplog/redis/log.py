@@ -11,7 +11,7 @@ import redis
 
 from pipeline.errors import BadOp
 from pipeline.events import Event
-from pipeline.model.op import HEAD_BYTES, Entry, Position
+from pipeline.model.op import Entry, Position
 from pipeline.model.schema import TableSchema
 from pipeline.model.sheet import Read, count_ops, singly
 from pipeline.oplog.batches import MOST_NOTES
@@ -30,7 +30,7 @@ from pipeline.oplog.redis.connection import (
     text_of,
     translated,
 )
-from pipeline.oplog.redis.packs import MOST_OPS, cut_entry, read_of
+from pipeline.oplog.redis.packs import MOST_OPS, read_of
 from pipeline.oplog.redis.shared_state import RedisSharedState, RedisWaits
 from pipeline.oplog.redis.signature import DEFINITION, signed, verified
 from pipeline.oplog.ttls import BELL_MS, HELD_MS, MOST_AHEAD_MS, NOTE_MS
@@ -94,18 +94,6 @@ class RedisEntries(RedisServer):
             pipe.execute_command("XRANGE", self.keys.log(bucket), f"{epoch}-{seq + 1}", "+", "COUNT", most)
         return pipe
 
-    def heads(self, after: Mapping[int, Position]) -> dict[int, Entry]:
-        ranges = {bucket: (f"{epoch}-{seq + 1}", "+") for bucket, (epoch, seq) in after.items()}
-        found = self._found("XRANGE", ranges, HEAD_BYTES)
-        return {bucket: self._head(bucket, reply, after[bucket]) for bucket, reply in found.items()}
-
-    def _head(self, bucket: int, reply: Any, after: Position) -> Entry:
-        [(id, fields)] = reply
-        if max(map(len, fields)) < HEAD_BYTES:
-            [entry] = singly(read_of(bucket, reply, self._sign_keys, unsigned=self._unsigned, after=after, most=1))
-            return entry
-        return cut_entry(bucket, id, fields)
-
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
         return self._ends("XREVRANGE", dict.fromkeys(buckets, ("+", "-")))
 
@@ -117,7 +105,7 @@ class RedisEntries(RedisServer):
             lasts = self._ends("XREVRANGE", {b: (end, "-") for b, end in ends.items()})
             lasts = {b: last for b, last in lasts.items() if last > after[b]}
             older = {b: (f"{last.epoch}-0", "+") for b, last in lasts.items() if last.epoch > after[b].epoch}
-            firsts = {b: singly(read_of(b, one)) for b, one in self._found("XRANGE", older, HEAD_BYTES).items()}
+            firsts = {b: singly(read_of(b, reply)) for b, reply in self._found("XRANGE", older).items()}
             for bucket, last in lasts.items():
                 first = firsts[bucket][0].position.seq - 1 if bucket in firsts else after[bucket].seq
                 counted[bucket] += last.seq - first
@@ -210,12 +198,15 @@ class RedisEntries(RedisServer):
         """Return where the first entry stands that each log has in a range."""
         return {bucket: position_of(reply[0][0]) for bucket, reply in self._found(command, ranges).items()}
 
-    def _found(self, command: str, ranges: Mapping[int, tuple[str, str]], most_bytes: int = 0) -> dict[int, Any]:
-        """Return the first entry that each log has in a range, as its server gives it, but for what is cut."""
+    def _found(self, command: str, ranges: Mapping[int, tuple[str, str]]) -> dict[int, Any]:
+        """Return the first entry that each log has in a range, as its server gives it."""
         if not ranges:
             return {}
-        ends = [end for both in ranges.values() for end in both]
-        replies = self._run("heads", list(map(self.keys.log, ranges)), [command, most_bytes, *ends])
+        with translated():
+            pipe: Any = self._client.pipeline(transaction=False)
+            for bucket, (start, end) in ranges.items():
+                pipe.execute_command(command, self.keys.log(bucket), start, end, "COUNT", 1)
+            replies = pipe.execute()
         return {bucket: reply for bucket, reply in zip(ranges, replies, strict=True) if reply}
 
 
