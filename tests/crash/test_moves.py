@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
+import threading
+from collections import Counter
+from contextlib import closing
 
 import pytest
 from support.chance import SOAK
+from support.oracle import judge
 from support.oracle.producer import Producer, environment
 from support.oracle.trial import Trial
 
 from pipeline import clock
 from pipeline.admin.moving import mover as movers
 from pipeline.admin.moving import orders
+from pipeline.admin.moving.mover import Mover
+from pipeline.client import Client
 from pipeline.clock import polls
+from pipeline.config.topology import Topology
+from pipeline.enqueue import bucket_map
 from pipeline.errors import PipelineError, Unavailable
-from pipeline.shard.records import ledger_queries
+from pipeline.shard.records import ledger_queries, moves
+from pipeline.shard.records.moves import MoveNote
 
 pytestmark = pytest.mark.mariadb
-#: Moves of each run, of each pair of producers, and how long one may take with all that is killed meanwhile, s.
-MOVES, EACH, MOVE_S = 4 * SOAK, 4, 90
+#: Rounds of each run, moves that are under way at once in each, and how long one may take with all that is killed, s.
+#: `PIPELINE_SOAK=6` makes 144 moves, and kills everything in every stage.
+ROUNDS, AT_ONCE, MOVE_S = 4 * SOAK, 1 if SOAK == 1 else 6, 90 if SOAK == 1 else 300
+#: How far replicas may be behind, s: a busy machine's are. Beyond it, a mover waits, and one that dies waits anew.
+MAX_LAG_S = 30
+#: What is killed, and in which stage of a move: within 24 rounds each in each stage; a run begins anywhere.
+VICTIMS = ("command", "worker-0", "source", "target")
+STAGES = ("copy", "catch", "finish", "publish", "clean", "begin")
+KILLS = [(VICTIMS[n % 4], STAGES[(n + n // 12) % 6]) for n in range(24)]
+#: `pipeline move`, which waits for no readers.
+COMMAND = "from pipeline.admin.moving import mover; mover.HEARD_S = 0.0; from pipeline.cli import main; main()"
 
 
 @pytest.fixture(autouse=True)
@@ -28,28 +47,93 @@ def known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_buckets_move_under_load_while_anything_is_killed(trial: Trial) -> None:
-    rig, topology = trial.rig, trial.rig.client.topology
-    owners = trial.choose_owners(6)
+    topology, owners = trial.rig.client.topology, trial.choose_owners(12)
     buckets = sorted({topology.bucket_of("tally", owner) for owner in owners})
-    producers = list[Producer]()
+    load, producers, killed = trial.load(), list[Producer](), Counter[str]()
+    first = trial.luck.randrange(len(KILLS))
 
-    for n in range(MOVES):
-        if n % EACH == 0:
+    for n in range(ROUNDS):
+        if all(one.child.poll() is not None for one in producers):
             trial.join()
-            producers = [trial.producer(600) for _ in range(2)]
+            trial.send(load, 60)  # groups and versions, too, while nothing is killed: neither can be sent again
+            producers = [trial.producer(300, per_s=100, sure=True) for _ in range(2)]
         trial.await_progress(producers)
-        bucket = trial.luck.choice(buckets)
-        target = next(shard for shard in topology.shards if shard != topology.shard_of(bucket))
-        begin(trial, bucket, target)
-        victim = ("", "worker-0", topology.shard_of(bucket), target)[n % 4]
-        moved(trial, bucket, target, victim)
+        one = Round(trial, trial.luck.sample(buckets, AT_ONCE))
+        killed[one.run(*KILLS[(first + n) % len(KILLS)])] += 1
+        judge.owners_of(trial.rig.primaries, topology)
     trial.join()
 
-    print(f"{MOVES} moves, {len(trial.ledger):,} ops: {dict(trial.holds())}")
-    for bucket in buckets:
-        owned = [shard for shard in topology.shards if states(trial, shard, bucket) in ("active", "holding")]
-        assert owned == [topology.shard_of(bucket)]
-    assert rig.client.topology.placement.moves == {}
+    print(f"{ROUNDS * AT_ONCE} moves, {len(trial.ledger):,} ops: {dict(trial.holds())}")
+    print(f"killed: {dict(sorted(killed.items()))}")
+    owners = judge.owners_of(trial.rig.primaries, topology)
+    assert {bucket: followed(trial.rig.client).shard_of(bucket) for bucket in buckets}.items() <= owners.items()
+    assert topology.placement.moves == {}
+
+
+class Round:
+    """Some buckets that move at once, each to the other shard, and something that is killed once."""
+
+    def __init__(self, trial: Trial, buckets: list[int]):
+        self.trial, self.client, self.buckets = trial, trial.rig.client, buckets
+        topology = followed(self.client)
+        self.sources = {bucket: topology.shard_of(bucket) for bucket in buckets}
+        self.targets = {b: next(one for one in topology.shards if one != self.sources[b]) for b in buckets}
+        self.over, self.failed = set[int](), list[BaseException]()
+
+    def run(self, victim: str, stage: str) -> str:
+        """Move all; return what was killed, and in which stage the first of the moves was then."""
+        first, *others = self.buckets
+        command = self.command(first) if victim == "command" else None
+        threads = [self.thread(bucket) for bucket in (others if command else self.buckets)]
+        met = self.await_stage(first, stage, command)
+        if command:
+            command.kill()
+            command.wait()
+            threads.append(self.thread(first))
+        else:
+            name = {"source": self.sources, "target": self.targets}.get(victim, {}).get(first, victim)
+            self.trial.rig.cluster.kill(name)
+            self.trial.rig.cluster.start(name)
+        for thread in threads:
+            thread.join()
+        assert self.failed == []
+        return f"{victim} in {met}"
+
+    def command(self, bucket: int) -> subprocess.Popen[bytes]:
+        """Start a command that moves a bucket."""
+        words = f"move {bucket} --to {self.targets[bucket]} --keep 0 --max-lag {MAX_LAG_S}".split()
+        words += ["--config", str(self.trial.rig.config)]
+        return subprocess.Popen([sys.executable, "-c", COMMAND, *words], env=environment(), stderr=subprocess.DEVNULL)
+
+    def thread(self, bucket: int) -> threading.Thread:
+        """Start to move a bucket, or to go on with what a command has begun."""
+        luck = random.Random(self.trial.luck.random())
+
+        def move() -> None:
+            try:
+                with closing(Client(self.trial.rig.config)) as client:
+                    begin(client, bucket, self.targets[bucket])
+                    moved(client, luck, bucket, self.targets[bucket])
+            except BaseException as error:
+                self.failed.append(error)
+            self.over.add(bucket)
+
+        made = threading.Thread(target=move)
+        made.start()
+        return made
+
+    def await_stage(self, bucket: int, stage: str, command: subprocess.Popen[bytes] | None) -> str:
+        """Wait until a move is in a stage, or behind it; return its stage."""
+        order, met = ("", "begin", "copy", "catch", "finish", "publish", "clean", "over"), ""
+        for _ in polls(MOVE_S, first_s=0.001, most_s=0.003):
+            over = command.poll() is not None if command else bucket in self.over
+            try:
+                met = next((one.stage() for one in of_bucket(self.client, bucket)), "over" if over else "")
+            except (PipelineError, OSError):
+                continue
+            if met not in order or order.index(met) >= order.index(stage):
+                break
+        return met
 
 
 @pytest.mark.parametrize("state", ["copying", "catching up"])
@@ -62,7 +146,7 @@ def test_workers_go_on_with_a_move_whose_command_was_killed(trial: Trial, state:
     command = ["-m", "pipeline", "move", str(bucket), "--to", target, "--keep", "0", "--config", str(trial.rig.config)]
     child = subprocess.Popen([sys.executable, *command], env=environment(), stderr=subprocess.DEVNULL)
     for _ in polls(MOVE_S, first_s=0.01):
-        if states(trial, target, bucket) == {"copying": "copying", "catching up": "catching"}[state]:
+        if states(client, target, bucket) == {"copying": "copying", "catching up": "catching"}[state]:
             break
     child.kill()
     child.wait()
@@ -71,53 +155,58 @@ def test_workers_go_on_with_a_move_whose_command_was_killed(trial: Trial, state:
         if not [one for one in orders.under_way(client) if bucket in one.buckets]:
             break
     trial.join()
-    assert states(trial, target, bucket) in ("active", "holding")
+    assert states(client, target, bucket) in ("active", "holding")
     trial.holds()
 
 
-def begin(trial: Trial, bucket: int, target: str) -> None:
+def followed(client: Client) -> Topology:
+    """Return who has which bucket, by what the shards say now."""
+    bucket_map.follow(client.log, client.nodes, client.topology, anew=True)
+    return client.topology
+
+
+def begin(client: Client, bucket: int, target: str) -> None:
+    """Order a move, unless a command has."""
     for _ in polls(MOVE_S):
         try:
-            orders.order_move(trial.rig.client, [bucket], target, "test", keep_s=0)
+            if followed(client).shard_of(bucket) != target and not of_bucket(client, bucket):
+                orders.order_move(client, [bucket], target, "test", keep_s=0, note=MoveNote(max_lag_s=MAX_LAG_S))
             return
         except Unavailable:
             continue
     raise AssertionError("a primary did not come back")
 
 
-def moved(trial: Trial, bucket: int, target: str, victim: str) -> None:
-    """Go on with a move by movers that die now and then, and kill something in the middle."""
-    client, deadline = trial.rig.client, clock.Deadline(MOVE_S)
-    killed, last = not victim, ""
+def of_bucket(client: Client, bucket: int) -> list[Mover]:
+    """Return a mover of a bucket's move that is not over; a shard that is away may know of one, so it is waited for."""
+    told = [(shard, moves.legs(client.nodes.primary(shard), [bucket])) for shard in client.topology.shards]
+    return [Mover(client, leg, (bucket,)) for shard, legs in told for leg in legs.values() if leg.under_way(shard)]
+
+
+def moved(client: Client, luck: random.Random, bucket: int, target: str) -> None:
+    """Go on with a move by movers that die now and then."""
+    deadline, last = clock.Deadline(MOVE_S), ""
     while not deadline.passed:
         try:
-            found = [one for one in orders.under_way(client) if bucket in one.buckets]
+            found = of_bucket(client, bucket)
             if not found:
                 return
             if not found[0].hold():
                 last = "a worker is at it"
-                clock.sleep_s(0.2)
-                if not killed:
-                    killed = True
-                    trial.rig.cluster.kill(victim)
-                    trial.rig.cluster.start(victim)
+                clock.sleep_s(0.1)
                 continue
-            lives = trial.luck.randrange(1, 8)
             try:
-                for _, step in zip(range(lives), found[0].steps(), strict=False):
+                for _, step in zip(range(luck.randrange(1, 20)), found[0].steps(), strict=False):
                     last = f"{step.stage} {step.text}"
-                    if not killed and trial.luck.random() < 0.3:
-                        killed = True
-                        trial.rig.cluster.kill(victim)
-                        trial.rig.cluster.start(victim)
             finally:
                 found[0].release()  # as if its lease had run out
         except (Unavailable, PipelineError) as error:
             last = f"{type(error).__name__}: {error}"
-            clock.sleep_s(0.2)
-    raise AssertionError(f"bucket {bucket} did not get to {target}: {orders.known(client)[0]}; {last}")
+            clock.sleep_s(0.1)
+    known = [one for one in orders.known(client) if one.buckets == str(bucket)]
+    raise AssertionError(f"bucket {bucket} did not get to {target}: {known}; {last}")
 
 
-def states(trial: Trial, shard: str, bucket: int) -> str:
-    mark = ledger_queries.marks_of(trial.rig.client.nodes.primary(shard), [bucket]).get(bucket)
+def states(client: Client, shard: str, bucket: int) -> str:
+    mark = ledger_queries.marks_of(client.nodes.primary(shard), [bucket]).get(bucket)
     return mark.state if mark else ""

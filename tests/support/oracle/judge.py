@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -18,14 +19,17 @@ Op = tuple[int, int, int]
 SHOWN = 8
 #: Where a log begins.
 START = Position(0, -1)
+#: The states of a bucket on the shard that owns it.
+OWNED = ("active", "holding", "halted")
 
 
 def states(primaries: dict[str, str], topology: Topology, ledger: Iterable[Acknowledged]) -> dict[Op, str]:
     """Return what became of each op: applied, lost, queued if nobody accounts for it, or its state if set aside."""
-    books = {shard: _Book(uri) for shard, uri in primaries.items()}
+    books, owners = {shard: _Book(uri) for shard, uri in primaries.items()}, owners_of(primaries, topology)
     found = {}
     for one in set_of(ledger):
-        told = [books[shard].state(one) for shard in topology.shards_of(one.bucket)]
+        owned = [owners[one.bucket]] if one.bucket in owners else topology.shards_of(one.bucket)
+        told = [books[shard].state(one) for shard in owned]
         found[one.op] = next((state for state in told if state != "applied"), "applied")
     return found
 
@@ -66,6 +70,39 @@ def _names(deed: Any) -> set[Any]:
     if kind == "group":
         return {name for member in rest for name in _names(member)}
     return rows_of(deed) | ({rest[1]} if kind in ("insert", "upsert") else set())
+
+
+def owners_of(primaries: dict[str, str], topology: Topology) -> dict[int, str]:
+    """Return who owns each bucket by what the shards say of it, whatever a map says; no bucket has two owners.
+
+    A bucket that nobody owns just now, since it is being handed over, is left out.
+    """
+    sql, found = f"SELECT bucket FROM pipeline_watermarks WHERE state IN {OWNED}", dict[int, str]()
+    first = {shard: {*nodes.rows(uri, sql)} for shard, uri in primaries.items()}
+    for shard, uri in primaries.items():
+        for (bucket,) in first[shard].intersection(nodes.rows(uri, sql)):  # it may have gone from one to the other
+            if bucket < topology.buckets:  # else it is the reference bucket
+                assert bucket not in found, f"two shards own bucket {bucket}: {found[bucket]} and {shard}"
+                found[bucket] = shard
+    return found
+
+
+def moving(primaries: dict[str, str]) -> list[str]:
+    """Return a sentence for each bucket of which a shard says that its move is not over, or keeps its rows."""
+    sql = (
+        "SELECT m.bucket, m.source, m.target, m.note, w.state FROM pipeline_moves m"
+        " JOIN pipeline_watermarks w ON w.bucket = m.bucket"
+    )
+    said = []
+    for shard, uri in primaries.items():
+        for bucket, source, target, note, state in nodes.rows(uri, sql):
+            if state == "gone":
+                over = json.loads(note)["cleaned"]
+            else:
+                over = shard == target and state not in ("copying", "catching")
+            if not over:
+                said.append(f"bucket {bucket}, {source} to {target}, is {state} on {shard}")
+    return said
 
 
 class _Book:

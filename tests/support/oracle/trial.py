@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +90,19 @@ class Trial:
         return judge.states(self.rig.primaries, self.rig.client.topology, self.ledger)
 
     def settle(self, timeout_s: float = SETTLE_S) -> Counter[str]:
-        """Wait until every acknowledged op is applied, rejected or lost; return how many of each."""
-        accounts: Counter[str] = Counter()
+        """Wait until every acknowledged op is applied, rejected or lost, and no bucket moves; return how many of each.
+
+        A move that is not over leaves rows on a shard that does not own them.
+        """
+        accounts, moving = Counter[str](), list[str]()
         for _ in clock.polls(timeout_s, first_s=0.02, most_s=0.2):
             try:
-                accounts = Counter(self.states().values())
+                accounts, moving = Counter(self.states().values()), judge.moving(self.rig.primaries)
             except OSError:
                 continue
-            if not accounts["queued"]:
+            if not accounts["queued"] and not moving:
                 return accounts
-        raise AssertionError(f"not accounted for after {timeout_s} s: {accounts}")
+        raise AssertionError(f"not accounted for after {timeout_s} s: {accounts}; {moving[: judge.SHOWN]}")
 
     def holds(self) -> Counter[str]:
         """Assert that the rows of all shards are what a replay of the ledger gives; return the accounts."""
@@ -135,30 +138,33 @@ class Trial:
         assert whole == len(set_of(self.ledger)), f"accounts do not balance: {accounts}"
 
     def rows(self, uris: dict[str, str]) -> dict[tuple[int, str], tuple[int, str, int]]:
-        """Return this trial's rows on all nodes given; each owner's must be on the right one."""
-        topology, found = self.rig.client.topology, {}
+        """Return this trial's rows on all nodes given; each owner's must be on the one that owns its bucket."""
+        found, owner_of = dict[tuple[int, str], tuple[int, str, int]](), self._owner_of(uris)
         for shard, uri in uris.items():
             with nodes.connection(uri) as made:
                 here = judge.tally_of(made, self.owners or [0])
-            stray = [key for key in here if topology.shard_of(topology.bucket_of("tally", key[0])) != shard]
-            assert not stray, f"rows of other shards on {shard}: {stray[: judge.SHOWN]}"
+            stray = [key for key in here if owner_of(key[0]) != shard]
+            assert not stray, f"rows of other shards on {shard}: {stray[: judge.SHOWN]}; {judge.moving(uris)}"
             found |= here
         return found
 
     def versions(self, uris: dict[str, str]) -> dict[int, tuple[int, Row]]:
         """Return what all nodes given have kept of this trial's rows, by id; each must be on its row's shard."""
-        topology, found = self.rig.client.topology, {}
+        found, owner_of = dict[int, tuple[int, Row]](), self._owner_of(uris)
         for shard, uri in uris.items():
             with nodes.connection(uri) as made:
                 here = judge.versions_of(made, self.owners or [0])
-            stray = [
-                id
-                for id, (_, row) in here.items()
-                if shard != topology.shard_of(topology.bucket_of("tally", row.owner))
-            ]
-            assert not stray, f"versions of rows of other shards on {shard}: {stray[: judge.SHOWN]}"
+            stray = [id for id, (_, row) in here.items() if owner_of(row.owner) != shard]
+            assert not stray, (
+                f"versions of rows of other shards on {shard}: {stray[: judge.SHOWN]}; {judge.moving(uris)}"
+            )
             found |= here
         return found
+
+    def _owner_of(self, uris: dict[str, str]) -> Callable[[int], str | None]:
+        """Return what names the shard that has a shard key's rows, by what these nodes say."""
+        owners, topology = judge.owners_of(uris, self.rig.client.topology), self.rig.client.topology
+        return lambda key: owners.get(topology.bucket_of("tally", key))
 
     def close(self) -> None:
         """Kill what still runs."""
