@@ -96,7 +96,9 @@ class Dispatch:
             sends = self._sends
             if sends is None or sends.pid != getpid():
                 sends = self._new_sends()
-            sends.taken.append(({(bucket, op.kind, op.table): 1}, {bucket: place}, clock.mono_s() - started_s))
+            if place.row_id is None:  # else an earlier op with its key is there
+                took_s = clock.mono_s() - started_s
+                sends.single.append((bucket, op.kind, op.table, place.position is None, took_s))
             if not sends.asked:
                 sends.ask(self._bell)
             row_id = place.row_id or (op.id if op.kind != UPSERT else None)

@@ -115,7 +115,7 @@ class ShardPage(TabPage):
 
     def parts(self, seen: Seen) -> Mapping[str, str]:
         """See `TabPage.parts`."""
-        return one_shard.shard_page(seen, self._name)
+        return one_shard.shard_page(seen, self._name, read_only=self.application.options.read_only)
 
     @authenticated
     async def get(self, name: str, live: str | None = None) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pipeline.admin.observe.moves import MoveRecord
-from pipeline.model.wait_reason import WaitReason
+from pipeline.model.wait_reason import WaitReason, utc_text
 from pipeline.reads.health.report import NodeState
 from pipeline.shard.records.stops import BREAKER, PAUSED
 
@@ -24,6 +24,11 @@ BY_WORKERS, OWN_LOOK = "workers", "own look"
 #: How many tables, buckets and hosts a record names at most: the hottest, the deepest, the fullest.
 HOTTEST = DEEPEST = 20
 FULLEST = 200
+#: The age from which on a waiting op is a fault, unless an operator says otherwise, s; and that from which on an op, or
+#: the lag of a replica, is shown as late, ms.
+MAX_AGE_S, LATE_MS = 60.0, 5_000
+#: What only passes, by the kind of its reason; all else stops ops until somebody mends it.
+PASSING = frozenset(("early", "locked", "testing", "queued", "database", "moving"))
 #: How many reasons to wait a shard's record has at most, the worst; and how many strange keys.
 MOST_WAITS, MOST_STRANGE = 50, 100
 
@@ -43,6 +48,7 @@ class NodeRecord:
         reads_share: its share of the reads that the shard's nodes served lately, 0.0 to 1.0; None where there was none.
         unfit: why it is unfit, and what to do; empty where it is fit.
         why: why something is unknown.
+        behind_since_ms: when a replica that readers avoid had last caught up, as upkeep noted it; None: not known.
     """
 
     node: str
@@ -56,6 +62,7 @@ class NodeRecord:
     reads_share: float | None = None
     unfit: str = ""
     why: str = ""
+    behind_since_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,13 @@ class PoisonRecord:
     bucket: int
     attempts: int
     since_ms: int | None = None
+
+
+class ShardState(NamedTuple):
+    """A shard's state: its word on every screen, and how bad it is, as `good`, `warn` or `bad`."""
+
+    word: str
+    badness: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +166,21 @@ class ShardRecord:
     given_up: int | None = None
 
     @property
+    def state(self) -> ShardState:
+        """What stops the shard the most, in a word; what only passes stops nothing."""
+        if self.why or self.queue_why:
+            return ShardState("unknown", "bad")
+        for reason in self.waits:
+            if reason.kind not in PASSING:
+                table = reason.kind in (PAUSED, BREAKER) and reason.scope != self.shard
+                return ShardState(f"{'table ' * table}{stop_word(reason)}", "bad")
+        if self.oldest_ms is not None and self.oldest_ms > LATE_MS:
+            return ShardState("late", "warn")
+        if self.lost or away_on(self) or self.rejected:
+            return ShardState("lost ops" if self.lost else "replica away" if away_on(self) else "rejected ops", "warn")
+        return ShardState("fine", "good")
+
+    @property
     def stopped(self) -> dict[str, WaitReason]:
         """What is paused or halted there, by its name: the shard's, or a table's."""
         return stopped_in(self.waits)
@@ -160,6 +189,15 @@ class ShardRecord:
     def replicas(self) -> tuple[NodeRecord, ...]:
         """The nodes that are not the primary."""
         return tuple(node for node in self.nodes if node.role == "replica")
+
+
+def stop_word(reason: WaitReason) -> str:
+    """Return what stops ops, in a word.
+
+    Args:
+        reason: why they wait.
+    """
+    return "halted" if reason.kind == BREAKER else reason.kind.replace("-", " ")
 
 
 def stopped_in(waits: Iterable[WaitReason]) -> dict[str, WaitReason]:
@@ -214,11 +252,25 @@ class ReadCount:
     reads: int
 
 
-#: The age from which on a waiting op is a fault, unless an operator says otherwise, s.
-MAX_AGE_S = 60.0
+#: Lists what is set aside.
+DEAD_LIST = "pipeline dead list"
 #: How many keys a fault names.
 MOST_NAMED = 5
 _STRANGE = "in Redis: not of the pipeline's making, by its type, size or expiry"
+
+
+#: A replica that gets nothing new, does not answer or may not be used: reads go to others.
+_AVOIDED = (NodeState.STALLED, NodeState.OUT, NodeState.UNFIT, NodeState.NO_READING)
+_BRING_BACK = "start its server and its replication; then run: pipeline check"
+
+
+class Away(NamedTuple):
+    """A replica that readers avoid: its name, a sentence that says since when, why, and what mends it."""
+
+    node: str
+    what: str
+    why: str
+    fix: str
 
 
 class OpFault(NamedTuple):
@@ -268,6 +320,11 @@ class Record:
     version: int = RECORD_VERSION
 
     @property
+    def away(self) -> list[Away]:
+        """The replicas that readers avoid."""
+        return [one for shard in self.shards for one in away_on(shard)]
+
+    @property
     def unknown(self) -> list[tuple[str, str]]:
         """The name of each server that did not answer, and why."""
         lines = [("redis", self.redis.why)]
@@ -302,6 +359,7 @@ class Record:
         faults = self.faults(max_age_s)
         found: dict[str, Any] = msgspec.to_builtins(self)
         for shard, known in zip(found["shards"], self.shards, strict=True):
+            shard["state"] = known.state.word
             for told, reason in zip(shard["waits"], known.waits, strict=True):
                 told |= {"sentence": reason.sentence(), "command": reason.command}
         told_faults = [fault._asdict() for fault in faults]
@@ -313,7 +371,7 @@ def _faults(shard: ShardRecord, max_age_s: float) -> Iterator[OpFault]:
         if reason.kind == BREAKER:
             yield OpFault(shard.shard, reason.scope, f"is halted: {reason.detail}", f"run: pipeline why {reason.scope}")
     if shard.rejected:
-        yield OpFault(shard.shard, *_ops(shard.rejected, "refused for good"), "run: pipeline dead list")
+        yield OpFault(shard.shard, *_ops(shard.rejected, "refused for good"), f"run: {DEAD_LIST}")
     if shard.given_up:
         fix = "mend what refuses them; pipeline dead list --where state=dropped has them; raise [apply] rejects_mb"
         yield OpFault(shard.shard, *_ops(shard.given_up, "refused, and given up to make room"), fix)
@@ -326,6 +384,24 @@ def _faults(shard: ShardRecord, max_age_s: float) -> Iterator[OpFault]:
     if shard.oldest_ms is not None and shard.oldest_ms > max_age_s * 1000:
         age = f"has waited {shard.oldest_ms / 1000:,.0f} s, more than {max_age_s:g} s"
         yield OpFault(shard.shard, "the oldest op", age, f"run: pipeline why {shard.shard}")
+
+
+def away_on(shard: ShardRecord) -> list[Away]:
+    """Return the replicas of a shard that readers avoid.
+
+    Args:
+        shard: the shard.
+    """
+    return [_away(node) for node in shard.replicas if node.state in _AVOIDED]
+
+
+def _away(node: NodeRecord) -> Away:
+    silent = node.why and not node.unfit
+    what = "does not answer" if silent else f"is {node.state}"
+    if node.behind_since_ms:
+        what = f"{'has not answered' if silent else f'has been {node.state}'} since {utc_text(node.behind_since_ms)}"
+    fix = "" if node.unfit else _BRING_BACK  # its words say what to do
+    return Away(node.node, f"{node.node} {what}: reads go elsewhere", node.unfit or node.why, fix)
 
 
 def _late(host: HostRecord) -> OpFault:

@@ -154,8 +154,8 @@ def test_what_is_wrong_comes_with_what_mends_it_and_a_shard_is_paused_and_resume
 
         assert page.locator("#pl-faults code").all_text_contents() == ["pipeline resume s0"]
         assert page.locator("#pl-0-state").text_content() == "paused"
-        page.goto(f"{here.base}/pipeline/shard/s0")
-        page.get_by_role("button", name="Resume").click()
+        page.get_by_role("link", name="Resume it on the page of s0").click()
+        page.get_by_role("button", name="Resume s0").click()
         page.get_by_text("shard s0 goes on").wait_for()
         page.goto(f"{here.base}/pipeline")
         until(lambda: "disk swap" not in (page.locator("#pl-faults").text_content() or ""))
