@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from pipeline.admin.observe.published import FRESH_MS, NO_HISTORY, Point, publish, read_history, read_record, summary
+from pipeline.admin.observe.published import FRESH_MS, NO_HISTORY, Point, publish, read_histories, read_record, summary
 from pipeline.admin.observe.queues import Queues
 from pipeline.admin.observe.record import (
     DEEPEST,
@@ -93,7 +93,7 @@ def test_words_of_another_version_are_no_record():
     log.publish_records({"s0": '{"shard": 5}'}, {"s0": ("[1]", "junk")})
 
     assert read_record(log, ["s0"]) is None
-    assert read_history(log, "s0") == ((), ())
+    assert read_histories(log, {"s0": NO_HISTORY})["s0"] == ((), ())
 
 
 def test_the_json_has_every_field_and_says_what_mends_a_wait():
@@ -125,7 +125,7 @@ def test_a_history_has_a_point_for_each_span_and_keeps_the_newest():
         record = replace(RECORD, shards=(replace(S0, at_ms=int(now_s), depth=int(now_s) % 100),))
         publish(log, record, spans.add(record, now_s))
 
-    found = read_history(log, "s0")
+    found = read_histories(log, {"s0": NO_HISTORY})["s0"]
     assert [point.at_ms for point in found.day] == [DAY_S, 2 * DAY_S]
     assert [point.depth for point in found.day] == [99, 99]
     assert len(found.recent) == 2 * DAY_S / RECENT_S
@@ -134,9 +134,10 @@ def test_a_history_has_a_point_for_each_span_and_keeps_the_newest():
 
 def test_a_history_that_is_known_is_the_same_read_in_part_and_read_whole_where_it_does_not_go_on():
     class Spied(MemoryLog):
-        def history(self, name: str, most: int | None = None) -> tuple[list[str], list[str]]:
-            asked.append(most)
-            return super().history(name, most)
+        def histories(self, names: Iterable[str], most: int | None = None) -> dict[str, tuple[list[str], list[str]]]:
+            wanted = [*names]
+            asked.extend([most] * len(wanted))
+            return super().histories(wanted, most)
 
     asked: list[int | None] = []
     log, known, whole = Spied(), NO_HISTORY, 0
@@ -147,9 +148,9 @@ def test_a_history_that_is_known_is_the_same_read_in_part_and_read_whole_where_i
         publish(log, replace(RECORD, shards=(S0,)), {"s0": (point, point if n % 60 == 0 else None)})
         if n % 40 < 20 or n % 3 == 0:  # now and then more is new than is read in part
             asked.clear()
-            known = read_history(log, "s0", known)
+            [known] = read_histories(log, {"s0": known}).values()
             whole += None in asked
-            assert known == read_history(log, "s0"), n
+            assert known == read_histories(log, {"s0": NO_HISTORY})["s0"], n
 
     assert len(known.recent) == MOST_RECENT
     assert whole < 100
@@ -171,7 +172,7 @@ def test_all_that_is_published_of_a_shard_keeps_to_two_megabytes():
         publish(log, replace(RECORD, shards=(shard,)), {"s0": (point, point)})
     log.finish("s0", {}, counts={f"enqueued direct insert {n} {name}": wide for n in range(MOST_COUNTERS)})
 
-    recent, day = log.history("s0")
+    recent, day = log.histories(["s0"])["s0"]
     texts = [log.records(["s0"])[1]["s0"][1], *recent, *day, *(f"{k}{n}" for k, n in log.counts("s0").items())]
 
     assert len(texts) == 1 + MOST_RECENT + MOST_OF_DAY + MOST_COUNTERS
