@@ -119,7 +119,7 @@ def fit_replicas(pipeline: Client, shard: str, primary: Marks) -> list[tuple[Nod
     return counting
 
 
-def noted_of(log: SharedState, node: str) -> LastSeen | None:
+def last_seen_of(log: SharedState, node: str) -> LastSeen | None:
     """Return what upkeep stored of a replica last; None where it has stored nothing.
 
     Args:
@@ -184,7 +184,7 @@ def _looked_at(
     pipeline: Client, primary: NodeSession, replica: NodeSession, target: Marks, there: Marks | None
 ) -> LastSeen:
     now_ms = clock.wall_ms()
-    seen = look(noted_of(pipeline.log, replica.node), now_ms, target, there)
+    seen = look(last_seen_of(pipeline.log, replica.node), now_ms, target, there)
     # a clock that was set back ends no comparison later
     if there is not None and not 0 <= now_ms - seen.compared_ms < COMPARED_MS:
         seen = _compared(seen, primary, replica)

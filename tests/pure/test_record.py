@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from pipeline.admin.observe.news import news_of, with_news
 from pipeline.admin.observe.published import FRESH_MS, NO_HISTORY, Point, publish, read_histories, read_record, summary
 from pipeline.admin.observe.queues import Queues
 from pipeline.admin.observe.record import (
@@ -28,7 +29,7 @@ from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.oplog.ttls import MOST_OF_DAY, MOST_RECENT
-from pipeline.reads.health.report import NodeState
+from pipeline.reads.health.report import NodeState, Report
 
 PAUSED = WaitReason("paused", "s0", "s0", "by ann: a disk swap", 1_000, buckets=3)
 S0 = ShardRecord(
@@ -199,3 +200,20 @@ def test_a_queue_of_any_length_is_measured_by_its_ends_and_its_head_read_once():
     assert [one.bucket for one in first.deepest] == list(range(DEEPEST + 9, 9, -1))
     assert first.oldest_ms is not None
     assert log.wanted == DEEPEST + 10
+
+
+def test_a_replica_that_readers_avoid_has_the_time_since_which_it_lags():
+    log = MemoryLog()
+    reports = {
+        "s0-r0": Report(lag_ms=9, stalled=True),
+        "s0-r1": Report(lag_ms=9),
+        "s0-r2": Report(lag_ms=9, stalled=True),
+    }
+    log.publish_health({node: report.to_json() for node, report in reports.items()}, 60_000)
+    for node in ("s0-r0", "s0-r1"):
+        log.note_seen(node, json.dumps({"with_primary_ms": 77, "looked_ms": 99, "target": {}}))
+    log.note_seen("s0-r2", "junk")
+
+    found = with_news([NodeRecord(node) for node in reports], news_of(log))  # type: ignore[arg-type]  # as a RedisLog
+
+    assert [node.behind_since_ms for node in found] == [77, None, None]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from pipeline.admin.observe.record import FULLEST, HostRecord, NodeRecord, ReadCount
-from pipeline.admin.replica_absence import noted_of
+from pipeline.admin.replica_absence import last_seen_of
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.reads.health.report import NodeState, Report, unfit_of
 from pipeline.reads.routing.accounting import Chosen
@@ -62,7 +62,7 @@ def news_of(log: RedisLog) -> News:
     counted = {Chosen.parse(text): reads for text, reads in log.reads().items()}
     reads = tuple(ReadCount(*choice, reads) for choice, reads in sorted(counted.items()))
     avoided = [node for node, (_, report) in nodes.items() if node in unfit or report.state is not NodeState.IN]
-    noted = {node: noted_of(log, node) for node in avoided}
+    noted = {node: last_seen_of(log, node) for node in avoided}
     caught_up = {node: seen.with_primary_ms for node, seen in noted.items() if seen is not None}
     return News(now_ms, nodes, unfit, reads, hosts_of(log.hosts(), now_ms), caught_up)
 
