@@ -18,11 +18,12 @@ from pipeline.admin.observe.record import (
     ShardRecord,
     TableRecord,
 )
+from pipeline.config.settings import load
 from pipeline.model.wait_reason import KINDS, WaitReason
 from pipeline.reads.health.report import NodeState
 from workers.pipeline_tab import one_shard, overview
 from workers.pipeline_tab.charts import Curve, chart, sparkline
-from workers.pipeline_tab.feed import Seen
+from workers.pipeline_tab.feed import Feed, Seen
 
 BAD = "<script>alert(1)</script>\"'&"
 NODES = (
@@ -271,3 +272,25 @@ def test_a_chart_has_a_gap_where_nothing_is_known():
 
 def test_a_part_is_the_same_text_while_nothing_changes():
     assert one_shard.shard_page(seen(FINE), "s0") == one_shard.shard_page(seen(FINE), "s0")
+
+
+def test_a_line_is_drawn_anew_once_it_has_a_further_point():
+    def lines(points: tuple[Point, ...]) -> str:
+        found = seen(replace(FINE, shard="drawn"))._replace(histories={"drawn": History(points, ())})
+        return overview.overview(found)["pl-0-depths"]
+
+    points = tuple(Point(n * 5000, n, n, 5.0, 4.0, 0, 20) for n in range(184))
+
+    first, same, next_one = (lines(points[n : n + 180]) for n in (1, 2, 4))
+
+    assert first == same
+    assert next_one != first
+
+
+@pytest.mark.parametrize(("shards", "every_s"), [(16, 1.0), (17, 2.0)])
+def test_many_shards_are_read_every_other_second(monkeypatch: pytest.MonkeyPatch, shards: int, every_s: float):
+    nodes = {f"s{n}": {"primary": f"sqlite://s{n}.sqlite"} for n in range(shards)}
+    settings = load({"redis": {"url": "redis://127.0.0.1:1/0"}, "shards": nodes, "spool": {"enabled": False}})
+    monkeypatch.setattr("workers.pipeline_tab.feed.load", lambda: settings)
+
+    assert Feed().every_s == every_s
