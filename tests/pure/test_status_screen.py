@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from pipeline.admin.observe.faults import OpFault
 from pipeline.admin.observe.moves import MoveRecord
-from pipeline.admin.observe.record import NodeRecord, OpFault, ReadCount, Record, RedisRecord, ShardRecord
+from pipeline.admin.observe.record import NodeRecord, ReadCount, Record, RedisRecord, ShardRecord
 from pipeline.cli.status_screen import lines, screen
 from pipeline.model.wait_reason import WaitReason
 from pipeline.reads.health.report import NodeState

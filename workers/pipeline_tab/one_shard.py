@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from html import escape
 
+from pipeline.admin.observe.faults import away_on
 from pipeline.admin.observe.moves import MoveRecord
 from pipeline.admin.observe.published import History, Point
-from pipeline.admin.observe.record import NodeRecord, ShardRecord, away_on, stop_word
+from pipeline.admin.observe.record import NodeRecord, ShardRecord, stop_word
 from pipeline.model.wait_reason import WaitReason
 from pipeline.reads.health.report import NodeState
 from pipeline.shard.records.stops import BREAKER, PAUSED

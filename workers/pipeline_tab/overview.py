@@ -10,9 +10,10 @@ from collections.abc import Collection, Sequence
 from html import escape
 from urllib.parse import quote
 
+from pipeline.admin.observe.faults import DEAD_LIST, OpFault
 from pipeline.admin.observe.moves import COUNTED, MoveRecord, in_brief
 from pipeline.admin.observe.published import FRESH_MS, History, Point
-from pipeline.admin.observe.record import DEAD_LIST, OpFault, Record, ShardRecord
+from pipeline.admin.observe.record import Record, ShardRecord
 from pipeline.model.wait_reason import WaitReason, utc_text
 from pipeline.shard.records.stops import BREAKER, PAUSED
 from workers.pipeline_tab.cells import (
