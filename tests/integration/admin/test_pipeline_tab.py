@@ -35,6 +35,9 @@ from pipeline.shard.records.moves import MoveNote
 TABLES = '[tables.event]\nshard_key = "owner"\n'
 #: A text that would run a script, were it not escaped.
 HOSTILE = " <img src=x onerror=\"document.title='taken'\">&lt;' "
+#: The tables that are cards on a phone, and are cut there.
+WIDER_CARDS = """[...document.querySelectorAll('.pl-cardlike')].map((one) => [one.scrollWidth,
+    one.parentElement.clientWidth]).filter(([wide, room]) => wide > room)"""
 #: A text that no field of one line can hold.
 LINES = "two\r\nlines\t "
 
@@ -314,6 +317,7 @@ def test_no_page_has_a_serious_fault_of_accessibility_or_is_wider_than_a_phone(
             serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
             assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in serious] == [], path
             assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], path
+            assert page.evaluate(WIDER_CARDS) == [], path
 
 
 def test_a_read_only_flower_shows_everything_and_has_no_button_and_no_other_machine_reaches_it(
