@@ -72,7 +72,8 @@ soak: system $(READY)  ## the crash tests with ten times the load
 screenshots: system $(READY)  ## the pictures of the Pipeline tab in docs/img/, of a local cluster under load; look at them
 	PYTHONPATH=tests $(BIN)/python -m support.web.screenshots
 
-panels: system $(READY)  ## each query of deploy/grafana/pipeline.json, asked of a real Prometheus under load (1 minute)
+panels: system $(READY)  ## deploy/grafana/pipeline.json: its types, and each query asked of a real Prometheus under load (1 minute)
+	$(BIN)/python .ci/grafana.py deploy/grafana/pipeline.json $(TOOLS)/grafana
 	@command -v prometheus >/dev/null || .ci/promtool prometheus
 	PYTHONPATH=tests $(BIN)/python -m support.web.panels
 

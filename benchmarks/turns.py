@@ -14,10 +14,10 @@ HEAD = """\
 Clock = Callable[[], float]
 
 
-def in_turn(rounds: int, *calls: Call, clock: Clock = perf_counter) -> list[list[float]]:
-    """Return the times of each call, one of each in every round."""
+def in_turn(rounds: int, *calls: Call, clock: Clock = perf_counter, warm: int = 5) -> list[list[float]]:
+    """Return the times of each call, one of each in every round, after *warm* calls that do not count."""
     for call in calls:
-        for _ in range(5):
+        for _ in range(warm):
             call()
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):

@@ -34,6 +34,7 @@ DB_USER=worker
 DB_PASSWORD=$(password)
 WEB_DB_PASSWORD=$(password)
 READER_PASSWORD=$(password)
+FLOWER_DB_PASSWORD=$(password)
 MIGRATE_PASSWORD=$(password)
 REPLICATION_PASSWORD=$(password)
 MARIADB_ROOT_PASSWORD=$(password)

@@ -23,7 +23,7 @@ from pipeline.events import Event
 from pipeline.oplog.contract import SLICE_S
 from pipeline.oplog.doorbell import Bell, SilentBell, queue_of
 from workers import process
-from workers.metrics.batches import count_batch
+from workers.metrics.tally import count_batch
 
 #: The longest stay, s; far below the task's soft limit, which a last batch may still need.
 STAY_S = 2.0

@@ -30,7 +30,7 @@ from pipeline.oplog.groups import log_of
 from pipeline.reads.health.prober import Duty, Prober
 from pipeline.shard.nodes import Nodes
 from workers.chores import Alarm, Chores, Overview, hasten
-from workers.metrics import batches
+from workers.metrics import tally
 from workers.metrics.tally import Tally
 from workers.moves import Moves
 from workers.process import ask_to_stop, process_client
@@ -162,8 +162,8 @@ def metrics_port(parent: Any) -> Port | None:
     from workers.metrics.port import Port  # 0.3 s that a worker without a port does without
 
     most = max(parent.concurrency, getattr(parent, "max_concurrency", 0) or 0)
-    batches.tally = Tally(most + SPARE_PAGES)
-    return Port(settings, batches.tally, parent.hostname)
+    tally.tally = Tally(most + SPARE_PAGES)
+    return Port(settings, tally.tally, parent.hostname)
 
 
 def say_what_is_used(folder: Path) -> None:

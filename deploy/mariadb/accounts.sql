@@ -20,6 +20,9 @@ GRANT SELECT ON `${DB_NAME}`.* TO 'web'@'%';
 CREATE USER IF NOT EXISTS 'reader'@'%' IDENTIFIED BY '${READER_PASSWORD}';
 GRANT SELECT ON `${DB_NAME}`.* TO 'reader'@'%';
 
+-- Flower, on primaries: nothing yet. web.sql lets it list the ops that are set aside.
+CREATE USER IF NOT EXISTS 'flower'@'%' IDENTIFIED BY '${FLOWER_DB_PASSWORD}';
+
 -- `pipeline migrate`, run by a person: makes and alters tables. It cannot drop one.
 CREATE USER IF NOT EXISTS 'migrate'@'%' IDENTIFIED BY '${MIGRATE_PASSWORD}';
 GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, INDEX, REFERENCES ON `${DB_NAME}`.* TO 'migrate'@'%';

@@ -28,6 +28,7 @@ from pipeline.errors import NotMigrated, PipelineError, Unavailable
 from pipeline.events import Event
 from pipeline.model.op import Position
 from pipeline.model.wait_reason import utc_text
+from pipeline.oplog.shared_state import SharedState
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.records.ledger import mark_fit, mark_unfit, unfit_nodes
 from pipeline.shard.session import NodeSession
@@ -118,6 +119,20 @@ def fit_replicas(pipeline: Client, shard: str, primary: Marks) -> list[tuple[Nod
     return counting
 
 
+def last_seen_of(log: SharedState, node: str) -> LastSeen | None:
+    """Return what upkeep stored of a replica last; None where it has stored nothing.
+
+    Args:
+        log: has it.
+        node: the replica's name.
+    """
+    noted = log.seen(node)
+    try:
+        return msgspec.json.decode(noted, type=LastSeen) if noted else None
+    except (msgspec.MsgspecError, UnicodeError):  # no upkeep has written it
+        return None
+
+
 def declare_rebuilt(pipeline: Client, node: str, timeout_s: float = 30.0) -> None:
     """Let an unfit node count again after it was rebuilt from its primary.
 
@@ -168,12 +183,8 @@ def _marks_of(replica: NodeSession) -> Marks | None:
 def _looked_at(
     pipeline: Client, primary: NodeSession, replica: NodeSession, target: Marks, there: Marks | None
 ) -> LastSeen:
-    noted, now_ms = pipeline.log.seen(replica.node), clock.wall_ms()
-    try:
-        before = msgspec.json.decode(noted, type=LastSeen) if noted else None
-    except (msgspec.MsgspecError, UnicodeError):  # no upkeep has written it
-        before = None
-    seen = look(before, now_ms, target, there)
+    now_ms = clock.wall_ms()
+    seen = look(last_seen_of(pipeline.log, replica.node), now_ms, target, there)
     # a clock that was set back ends no comparison later
     if there is not None and not 0 <= now_ms - seen.compared_ms < COMPARED_MS:
         seen = _compared(seen, primary, replica)

@@ -10,7 +10,7 @@ from types import FrameType
 
 import click
 
-from pipeline.admin.observe.record import MAX_AGE_S
+from pipeline.admin.observe.faults import MAX_AGE_S
 from pipeline.client import Client
 from pipeline.config.settings import DEFAULT_PATH, VARIABLE
 from pipeline.enqueue.bucket_map import follow_noted

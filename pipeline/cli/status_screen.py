@@ -13,13 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.admin.observe.moves import NOT_KNOWN, MoveRecord, in_brief
-from pipeline.admin.observe.record import NodeRecord, Record, ShardRecord
+from pipeline.admin.observe.record import LATE_MS, NodeRecord, Record, ShardRecord
 from pipeline.reads.health.report import NodeState
 
 UNKNOWN = "unknown"
-#: The age of an op, or the lag of a replica, from which on it is highlighted, ms.
-LATE_MS = 5_000
-_OF_SHARDS = ("shard", "queued", "oldest", "applied/s", "dirty", "rejected", "lost")
+_OF_SHARDS = ("shard", "state", "queued", "oldest", "applied/s", "dirty", "rejected", "lost")
 _OF_REPLICAS = ("replica", "behind", "lag", "reading")
 _LEFT = ("shard", "replica", "reading", "node", "role", "state", "moves", "from", "to")
 #: How many moves the table lists.
@@ -28,6 +26,7 @@ MOST_SHOWN = 6
 _SHORT = {NodeState.UNKNOWN: "?", NodeState.NO_PROBER: "?", NodeState.NO_READING: "none"}
 #: Any answer but a plain success is highlighted.
 _STYLES = {"replica": "green", "primary": "", "stale": "yellow", "error": "bold red"}
+_BADNESS = {"good": "green", "warn": "yellow", "bad": "bold red"}
 #: By kind of answer, its words.
 _WORDS = {"replica": "replica", "primary": "primary", "stale": "stale, marked", "error": "refused"}
 
@@ -68,15 +67,19 @@ def notices(status: Record, max_age_s: float, *, utf8: bool) -> Table:
     grid.add_column(width=3, justify="right", no_wrap=True)
     grid.add_column()
     bad, good = ("✗", "✓") if utf8 else ("x", "ok")
+    away = {one.node for one in status.away}
     for name, why in status.unknown:
+        if name in away:
+            continue
         grid.add_row(Text("?", style="bold red"), Text.assemble((f"{name} is unknown: ", "bold"), why))
     for fault in status.faults(max_age_s):
         what = Text.assemble((str(fault), "bold"), f"; {fault.mend}")
         grid.add_row(Text(bad, style="bold red"), what)
     if status.redis.full is not None:
         grid.add_row(Text(bad, style="bold red"), Text(f"nothing is let in: {status.redis.full}", style="bold"))
-    for name, why in _unfit(status):
-        grid.add_row(Text(bad, style="bold red"), Text.assemble((f"{name} is unfit: ", "bold"), why))
+    for one in status.away:
+        more = "".join(f"; {words}" for words in (one.why, one.fix) if words)
+        grid.add_row(Text(bad, style="bold red"), Text.assemble((one.what, "bold"), more))
     for sentence in _waits(status):
         grid.add_row(Text("!", style="bold yellow"), Text(sentence, style="yellow"))
     if not grid.row_count:
@@ -102,7 +105,8 @@ def lines(status: Record, max_age_s: float) -> Iterator[str]:
     yield f"at={_clock(status.at_ms)} redis_memory={memory} full={full}"
     for shard in status.shards:
         yield (
-            f"shard={shard.shard} queued={_count(shard.depth, '<=' * shard.at_most)} oldest={_age(shard)}"
+            f"shard={shard.shard} state={shard.state.word.replace(' ', '-')}"
+            f" queued={_count(shard.depth, '<=' * shard.at_most)} oldest={_age(shard)}"
             f" rate={_rate(shard)} dirty={_count(shard.dirty)} rejected={_count(shard.rejected)}"
             f" lost={_count(shard.lost)} forged={_count(shard.forged)} owns={_count(shard.owned)}"
         )
@@ -177,25 +181,13 @@ def shards_table(shards: Iterable[ShardRecord], console: Console, selected: int)
     utf8 = utf8_of(console)
     table = _table(("shard", "state", "queued", "oldest", "applied/s", "rejected", "lost", "lag"))
     for n, shard in enumerate(shards):
-        name, queued, oldest, rate, _, rejected, lost = _shard_cells(shard, _sign(console))
+        name, state, queued, oldest, rate, _, rejected, lost = _shard_cells(shard, _sign(console))
         mark = Text(("▸ " if utf8 else "> ") if n == selected else "  ", style="bold")
         lags = [replica.lag_ms for replica in shard.replicas]
         worst = None if None in lags else max((lag for lag in lags if lag is not None), default=-1)
         lag = _cell("-" if worst == -1 else _ms(worst), "yellow" if (worst or 0) > LATE_MS else "")
-        table.add_row(mark + name, _state_of(shard), queued, oldest, rate, rejected, lost, lag)
+        table.add_row(mark + name, state, queued, oldest, rate, rejected, lost, lag)
     return table
-
-
-def _state_of(shard: ShardRecord) -> Text:
-    """Return in a word what stops a shard the most; without colours it is all there is to see."""
-    kinds = {reason.kind for reason in shard.waits}
-    if shard.why or shard.queue_why:
-        return Text("?", style="bold red")
-    if any(reason.kind == "paused" and reason.scope == shard.shard for reason in shard.waits):
-        return Text("paused", style="bold yellow")
-    if "breaker" in kinds or "halted" in kinds:
-        return Text("halted", style="bold red")
-    return Text("waits", style="yellow") if kinds else Text("goes on", style="green")
 
 
 def replicas_table(shards: Iterable[ShardRecord]) -> Table:
@@ -280,6 +272,7 @@ def _shard_cells(shard: ShardRecord, sign: str) -> list[Text]:
     late = shard.oldest_ms is not None and shard.oldest_ms > LATE_MS
     return [
         Text(shard.shard, style="bold red" if shard.why else "bold"),
+        Text(shard.state.word, style=_BADNESS[shard.state.badness]),
         _cell(_count(shard.depth, sign * shard.at_most)),
         _cell(_age(shard), "yellow" if late else ""),
         _cell(_rate(shard), "cyan"),

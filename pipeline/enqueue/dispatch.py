@@ -98,7 +98,7 @@ class Dispatch:
                 sends = self._new_sends()
             kind, row_id, position = op.kind, place.row_id, place.position
             if row_id is None:  # else an earlier op with its key is there
-                sends.ones.append((bucket, kind, op.table, position is None, clock.mono_s() - started_s))
+                sends.single.append((bucket, kind, op.table, position is None, clock.mono_s() - started_s))
                 row_id = op.id if kind != UPSERT else None
             if not sends.asked:
                 sends.ask(self._bell)

@@ -173,11 +173,11 @@ class SharedState(Protocol):
         """
         ...
 
-    def history(self, name: str, most: int | None = None) -> tuple[list[str], list[str]]:
-        """Return the points of a record's last minutes and of its last hours, the oldest first.
+    def histories(self, names: Iterable[str], most: int | None = None) -> dict[str, tuple[list[str], list[str]]]:
+        """Return by record the points of its last minutes and of its last hours, the oldest first.
 
         Args:
-            name: of the record.
+            names: of the records.
             most: how many of each, the newest; None for all.
         """
         ...

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from celery.worker import state
@@ -241,6 +242,18 @@ def test_a_service_manager_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPa
     for place in ("", "@nobody-is-here", "/nobody/is/here"):
         monkeypatch.setenv("NOTIFY_SOCKET", place)
         to_systemd(b"WATCHDOG=1")
+
+
+def test_a_service_manager_at_an_abstract_address_is_heard(monkeypatch: pytest.MonkeyPatch):
+    name = f"pipeline-{uuid4().hex}"
+    monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+        ear.bind(f"\0{name}")
+        ear.settimeout(30)
+
+        to_systemd(b"WATCHDOG=1")
+
+        assert ear.recv(99) == b"WATCHDOG=1"
 
 
 # web hosts -------------------------------------------------------------------------------------------------------

@@ -18,11 +18,12 @@ from pipeline.admin.observe.record import (
     ShardRecord,
     TableRecord,
 )
+from pipeline.config.settings import load
 from pipeline.model.wait_reason import KINDS, WaitReason
 from pipeline.reads.health.report import NodeState
 from workers.pipeline_tab import one_shard, overview
 from workers.pipeline_tab.charts import Curve, chart, sparkline
-from workers.pipeline_tab.feed import Seen
+from workers.pipeline_tab.feed import Feed, Seen
 
 BAD = "<script>alert(1)</script>\"'&"
 NODES = (
@@ -73,22 +74,31 @@ def test_where_nothing_is_wrong_it_says_so():
 def test_what_is_unknown_is_never_shown_as_zero():
     parts = overview.overview(seen(ShardRecord("s0", queue_why="no", why="no"), redis=RedisRecord(why="no")))
 
-    assert text(parts["pl-cards"]).count("unknown") == 5
+    assert text(parts["pl-cards"]).count("unknown") == 6
     assert " 0" not in text(parts["pl-cards"])
     assert cells(parts) == [*["unknown"] * 4, "no replica", "–", "unknown", "unknown"]
 
 
 def test_a_deployment_of_which_nothing_is_known_says_why_once():
-    record = nothing_known("no worker has published a record", 1, ["s0", "s1"])
+    record = nothing_known("no worker has published a record; run: celery -A workers worker", 1, ["s0", "s1"])
 
     parts = overview.overview(Seen(1, record, None, {}))
 
-    assert text(parts["pl-faults"]) == "Nothing is known no worker has published a record"
+    assert text(parts["pl-faults"]) == "Nothing is known no worker has published a record celery -A workers worker"
     assert text(parts["pl-fresh"]) == "nothing is known"
 
 
-def test_an_old_record_says_how_old_it_is():
-    assert text(overview.freshness(seen(FINE, age_ms=90_000))) == "90.0 s old: no worker publishes"
+def test_an_old_record_says_how_old_it_is_and_what_to_start_and_is_never_called_fine():
+    found = seen(FINE, age_ms=90_000)
+    found = found._replace(record=replace(found.record, at_ms=1_764_322_222_000))
+
+    parts = overview.overview(found)
+
+    assert text(parts["pl-fresh"]) == "90.0 s old: no worker publishes"
+    assert text(parts["pl-faults"]) == (
+        "No worker has said anything since 2025-11-28 09:30:22 UTC: all below is of then celery -A workers worker"
+    )
+    assert text(one_shard.shard_page(found, "s0")["pl-waits"]) == text(parts["pl-faults"])
 
 
 def test_a_stopped_shard_has_the_sentence_and_the_command():
@@ -97,12 +107,12 @@ def test_a_stopped_shard_has_the_sentence_and_the_command():
 
     parts = overview.overview(seen(shard))
 
-    assert overview.state_of(shard) == ("schema", "bad")
+    assert text(parts["pl-0-state"]) == "schema"
     faults = text(parts["pl-faults"])
     assert faults.index("3 ops were refused for good pipeline dead list") < faults.index("s0 is behind the schema")
     assert "have waited since 2025-11-28 09:30:22 UTC because" in faults
     assert "pipeline migrate" in faults
-    assert "has waited 80 s, more than 60 s pipeline why s0" in faults
+    assert "has waited 80 s, more than 60 s pipeline why s0 Open s0" in faults
 
 
 def test_what_waits_on_many_shards_for_one_reason_is_told_once():
@@ -113,14 +123,14 @@ def test_what_waits_on_many_shards_for_one_reason_is_told_once():
     faults = text(parts["pl-faults"])
     assert faults.count("purchase is paused") == 1
     assert "The same on 8 other shards: s1, s2, s3, s4, s5, … pipeline resume purchase" in faults
-    assert text(parts["pl-0-state"]) == "a table is paused"
+    assert text(parts["pl-0-state"]) == "table paused"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_mends_a_wait_stands_once_beside_what_waits(kind: str):
     wait = WaitReason(kind, "s0", "s0", "by maria", 1_764_322_222_000)
 
-    waits = text(one_shard.shard_page(seen(replace(FINE, waits=(wait,))), "s0")["pl-waits"])
+    waits = text(one_shard.shard_page(seen(replace(FINE, waits=(wait,))), "s0", read_only=True)["pl-waits"])
 
     assert waits == wait.sentence().replace(f"; {wait.command}", f" {wait.command.removeprefix('run: ')}")
 
@@ -147,17 +157,51 @@ def test_of_many_faults_some_are_named_and_the_others_counted():
 
 
 def test_a_replica_that_is_away_is_named_and_is_not_all_that_there_is():
-    out = NodeRecord("s0-r0", "replica", NodeState.OUT, unfit="it is not like its primary")
-    silent = NodeRecord("s1-r0", "replica", NodeState.OUT, why="connection refused")
+    start = "start its server and its replication; then run: pipeline check"
+    unfit = NodeRecord("s0-r0", "replica", NodeState.UNFIT, unfit="it is not like its primary")
+    silent = NodeRecord("s0-r0", "replica", NodeState.OUT, why="connection refused", behind_since_ms=1_764_322_222_000)
+    stalled = replace(silent, state=NodeState.STALLED, why="")
 
-    one, other = (overview.overview(seen(replace(FINE, nodes=(node,))))["pl-faults"] for node in (out, silent))
+    said = []
+    for node in (unfit, silent, stalled):
+        found = seen(replace(FINE, nodes=(node,)))
+        said.append(text(overview.overview(found)["pl-faults"]))
+        assert text(one_shard.shard_page(found, "s0")["pl-waits"]) == said[-1]
 
-    assert text(one) == "s0-r0 is out: reads go elsewhere it is not like its primary"
-    assert text(other) == "s1-r0 is unknown connection refused"
+    assert said == [
+        "s0-r0 is unfit: reads go elsewhere it is not like its primary",
+        f"s0-r0 has not answered since 2025-11-28 09:30:22 UTC: reads go elsewhere connection refused {start}",
+        f"s0-r0 has been stalled since 2025-11-28 09:30:22 UTC: reads go elsewhere {start}",
+    ]
+
+
+def test_a_fault_has_a_link_to_the_page_with_its_buttons():
+    waits = WaitReason("paused", "s 0", "s 0", "by maria", 1), WaitReason("schema", "s 0", "event", "no", 1)
+
+    faults = overview.overview(seen(replace(FINE, shard="s 0", rejected=3, waits=waits)))["pl-faults"]
+
+    page = "pipeline/shard/s%200"
+    assert re.findall(r'href="([^"]+)">([^<]+)<', faults) == [
+        ("pipeline/dead?shard=s%200", "See, replay or drop them"), (page, "Resume it on the page of s 0"),
+        (page, "Open s 0"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scope", "value", "words"),
+    [("s0", "shard:s0", "Resume s0"), ("event", "table:event", "Resume event on all shards")],
+)
+def test_what_is_stopped_has_a_button_beside_it_unless_flower_only_looks(scope: str, value: str, words: str):
+    found = seen(replace(FINE, waits=(WaitReason("paused", "s0", scope, "by maria", 1),)))
+
+    waits, seen_only = (one_shard.shard_page(found, "s0", read_only=only)["pl-waits"] for only in (False, True))
+
+    assert f'form="pl-stop" name="resume" value="{value}">{words}</button>' in waits
+    assert "<button" not in seen_only
 
 
 def test_what_only_passes_stops_no_shard():
-    assert overview.state_of(replace(FINE, waits=(WaitReason("early", "s0", "event", "1:2-3"),))) == ("fine", "good")
+    assert replace(FINE, waits=(WaitReason("early", "s0", "event", "1:2-3"),)).state == ("fine", "good")
 
 
 COPYING = MoveRecord("0-15,40", "s0", "s1", "copying", 1, "ann", 12_000, 100_000, 5_000.0, 18)
@@ -181,7 +225,7 @@ def test_moves_are_shown_with_a_bar_and_the_time_left_on_the_overview_and_on_the
     assert "s1: the move of 9 to s2 stands still: no mover has been at it for 75 s start workers" in text(
         parts["pl-faults"]
     )
-    assert "12 in 32 buckets that it owns" in text(one_shard.shard_page(found, "s0")["pl-cards"])
+    assert "12 in 32 buckets" in text(one_shard.shard_page(found, "s0")["pl-cards"])
     assert text(on_s0).startswith("0-15,40 s0 → s1")
     assert text(on_s0) in text(on_s1)
     assert "9 s1 → s2" in text(on_s1)
@@ -228,3 +272,25 @@ def test_a_chart_has_a_gap_where_nothing_is_known():
 
 def test_a_part_is_the_same_text_while_nothing_changes():
     assert one_shard.shard_page(seen(FINE), "s0") == one_shard.shard_page(seen(FINE), "s0")
+
+
+def test_a_line_is_drawn_anew_once_it_has_a_further_point():
+    def lines(points: tuple[Point, ...]) -> str:
+        found = seen(replace(FINE, shard="drawn"))._replace(histories={"drawn": History(points, ())})
+        return overview.overview(found)["pl-0-depths"]
+
+    points = tuple(Point(n * 5000, n, n, 5.0, 4.0, 0, 20) for n in range(184))
+
+    first, same, next_one = (lines(points[n : n + 180]) for n in (1, 2, 4))
+
+    assert first == same
+    assert next_one != first
+
+
+@pytest.mark.parametrize(("shards", "every_s"), [(16, 1.0), (17, 2.0)])
+def test_many_shards_are_read_every_other_second(monkeypatch: pytest.MonkeyPatch, shards: int, every_s: float):
+    nodes = {f"s{n}": {"primary": f"sqlite://s{n}.sqlite"} for n in range(shards)}
+    settings = load({"redis": {"url": "redis://127.0.0.1:1/0"}, "shards": nodes, "spool": {"enabled": False}})
+    monkeypatch.setattr("workers.pipeline_tab.feed.load", lambda: settings)
+
+    assert Feed().every_s == every_s

@@ -16,7 +16,7 @@ from prometheus_client.samples import Sample
 from pipeline.apply.transaction import Outcome
 from pipeline.config.settings import MetricsSettings
 from pipeline.per_process import PerProcess
-from workers.metrics import batches, tally
+from workers.metrics import tally
 from workers.metrics.counters import MOST_TABLES
 from workers.metrics.port import PORTS, Port
 from workers.metrics.tally import Page, Tally
@@ -91,23 +91,23 @@ def test_a_process_beyond_all_pages_is_not_counted():
 def counted(monkeypatch: pytest.MonkeyPatch) -> Tally:
     """Counting is on in this process."""
     pages = Tally(1)
-    monkeypatch.setattr(batches, "tally", pages)
-    monkeypatch.setattr(batches, "page", PerProcess(batches._own_page))
+    monkeypatch.setattr(tally, "tally", pages)
+    monkeypatch.setattr(tally, "page", PerProcess(tally._own_page))
     return pages
 
 
 def test_a_batch_is_counted_by_what_it_did(counted: Tally):
-    batches.count_batch("s0", Outcome(counts=Counter({"applied insert t": 7, "batches": 1})))
-    batches.count_batch("s0", Outcome(counts=Counter({"applied insert t": 1})))
-    batches.count_batch("s1", Outcome())
+    tally.count_batch("s0", Outcome(counts=Counter({"applied insert t": 7, "batches": 1})))
+    tally.count_batch("s0", Outcome(counts=Counter({"applied insert t": 1})))
+    tally.count_batch("s1", Outcome())
 
     assert counted.totals() == {"s0": {"applied insert t": 8, "batches": 1}}
 
 
 def test_without_a_port_nothing_is_counted():
-    batches.count_batch("s0", Outcome(counts=Counter({"batches": 1})))
+    tally.count_batch("s0", Outcome(counts=Counter({"batches": 1})))
 
-    assert batches.page() is None
+    assert tally.page() is None
 
 
 @pytest.fixture

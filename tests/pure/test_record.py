@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from pipeline.admin.observe.published import FRESH_MS, NO_HISTORY, Point, publish, read_history, read_record, summary
+from pipeline.admin.observe.news import news_of, with_news
+from pipeline.admin.observe.published import FRESH_MS, NO_HISTORY, Point, publish, read_histories, read_record, summary
 from pipeline.admin.observe.queues import Queues
 from pipeline.admin.observe.record import (
     DEEPEST,
@@ -28,7 +29,7 @@ from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.oplog.ttls import MOST_OF_DAY, MOST_RECENT
-from pipeline.reads.health.report import NodeState
+from pipeline.reads.health.report import NodeState, Report
 
 PAUSED = WaitReason("paused", "s0", "s0", "by ann: a disk swap", 1_000, buckets=3)
 S0 = ShardRecord(
@@ -93,7 +94,7 @@ def test_words_of_another_version_are_no_record():
     log.publish_records({"s0": '{"shard": 5}'}, {"s0": ("[1]", "junk")})
 
     assert read_record(log, ["s0"]) is None
-    assert read_history(log, "s0") == ((), ())
+    assert read_histories(log, {"s0": NO_HISTORY})["s0"] == ((), ())
 
 
 def test_the_json_has_every_field_and_says_what_mends_a_wait():
@@ -125,7 +126,7 @@ def test_a_history_has_a_point_for_each_span_and_keeps_the_newest():
         record = replace(RECORD, shards=(replace(S0, at_ms=int(now_s), depth=int(now_s) % 100),))
         publish(log, record, spans.add(record, now_s))
 
-    found = read_history(log, "s0")
+    found = read_histories(log, {"s0": NO_HISTORY})["s0"]
     assert [point.at_ms for point in found.day] == [DAY_S, 2 * DAY_S]
     assert [point.depth for point in found.day] == [99, 99]
     assert len(found.recent) == 2 * DAY_S / RECENT_S
@@ -134,9 +135,10 @@ def test_a_history_has_a_point_for_each_span_and_keeps_the_newest():
 
 def test_a_history_that_is_known_is_the_same_read_in_part_and_read_whole_where_it_does_not_go_on():
     class Spied(MemoryLog):
-        def history(self, name: str, most: int | None = None) -> tuple[list[str], list[str]]:
-            asked.append(most)
-            return super().history(name, most)
+        def histories(self, names: Iterable[str], most: int | None = None) -> dict[str, tuple[list[str], list[str]]]:
+            wanted = [*names]
+            asked.extend([most] * len(wanted))
+            return super().histories(wanted, most)
 
     asked: list[int | None] = []
     log, known, whole = Spied(), NO_HISTORY, 0
@@ -147,9 +149,9 @@ def test_a_history_that_is_known_is_the_same_read_in_part_and_read_whole_where_i
         publish(log, replace(RECORD, shards=(S0,)), {"s0": (point, point if n % 60 == 0 else None)})
         if n % 40 < 20 or n % 3 == 0:  # now and then more is new than is read in part
             asked.clear()
-            known = read_history(log, "s0", known)
+            [known] = read_histories(log, {"s0": known}).values()
             whole += None in asked
-            assert known == read_history(log, "s0"), n
+            assert known == read_histories(log, {"s0": NO_HISTORY})["s0"], n
 
     assert len(known.recent) == MOST_RECENT
     assert whole < 100
@@ -171,7 +173,7 @@ def test_all_that_is_published_of_a_shard_keeps_to_two_megabytes():
         publish(log, replace(RECORD, shards=(shard,)), {"s0": (point, point)})
     log.finish("s0", {}, counts={f"enqueued direct insert {n} {name}": wide for n in range(MOST_COUNTERS)})
 
-    recent, day = log.history("s0")
+    recent, day = log.histories(["s0"])["s0"]
     texts = [log.records(["s0"])[1]["s0"][1], *recent, *day, *(f"{k}{n}" for k, n in log.counts("s0").items())]
 
     assert len(texts) == 1 + MOST_RECENT + MOST_OF_DAY + MOST_COUNTERS
@@ -198,3 +200,20 @@ def test_a_queue_of_any_length_is_measured_by_its_ends_and_its_head_read_once():
     assert [one.bucket for one in first.deepest] == list(range(DEEPEST + 9, 9, -1))
     assert first.oldest_ms is not None
     assert log.wanted == DEEPEST + 10
+
+
+def test_a_replica_that_readers_avoid_has_the_time_since_which_it_lags():
+    log = MemoryLog()
+    reports = {
+        "s0-r0": Report(lag_ms=9, stalled=True),
+        "s0-r1": Report(lag_ms=9),
+        "s0-r2": Report(lag_ms=9, stalled=True),
+    }
+    log.publish_health({node: report.to_json() for node, report in reports.items()}, 60_000)
+    for node in ("s0-r0", "s0-r1"):
+        log.note_seen(node, json.dumps({"with_primary_ms": 77, "looked_ms": 99, "target": {}}))
+    log.note_seen("s0-r2", "junk")
+
+    found = with_news([NodeRecord(node) for node in reports], news_of(log))  # type: ignore[arg-type]  # as a RedisLog
+
+    assert [node.behind_since_ms for node in found] == [77, None, None]

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from pipeline.admin.observe.faults import OpFault
 from pipeline.admin.observe.moves import MoveRecord
-from pipeline.admin.observe.record import NodeRecord, OpFault, ReadCount, Record, RedisRecord, ShardRecord
+from pipeline.admin.observe.record import NodeRecord, ReadCount, Record, RedisRecord, ShardRecord
 from pipeline.cli.status_screen import lines, screen
 from pipeline.model.wait_reason import WaitReason
 from pipeline.reads.health.report import NodeState
@@ -46,11 +47,11 @@ def test_the_screen_fits_with_nothing_cut(width: int):
     assert max(map(len, found)) <= width
     assert "…" not in "".join(found)
     assert "Unknown column 'note' in 'field list'" in " ".join(line.strip() for line in found)
-    assert any(line.split()[:2] == ["shard", "queued"] for line in found)
+    assert any(line.split()[:2] == ["shard", "state"] for line in found)
 
 
 def test_a_wide_screen_has_replicas_beside_their_shard():
-    assert any("lost  replica" in line for line in shown(status(FINE), 120))
+    assert any("lost  replica" in line for line in shown(status(FINE), 130))
     assert not any("lost  replica" in line for line in shown(status(FINE), 80))
 
 

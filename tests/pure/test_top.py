@@ -156,7 +156,7 @@ def test_a_screen_fits_and_ends_with_the_keys_or_the_question(name: str, width: 
 def test_without_colours_the_selected_row_its_state_and_an_old_record_are_seen():
     found = shown(replace(SEEN, row=1, found=replace_found(age_s=9.0)))
 
-    assert any(line.startswith("  ▸ s1") and " goes on " in line for line in found)
+    assert any(line.startswith("  ▸ s1") and " fine " in line for line in found)
     assert any(line.startswith("    s0") and " halted " in line for line in found)
     assert "9 s old: a server is slow" in found[0]
 

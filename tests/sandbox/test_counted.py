@@ -180,7 +180,7 @@ def test_a_fork_counts_its_own_ops_and_not_its_parents(here: Here):
         pipeline.enqueue_insert(here.db.thing, owner=7, name="child")
         own = here.box.client.dispatch._sends
         assert own is not None
-        os._exit(len(own.ones))
+        os._exit(len(own.single))
     _, status = os.waitpid(child, 0)
 
     assert os.waitstatus_to_exitcode(status) == 1

@@ -13,7 +13,11 @@ import struct
 import threading
 from collections.abc import Iterator, Mapping
 
+from celery.utils.log import current_process_index
+
+from pipeline.apply.transaction import Outcome
 from pipeline.events import Event
+from pipeline.per_process import PerProcess
 
 #: The size of one page, bytes; the kernel gives memory to what is used of it. A shard takes up to 10 kB.
 PAGE = 1 << 19
@@ -110,3 +114,26 @@ def _read(memory: mmap.mmap, start: int) -> Iterator[tuple[tuple[str, str, str],
         text, at = at + _HEAD.size, at + _HEAD.size + length + -length % 8
         yield memory[text : text + length].decode().partition(" "), at, _NUMBER.unpack_from(memory, at)[0]
         at += _NUMBER.size
+
+
+#: Of this worker. Its main process makes it before it forks; None where no metrics are asked for.
+tally: Tally | None = None
+
+
+def _own_page() -> Page | None:
+    return None if tally is None else tally.page(current_process_index(0) or 0)
+
+
+#: This process's page.
+page = PerProcess(_own_page)
+
+
+def count_batch(shard: str, outcome: Outcome) -> None:
+    """Count one batch in this process, which applies it, where its worker shows metrics.
+
+    Args:
+        shard: the shard's name.
+        outcome: what the batch did.
+    """
+    if (own := page()) is not None:
+        own.add(shard, outcome.counts)

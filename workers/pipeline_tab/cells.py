@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-#: An op that waits longer, or a replica that lags more, is shown as late, ms.
-LATE_MS = 5_000
+from pipeline.admin.observe.record import LATE_MS
+
 UNKNOWN = '<span class="pl-unknown">unknown</span>'
 _N = TypeVar("_N", int, float)
 
@@ -29,23 +29,58 @@ def span(ms: int) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def fault_list(items: Iterable[tuple[str, str, str]], fine: str) -> str:
+class Trouble(NamedTuple):
+    """One thing that is wrong.
+
+    Attributes:
+        head: its sentence.
+        detail: more, unless the sentence has it.
+        fix: what mends it; behind `run: ` a command.
+        page: the address of the page with the buttons, from the page that shows this; empty: none.
+        open: what the link to that page says.
+        resume: what a button resumes, as `table:x`; empty: there is none.
+    """
+
+    head: str
+    detail: str = ""
+    fix: str = ""
+    page: str = ""
+    open: str = ""
+    resume: str = ""
+
+
+def fault_list(items: Iterable[Trouble], fine: str) -> str:
     """Return what is wrong, each with what mends it.
 
     Args:
-        items: of each its sentence, more unless the sentence has it, and what mends it; behind `run: ` a command.
+        items: the worst first.
         fine: the sentence where nothing is.
     """
-    found = "".join(f"<li>{_fault_item(*item)}</li>" for item in items)
+    found = "".join(f"<li>{_fault_item(item)}</li>" for item in items)
     return f"<ul>{found}</ul>" if found else f'<p class="pl-fine"><span aria-hidden="true">✓</span> {fine}</p>'
 
 
-def _fault_item(head: str, detail: str, fix: str) -> str:
+def _fault_item(item: Trouble) -> str:
+    head, detail, fix = item.head, item.detail, item.fix
     more = f' <span class="pl-detail">{escape(detail)}</span>' if detail and detail not in head else ""
-    command = fix.removeprefix("run: ")
-    mend = f' <code class="pl-fix">{escape(command)}</code>' if fix.startswith("run: ") else ""
-    said = f' <span class="pl-fix-words">{escape(fix)}</span>' if fix and not mend else ""
-    return f"<strong>{escape(head)}</strong>{more}{mend}{said}"
+    words, run, command = fix.rpartition("run: ")
+    if not run:
+        words, command = fix, ""
+    said = f' <span class="pl-fix-words">{escape(words + run)}</span>' if words else ""
+    mend = f' <code class="pl-fix">{escape(command)}</code>' if command else ""
+    link = f' <a class="pl-go" href="{escape(item.page)}">{escape(item.open)}</a>' if item.page else ""
+    return f"<strong>{escape(head)}</strong>{more}{said}{mend}{link}{_resume_button(item.resume)}"
+
+
+def _resume_button(what: str) -> str:
+    if not what:
+        return ""
+    kind, _, name = what.partition(":")
+    words = f"Resume {name} on all shards" if kind == "table" else f"Resume {name}"
+    return (
+        f' <button class="btn btn-primary btn-sm pl-go" form="pl-stop" name="resume" value="{escape(what)}">'
+        f"{escape(words)}</button>"
+    )
 
 
 def number_card(label: str, value: str, style: str, more: str = "") -> str:

@@ -94,7 +94,7 @@ class DeadPage(Acting):
             words["listed"] = await self.ask(partial(acts.listed, where))
             words["actions"] = await self.ask(partial(acts.actions, [where.shard] if where.shard else shards))
         except PipelineError as error:
-            words["fault"] = str(error)
+            words |= {"fault": str(error), "mend": mend_of(error)}
         await self.display("pipeline_dead.html", title="Ops that are set aside", done=None, **words)
 
     @authenticated
@@ -136,7 +136,7 @@ class DeadOpPage(Acting):
         try:
             op = await self.ask(partial(acts.look_at, place, shard))
         except PipelineError as error:
-            self.go("/pipeline/dead", str(error))
+            self.go("/pipeline/dead", f"{error}; {mend_of(error)}" if lacks_a_right(error) else str(error))
             return
         await self.display("pipeline_dead_op.html", title=f"Op {place}", op=op, place=place, text=edit_text)
 
@@ -169,8 +169,9 @@ class Stopping(Acting):
     async def post(self) -> None:
         """Do it, and go back to the page that asked."""
         self.refuse_if_read_only()
-        name, back = self.given("name"), self.given("shard")
-        pause, reason = self.given("act") == "pause", self.given("reason")
+        resume, back = self.given("resume"), self.given("shard")
+        name = resume or self.given("name")
+        pause, reason = not resume and self.given("act") == "pause", self.given("reason")
         try:
             told = await self.ask(partial(acts.stop, name, pause=pause, reason=reason, by=self.by))
         except PipelineError as error:
@@ -191,6 +192,28 @@ class Moving(Acting):
         except PipelineError as error:
             told = f"Nothing was done: {error}"
         self.go(f"/pipeline/shard/{self.given('shard')}", told)
+
+
+def lacks_a_right(error: PipelineError) -> bool:
+    """Return whether a database or Redis has denied something to Flower's account.
+
+    Args:
+        error: what the account met.
+    """
+    return any(words in str(error) for words in ("denied", "NOPERM", "no permissions"))
+
+
+def mend_of(error: PipelineError) -> str:
+    """Return what lets Flower answer.
+
+    Args:
+        error: why it could not.
+    """
+    if lacks_a_right(error):
+        return (
+            "the account of Flower lacks this right: deploy/mariadb/web.sql and deploy/redis/log.acl have what it needs"
+        )
+    return "load the page again once it answers"
 
 
 def utc(at_ms: int) -> str:

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from functools import lru_cache
 from html import escape
 
+from pipeline.admin.observe.faults import away_on
 from pipeline.admin.observe.moves import MoveRecord
 from pipeline.admin.observe.published import History, Point
-from pipeline.admin.observe.record import NodeRecord, ShardRecord
+from pipeline.admin.observe.record import NodeRecord, ShardRecord, stop_word
+from pipeline.model.wait_reason import WaitReason
 from pipeline.reads.health.report import NodeState
+from pipeline.shard.records.stops import BREAKER, PAUSED
 from workers.pipeline_tab.cells import (
+    Trouble,
     age_text,
     empty_row,
     fault_list,
@@ -22,15 +26,16 @@ from workers.pipeline_tab.cells import (
 )
 from workers.pipeline_tab.charts import Curve, chart, greatest
 from workers.pipeline_tab.feed import Seen
-from workers.pipeline_tab.overview import freshness, move_rows, state_of
+from workers.pipeline_tab.overview import freshness, move_rows, stale
 
 
-def shard_page(seen: Seen, name: str) -> dict[str, str]:
+def shard_page(seen: Seen, name: str, *, read_only: bool = False) -> dict[str, str]:
     """Return the parts of a shard's page.
 
     Args:
         seen: what is shown.
         name: the shard's.
+        read_only: whether the page has no button.
     """
     shard = next(one for one in seen.record.shards if one.shard == name)
     history = seen.histories.get(name, History())
@@ -38,7 +43,7 @@ def shard_page(seen: Seen, name: str) -> dict[str, str]:
     return {
         "pl-fresh": freshness(seen),
         "pl-cards": _cards(shard),
-        "pl-waits": _waits(shard, moves),
+        "pl-waits": _waits(seen, shard, moves, read_only),
         "pl-moves": move_rows(moves),
         "pl-charts-recent": _charts(history.recent),
         "pl-charts-day": _charts(history.day),
@@ -50,36 +55,45 @@ def shard_page(seen: Seen, name: str) -> dict[str, str]:
 
 def _cards(shard: ShardRecord) -> str:
     """Return the numbers of one shard."""
-    word, style = state_of(shard)
+    word, style = shard.state
     batch = shard.batch
     took = "–" if batch is None or batch.ms_p50 is None else f"≤ {span(int(batch.ms_p50))}"
     longest = "–" if batch is None or batch.ms_p95 is None else f"95 % ≤ {span(int(batch.ms_p95))}"
     sizes = "" if batch is None else f"{batch.per_s:,.1f} a second, {batch.ops_mean:,.1f} ops each"
     enqueued = f"enqueued {rate_text(shard.enqueue_rate)}"
     refused = number_text(shard.rejected, bad=bool(shard.rejected))
-    behind = f"behind these {number_text(shard.parked)}, lost {number_text(shard.lost, bad=bool(shard.lost))}"
-    owned = f"in {number_text(shard.owned)} buckets that it owns"
+    behind = f"{number_text(shard.parked)} parked, {number_text(shard.lost, bad=bool(shard.lost))} lost"
+    owned = f"in {number_text(shard.owned)} buckets"
     return "".join(
         (
             number_card("State", f'<span class="pl-state pl-{style}">{escape(word)}</span>', ""),
             number_card("Queued ops", number_text(shard.depth, sign="≤ " * shard.at_most), "active", owned),
             number_card("Oldest op", age_text(shard.oldest_ms, none="–"), "active"),
             number_card("Applied a second", rate_text(shard.rate), "success", enqueued),
-            number_card("Batch, half of them", took, "success", f"{longest}<br>{sizes}"),
-            number_card("Refused ops", refused, "danger" if shard.rejected else "", behind),
+            number_card("Batch, median", took, "success", f"{longest}<br>{sizes}"),
+            number_card("Rejected ops", refused, "danger" if shard.rejected else "", behind),
         )
     )
 
 
-def _waits(shard: ShardRecord, moves: Sequence[MoveRecord]) -> str:
+def _waits(seen: Seen, shard: ShardRecord, moves: Sequence[MoveRecord], read_only: bool) -> str:
     """Return what of a shard is stopped or waits, and what mends it."""
-    items = [(one, "", "") for one in (shard.why, shard.queue_why if shard.queue_why != shard.why else "") if one]
-    items += [(f"{move} stands still: {move.still}", "", move.mend) for move in moves if move.still]
-    items += [(wait.head, "", wait.command) for wait in shard.waits]
+    unknown = dict.fromkeys(why for why in (shard.why, shard.queue_why) if why)
+    items = stale(seen)
+    items += [Trouble(f"{shard.shard} is unknown", why, "run: pipeline check") for why in unknown]
+    items += [Trouble(f"{move} stands still: {move.still}", "", move.mend) for move in moves if move.still]
+    items += [Trouble(one.head, "", one.command, resume="" if read_only else _resumed(one)) for one in shard.waits]
     for one in shard.poison:
         tries = f"bucket {one.bucket} is tried in smaller parts: {one.attempts} attempts with one op alone have failed"
-        items.append((tries, "", "workers reject the op after the last try"))
+        items.append(Trouble(tries, "", "workers reject the op after the last try"))
+    items += [Trouble(one.what, one.why, one.fix) for one in away_on(shard)]
     return fault_list(items, "Nothing waits.")
+
+
+def _resumed(reason: WaitReason) -> str:
+    if reason.kind not in (PAUSED, BREAKER):
+        return ""
+    return f"{'shard' if reason.scope == reason.shard else 'table'}:{reason.scope}"
 
 
 @lru_cache(maxsize=64)
@@ -104,16 +118,21 @@ def _nodes(shard: ShardRecord) -> str:
 
 def _tables(shard: ShardRecord) -> str:
     """Return the rows of a shard's hottest tables."""
+    stopped = shard.stopped
     found = (
         table_row(
             escape(one.table),
-            rate_text(one.rate),
-            number_text(one.rejected, bad=bool(one.rejected)),
-            f'<span class="pl-state pl-bad">stopped</span> {escape(one.halted)}' if one.halted else "–",
+            f'{rate_text(one.rate)}<span class="pl-unit"> a second</span>',
+            f'{number_text(one.rejected, bad=bool(one.rejected))}<span class="pl-unit"> rejected</span>',
+            _stop(stopped[one.table]) if one.table in stopped else '<span class="pl-state pl-good">fine</span>',
         )
         for one in shard.tables
     )
     return "".join(found) or empty_row(4, "nothing was applied yet")
+
+
+def _stop(reason: WaitReason) -> str:
+    return f'<span class="pl-state pl-bad">{stop_word(reason)}</span> {escape(reason.sentence())}'
 
 
 def _buckets(shard: ShardRecord) -> str:

@@ -6,18 +6,18 @@ Every text from outside goes through `escape`.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
+from urllib.parse import quote
 
+from pipeline.admin.observe.faults import DEAD_LIST, OpFault
 from pipeline.admin.observe.moves import COUNTED, MoveRecord, in_brief
 from pipeline.admin.observe.published import FRESH_MS, History, Point
-from pipeline.admin.observe.record import OpFault, Record, ShardRecord
-from pipeline.model.wait_reason import WaitReason
-from pipeline.reads.health.report import NodeState
+from pipeline.admin.observe.record import Record, ShardRecord
+from pipeline.model.wait_reason import WaitReason, utc_text
 from pipeline.shard.records.stops import BREAKER, PAUSED
 from workers.pipeline_tab.cells import (
-    LATE_MS,
-    UNKNOWN,
+    Trouble,
     age_text,
     empty_row,
     fault_list,
@@ -32,20 +32,16 @@ from workers.pipeline_tab.cells import (
 from workers.pipeline_tab.charts import sparkline
 from workers.pipeline_tab.feed import Seen
 
-#: What only passes, by the kind of its reason; all else stops ops until somebody mends it.
-_PASSING = frozenset(("early", "locked", "testing", "queued", "database", "moving"))
-#: How many points a small line has: it is no wider than this in the page.
-_LINE_POINTS = 60
+#: How many points a small line has, and the time between two of them, ms: it is no wider than this in the page.
+_LINE_POINTS, _STEP_MS = 60, 15_000
 #: How many ops a fault is about.
 _COUNT = re.compile(r"^[\d,]+ op\b|^[\d,]+ ops\b|^[\d,]+ entr(y|ies)\b")
-#: By shard, the points whose lines were drawn last, and these.
-_drawn: dict[str, tuple[tuple[Point, ...], tuple[str, str]]] = {}
+#: By shard, the step whose lines were drawn last, and these.
+_drawn: dict[str, tuple[tuple[int, int], tuple[str, str]]] = {}
 #: How many faults a page names.
 _MOST_FAULTS = 12
 #: How many moves a page lists.
 _MOST_MOVES = 20
-#: A replica that gets nothing new or is away: reads go to others.
-_GONE = (NodeState.STALLED, NodeState.OUT, NodeState.UNFIT)
 
 
 def overview(seen: Seen) -> dict[str, str]:
@@ -132,25 +128,40 @@ def freshness(seen: Seen) -> str:
     return '<span class="status-dot status-dot-live" aria-hidden="true"></span> live'
 
 
+def stale(seen: Seen) -> list[Trouble]:
+    """Return that what is shown is of before, where it is.
+
+    Args:
+        seen: what is shown.
+    """
+    if seen.age_ms is None or seen.age_ms <= FRESH_MS:
+        return []
+    head = f"No worker has said anything since {utc_text(seen.record.at_ms)}: all below is of then"
+    return [Trouble(head, "", "run: celery -A workers worker")]
+
+
 def _whats_wrong(seen: Seen) -> str:
     """Return what is wrong, the worst first, each with what mends it."""
     record = seen.record
-    items = [(f"{name} is unknown", why, "") for name, why in dict.fromkeys(record.unknown)]
-    if len({why for _, why, _ in items}) == 1 and all(shard.why for shard in record.shards):
-        items = [("Nothing is known", items[0][1], "")]
-    items += _faults(record)
+    away = {one.node for one in record.away}
+    unknown = [(name, why) for name, why in dict.fromkeys(record.unknown) if name not in away]
+    if len({why for _, why in unknown}) == 1 and all(shard.why for shard in record.shards):
+        why, _, command = unknown[0][1].partition("; run: ")
+        items = [Trouble("Nothing is known", why, f"run: {command or 'pipeline check'}")]
+    else:
+        items = [Trouble(f"{name} is unknown", why, "run: pipeline check") for name, why in unknown]
+    items = [*stale(seen), *items, *_faults(record)]
     if record.redis.full is not None:
-        items.append(("Redis takes no new ops", record.redis.full, "start workers, or raise maxmemory"))
+        items.append(Trouble("Redis takes no new ops", record.redis.full, "start workers, or raise maxmemory"))
     told = {wait.scope for shard in record.shards for wait in shard.waits if wait.kind == BREAKER}
     items += [item for wait, item in _waits(record) if wait.scope not in told]
-    gone = [node for shard in record.shards for node in shard.replicas if node.state in _GONE and not node.why]
-    items += [(f"{node.node} is {node.state}: reads go elsewhere", node.unfit, "") for node in gone]
+    items += [Trouble(one.what, one.why, one.fix) for one in record.away]
     if len(items) > _MOST_FAULTS:
-        items[_MOST_FAULTS:] = [(f"{len(items) - _MOST_FAULTS:,} more", "", "run: pipeline status")]
+        items[_MOST_FAULTS:] = [Trouble(f"{len(items) - _MOST_FAULTS:,} more", "", "run: pipeline status")]
     return fault_list(items, "Nothing is wrong.")
 
 
-def _faults(record: Record) -> list[tuple[str, str, str]]:
+def _faults(record: Record) -> list[Trouble]:
     """Return the faults, one of a kind where several shards have it: 64 lines of one would hide all others."""
     shards = {one.shard for one in record.shards}
     same: dict[tuple[str, str], list[OpFault]] = {}
@@ -158,10 +169,24 @@ def _faults(record: Record) -> list[tuple[str, str, str]]:
         whose = fault.shard if fault.shard not in shards else ""
         kind = _COUNT.sub("", fault.subject), whose + fault.fix.replace(fault.shard, "")
         same.setdefault(kind, []).append(fault)
-    return [(str(one), _elsewhere([other.shard for other in others]), one.fix) for one, *others in same.values()]
+    return [
+        Trouble(str(one), _elsewhere([other.shard for other in others]), one.fix, *_buttons(one, shards))
+        for one, *others in same.values()
+    ]
 
 
-def _waits(record: Record) -> list[tuple[WaitReason, tuple[str, str, str]]]:
+def _buttons(fault: OpFault, shards: Collection[str]) -> tuple[str, str]:
+    """Return the address of the page that has the buttons for a fault, and what the link to it says."""
+    if fault.fix == f"run: {DEAD_LIST}":
+        return f"pipeline/dead?shard={quote(fault.shard)}", "See, replay or drop them"
+    return _shard_page(fault.shard) if fault.shard in shards else ("", "")
+
+
+def _shard_page(shard: str) -> tuple[str, str]:
+    return f"pipeline/shard/{quote(shard, safe='')}", f"Open {shard}"
+
+
+def _waits(record: Record) -> list[tuple[WaitReason, Trouble]]:
     """Return what waits, once where the same waits on several shards for the same reason."""
     same: dict[tuple[str, str, str], list[WaitReason]] = {}
     for shard in record.shards:
@@ -171,7 +196,9 @@ def _waits(record: Record) -> list[tuple[WaitReason, tuple[str, str, str]]]:
     for waits in same.values():
         first = min(waits, key=lambda wait: wait.since_ms)
         more = _elsewhere(sorted({wait.shard for wait in waits} - {first.shard})) or first.detail
-        found.append((first, (first.head, more, first.command)))
+        page, words = _shard_page(first.shard)
+        words = f"Resume it on the page of {first.shard}" if first.kind in (PAUSED, BREAKER) else words
+        found.append((first, Trouble(first.head, more, first.command, page, words)))
     return found
 
 
@@ -186,23 +213,24 @@ def _cards(record: Record) -> str:
     shards = record.shards
     oldest = [one.oldest_ms for one in shards if one.oldest_ms is not None]
     dead = sum_known(one.rejected for one in shards)
-    memory = record.redis.memory_share
-    used = UNKNOWN if memory is None else f"{memory:.0%}" if memory else "no limit"
+    share, used = record.redis.memory_share, size_text(record.redis.memory_bytes)
+    limit = "" if share is None else f"{share:.0%} of its limit" if share else "it has no limit"
+    parked = f"{number_text(sum_known(one.parked for one in shards))} parked"
     return "".join(
         (
             number_card("Queued ops", number_text(sum_known(one.depth for one in shards)), "active"),
             number_card("Oldest op", age_text(max(oldest, default=None), none="–"), "active"),
             number_card("Applied a second", rate_text(sum_known(one.rate for one in shards)), "success"),
             number_card("Enqueued a second", rate_text(sum_known(one.enqueue_rate for one in shards)), "success"),
-            number_card("Refused ops", number_text(dead, bad=bool(dead)), "danger" if dead else ""),
-            number_card("Memory of Redis", used, ""),
+            number_card("Rejected ops", number_text(dead, bad=bool(dead)), "danger" if dead else "", parked),
+            number_card("Memory of Redis", used, "", limit),
         )
     )
 
 
 def _row(shard: ShardRecord, history: History) -> dict[str, str]:
     """Return a shard's cells of the overview, each by its name: a cell is sent again only if it has changed."""
-    word, style = state_of(shard)
+    word, style = shard.state
     lags = [node.lag_ms for node in shard.replicas]
     lag = None if not lags or None in lags else max(one for one in lags if one is not None)
     shares = [node.reads_share for node in shard.replicas if node.reads_share is not None]
@@ -222,10 +250,11 @@ def _row(shard: ShardRecord, history: History) -> dict[str, str]:
 
 
 def _lines(points: tuple[Point, ...], shard: str) -> tuple[str, str]:
-    """Return the lines of what was queued and of what was applied; points come every 5 s, the page asks each second."""
+    """Return the lines of what was queued and of what was applied, drawn anew once they have a further point."""
     kept = _drawn.get(shard)
-    if kept is None or kept[0] is not points:  # the hash of 180 points takes longer than all else of a row
-        _drawn[shard] = kept = points, _draw(points, shard)
+    step = len(points) // 3, points[-1].at_ms // _STEP_MS if points else 0
+    if kept is None or kept[0] != step:  # drawing them takes longer than all else of the page
+        _drawn[shard] = kept = step, _draw(points, shard)
     return kept[1]
 
 
@@ -235,24 +264,3 @@ def _draw(points: tuple[Point, ...], shard: str) -> tuple[str, str]:
         sparkline([point.depth for point in every], f"queued on {shard}, 15 minutes"),
         sparkline([point.rate for point in every], f"applied a second on {shard}, 15 minutes"),
     )
-
-
-def state_of(shard: ShardRecord) -> tuple[str, str]:
-    """Return a shard's state in a word, and its style.
-
-    Args:
-        shard: the newest record.
-    """
-    if shard.why or shard.queue_why:
-        return "unknown", "bad"
-    stopping = [wait for wait in shard.waits if wait.kind not in _PASSING]
-    if stopping:
-        first = stopping[0]
-        word = {BREAKER: "halted", "no-worker": "no worker"}.get(first.kind, first.kind.replace("-", " "))
-        part = first.kind in (PAUSED, BREAKER) and first.scope != shard.shard
-        return f"{'a table is ' * part}{word}", "bad"
-    if shard.oldest_ms is not None and shard.oldest_ms > LATE_MS:
-        return "late", "warn"
-    if shard.rejected or shard.lost:
-        return "refused ops", "warn"
-    return "fine", "good"

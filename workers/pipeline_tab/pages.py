@@ -1,4 +1,4 @@
-"""Answer the browsers that look at the Pipeline tab: pages, and what has changed on them once a second."""
+"""Answer the browsers that look at the Pipeline tab: pages, and what has changed on them once a second or two."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from tornado.web import HTTPError, RequestHandler, authenticated
 from workers.pipeline_tab import one_shard, overview
 from workers.pipeline_tab.feed import Seen, feed
 
-#: The time between two messages to a browser, s.
-EVERY_S = 1.0
 #: The cookie that carries what was done to the next page.
 TOLD = "pl_told"
 #: What a page may load and run: its own, and Flower's.
@@ -79,7 +77,7 @@ class TabPage(BaseHandler):
                 told = parts
                 self.write(f"data: {json.dumps(changed)}\n\n")
                 await self.flush()
-                await asyncio.sleep(EVERY_S)
+                await asyncio.sleep(feed().every_s)
         except StreamClosedError:
             return
 
@@ -115,7 +113,7 @@ class ShardPage(TabPage):
 
     def parts(self, seen: Seen) -> Mapping[str, str]:
         """See `TabPage.parts`."""
-        return one_shard.shard_page(seen, self._name)
+        return one_shard.shard_page(seen, self._name, read_only=self.application.options.read_only)
 
     @authenticated
     async def get(self, name: str, live: str | None = None) -> None:

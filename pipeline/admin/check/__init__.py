@@ -14,7 +14,7 @@ from pipeline.admin.check import buckets, schemas, servers, surroundings, transp
 from pipeline.admin.check.evidence import Evidence, gather
 from pipeline.admin.check.finding import ERROR, Finding, merged_findings
 from pipeline.admin.check.uwsgi import uwsgi_findings
-from pipeline.admin.observe.record import MAX_AGE_S
+from pipeline.admin.observe.faults import MAX_AGE_S
 from pipeline.config.settings import load
 from pipeline.errors import ConfigError
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from pipeline.admin.check.probe import APPLIED_S, failed_probes
 from pipeline.admin.check.uwsgi import servers_without_threads
+from pipeline.admin.observe.faults import MAX_AGE_S, OpFault
 from pipeline.admin.observe.observer import Observer
 from pipeline.admin.observe.reached import ASK_S, ask_all
-from pipeline.admin.observe.record import MAX_AGE_S, OpFault
 from pipeline.config.settings import Settings
 from pipeline.config.topology import Topology
 from pipeline.enqueue.bucket_map import follow_noted

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from pipeline.admin.observe.record import FULLEST, HostRecord, NodeRecord, ReadCount
+from pipeline.admin.replica_absence import last_seen_of
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.reads.health.report import NodeState, Report, unfit_of
 from pipeline.reads.routing.accounting import Chosen
@@ -27,6 +28,7 @@ class News:
         unfit: each unfit node, and why.
         reads: counts of all processes.
         hosts: those whose spools are known, the fullest first.
+        caught_up_ms: of each node that readers avoid, when it had last caught up, ms since 1970.
     """
 
     now_ms: int
@@ -34,6 +36,7 @@ class News:
     unfit: Mapping[str, str]
     reads: tuple[ReadCount, ...]
     hosts: tuple[HostRecord, ...] = ()
+    caught_up_ms: Mapping[str, int] = field(default_factory=dict)
 
     def age_ms(self, node: str) -> int | None:
         """Return how old a node's report is; None where there is none.
@@ -58,7 +61,10 @@ def news_of(log: RedisLog) -> News:
     unfit = {node: why for text in log.unfit().values() for node, why in unfit_of(text).items()}
     counted = {Chosen.parse(text): reads for text, reads in log.reads().items()}
     reads = tuple(ReadCount(*choice, reads) for choice, reads in sorted(counted.items()))
-    return News(now_ms, nodes, unfit, reads, hosts_of(log.hosts(), now_ms))
+    avoided = [node for node, (_, report) in nodes.items() if node in unfit or report.state is not NodeState.IN]
+    noted = {node: last_seen_of(log, node) for node in avoided}
+    caught_up = {node: seen.with_primary_ms for node, seen in noted.items() if seen is not None}
+    return News(now_ms, nodes, unfit, reads, hosts_of(log.hosts(), now_ms), caught_up)
 
 
 def hosts_of(told: Mapping[str, tuple[int, str]], now_ms: int) -> tuple[HostRecord, ...]:
@@ -103,7 +109,10 @@ def _with(node: NodeRecord, news: News) -> NodeRecord:
         node = replace(node, state=NodeState.NO_PROBER)
     else:
         report = news.nodes[node.node][1]
-        node = replace(node, state=report.state, reading_ms=report.lag_ms, age_ms=news.age_ms(node.node))
+        node = replace(
+            node, state=report.state, reading_ms=report.lag_ms, age_ms=news.age_ms(node.node),
+            behind_since_ms=news.caught_up_ms.get(node.node),
+        )  # fmt: skip
     if node.node in news.unfit:
         return replace(node, state=NodeState.UNFIT, unfit=news.unfit[node.node])
     return node

@@ -324,7 +324,12 @@ def _waits(shard: str, stops: Iterable[WaitReason], queue: Queue, stopped: Mappi
     """Return why ops of a shard wait; for a bucket that is stopped for its move, that is the reason."""
     moving = moves.moving_reasons({bucket: leg for bucket, leg in stopped.items() if bucket in queue.behind})
     behind = {bucket: mark for bucket, mark in queue.behind.items() if bucket not in stopped}
-    return reasons_of(shard, behind, [*stops, *moving], queue.noted.notes, queue.noted.alive)
+    found = reasons_of(shard, behind, [*stops, *moving], queue.noted.notes, queue.noted.alive)
+    if queue.oldest_ms is None:
+        return found
+    # nobody notes that no worker runs; the oldest op has waited since
+    since_ms = clock.wall_ms() - queue.oldest_ms
+    return tuple(replace(one, since_ms=since_ms) if one.kind == "no-worker" else one for one in found)
 
 
 def _why(node: str, error: PipelineError) -> str:

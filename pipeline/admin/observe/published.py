@@ -44,8 +44,8 @@ class History(NamedTuple):
 
 #: Of a shard of which nothing was read yet.
 NO_HISTORY = History()
-#: How many points are read anew: they are those of a minute, and of an hour.
-_NEWEST = 12
+#: How many points are read anew: they are those of half a minute, and of half an hour.
+_NEWEST = 6
 
 
 class Newest(NamedTuple):
@@ -137,24 +137,27 @@ def read_record(log: SharedState, shards: Sequence[str]) -> Newest | None:
     return Newest(replace(whole, shards=rows, source=BY_WORKERS), max(0, age_ms))
 
 
-def read_history(log: SharedState, shard: str, known: History = NO_HISTORY) -> History:
-    """Return the points of a shard's history; what another version wrote in other words is left out.
+def read_histories(log: SharedState, known: Mapping[str, History]) -> dict[str, History]:
+    """Return the points of shards' histories; what another version wrote in other words is left out.
 
     Args:
         log: has them.
-        shard: the shard's name.
-        known: what was read before. Where the newest points of the log go on from it, only these are read.
+        known: by shard, what was read before. Where the newest points of the log go on from it, only these are read.
 
     Raises:
         LogUnavailable: Redis does not answer.
     """
-    if known.recent:
-        recent, day = (_points(texts) for texts in log.history(shard, _NEWEST))
-        whole = _gone_on(known.recent, recent, MOST_RECENT), _gone_on(known.day, day, MOST_OF_DAY)
-        if whole[0] is not None and whole[1] is not None:
-            return History(whole[0], whole[1])
-    recent, day = (_points(texts) for texts in log.history(shard))
-    return History(recent, day)
+    found = dict[str, History]()
+    newest = log.histories([shard for shard, before in known.items() if before.recent], _NEWEST)
+    for shard, (recent, day) in newest.items():
+        before = known[shard]
+        minutes = _gone_on(before.recent, _points(recent), MOST_RECENT)
+        hours = _gone_on(before.day, _points(day), MOST_OF_DAY)
+        if minutes is not None and hours is not None:
+            found[shard] = History(minutes, hours)
+    whole = log.histories([shard for shard in known if shard not in found])
+    found |= {shard: History(_points(recent), _points(day)) for shard, (recent, day) in whole.items()}
+    return {shard: found[shard] for shard in known}
 
 
 def nothing_known(why: str, at_ms: int, shards: Sequence[str]) -> Record:

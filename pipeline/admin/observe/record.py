@@ -6,12 +6,13 @@ None means unknown: a server did not answer. An unknown number is never shown as
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
 
+from pipeline.admin.observe.faults import MAX_AGE_S, Away, OpFault, away_on, faults_in
 from pipeline.admin.observe.moves import MoveRecord
 from pipeline.model.wait_reason import WaitReason
 from pipeline.reads.health.report import NodeState
@@ -24,6 +25,10 @@ BY_WORKERS, OWN_LOOK = "workers", "own look"
 #: How many tables, buckets and hosts a record names at most: the hottest, the deepest, the fullest.
 HOTTEST = DEEPEST = 20
 FULLEST = 200
+#: The age from which on an op, or the lag of a replica, is shown as late, ms.
+LATE_MS = 5_000
+#: What only passes, by the kind of its reason; all else stops ops until somebody mends it.
+PASSING = frozenset(("early", "locked", "testing", "queued", "database", "moving"))
 #: How many reasons to wait a shard's record has at most, the worst; and how many strange keys.
 MOST_WAITS, MOST_STRANGE = 50, 100
 
@@ -43,6 +48,7 @@ class NodeRecord:
         reads_share: its share of the reads that the shard's nodes served lately, 0.0 to 1.0; None where there was none.
         unfit: why it is unfit, and what to do; empty where it is fit.
         why: why something is unknown.
+        behind_since_ms: when a replica that readers avoid had last caught up, as upkeep noted it; None: not known.
     """
 
     node: str
@@ -56,6 +62,7 @@ class NodeRecord:
     reads_share: float | None = None
     unfit: str = ""
     why: str = ""
+    behind_since_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,13 @@ class PoisonRecord:
     bucket: int
     attempts: int
     since_ms: int | None = None
+
+
+class ShardState(NamedTuple):
+    """A shard's state: its word on every screen, and how bad it is, as `good`, `warn` or `bad`."""
+
+    word: str
+    badness: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +168,21 @@ class ShardRecord:
     refused: str = ""
 
     @property
+    def state(self) -> ShardState:
+        """What stops the shard the most, in a word; what only passes stops nothing."""
+        if self.why or self.queue_why:
+            return ShardState("unknown", "bad")
+        for reason in self.waits:
+            if reason.kind not in PASSING:
+                table = reason.kind in (PAUSED, BREAKER) and reason.scope != self.shard
+                return ShardState(f"{'table ' * table}{stop_word(reason)}", "bad")
+        if self.oldest_ms is not None and self.oldest_ms > LATE_MS:
+            return ShardState("late", "warn")
+        if self.lost or away_on(self) or self.rejected:
+            return ShardState("lost ops" if self.lost else "replica away" if away_on(self) else "rejected ops", "warn")
+        return ShardState("fine", "good")
+
+    @property
     def stopped(self) -> dict[str, WaitReason]:
         """What is paused or halted there, by its name: the shard's, or a table's."""
         return stopped_in(self.waits)
@@ -162,6 +191,15 @@ class ShardRecord:
     def replicas(self) -> tuple[NodeRecord, ...]:
         """The nodes that are not the primary."""
         return tuple(node for node in self.nodes if node.role == "replica")
+
+
+def stop_word(reason: WaitReason) -> str:
+    """Return what stops ops, in a word.
+
+    Args:
+        reason: why they wait.
+    """
+    return "halted" if reason.kind == BREAKER else reason.kind.replace("-", " ")
 
 
 def stopped_in(waits: Iterable[WaitReason]) -> dict[str, WaitReason]:
@@ -216,39 +254,6 @@ class ReadCount:
     reads: int
 
 
-#: The age from which on a waiting op is a fault, unless an operator says otherwise, s.
-MAX_AGE_S = 60.0
-#: How many keys a fault names.
-MOST_NAMED = 5
-_STRANGE = "in Redis: not of the pipeline's making, by its type, size or expiry"
-
-
-class OpFault(NamedTuple):
-    """What is wrong on a shard, and what mends it.
-
-    Attributes:
-        shard: its name.
-        subject: the ops or the table concerned.
-        what: what happened to the subject; the sentence continues after it.
-        fix: the command.
-        example: one of several subjects, by its place.
-    """
-
-    shard: str
-    subject: str
-    what: str
-    fix: str
-    example: str = ""
-
-    @property
-    def mend(self) -> str:
-        """The command, and what to look at."""
-        return f"{self.fix} (the last is {self.example})" if self.example else self.fix
-
-    def __str__(self) -> str:
-        return f"{self.shard}: {self.subject} {self.what}"
-
-
 @dataclass(frozen=True, slots=True)
 class Record:
     """The whole deployment at one moment.
@@ -277,6 +282,11 @@ class Record:
     version: int = RECORD_VERSION
 
     @property
+    def away(self) -> list[Away]:
+        """The replicas that readers avoid."""
+        return [one for shard in self.shards for one in away_on(shard)]
+
+    @property
     def unknown(self) -> list[tuple[str, str]]:
         """The name of each server that did not answer, and why."""
         lines = [("redis", self.redis.why)]
@@ -293,14 +303,7 @@ class Record:
         Args:
             max_age_s: the age from which on an op is too old.
         """
-        names = ", ".join(self.redis.strange[:MOST_NAMED]) + ", …" * (len(self.redis.strange) > MOST_NAMED)
-        strange = OpFault("redis", names, _STRANGE, "start workers: they delete that; and find out who writes there")
-        of_shards = (fault for shard in self.shards for fault in _faults(shard, max_age_s))
-        late = (host for host in self.hosts if (host.oldest_ms or 0) > max_age_s * 1000)
-        still = (
-            OpFault(one.source, str(one), f"stands still: {one.still}", one.mend) for one in self.moves if one.still
-        )
-        return [*((strange,) if names else ()), *still, *of_shards, *map(_late, late)]
+        return faults_in(self, max_age_s)
 
     def as_json(self, max_age_s: float = MAX_AGE_S) -> dict[str, Any]:
         """Return the record for programs: these fields by these names, null for what is unknown.
@@ -311,36 +314,8 @@ class Record:
         faults = self.faults(max_age_s)
         found: dict[str, Any] = msgspec.to_builtins(self)
         for shard, known in zip(found["shards"], self.shards, strict=True):
+            shard["state"] = known.state.word
             for told, reason in zip(shard["waits"], known.waits, strict=True):
                 told |= {"sentence": reason.sentence(), "command": reason.command}
         told_faults = [fault._asdict() for fault in faults]
         return {"ok": not (faults or self.unknown), "known": not self.unknown, "faults": told_faults, **found}
-
-
-def _faults(shard: ShardRecord, max_age_s: float) -> Iterator[OpFault]:
-    for reason in shard.waits:
-        if reason.kind == BREAKER:
-            yield OpFault(shard.shard, reason.scope, f"is halted: {reason.detail}", f"run: pipeline why {reason.scope}")
-    if shard.rejected:
-        yield OpFault(shard.shard, *_ops(shard.rejected, "refused for good"), "run: pipeline dead list", shard.refused)
-    if shard.given_up:
-        fix = "mend what refuses them; pipeline dead list --where state=dropped has them; raise [apply] rejects_mb"
-        yield OpFault(shard.shard, *_ops(shard.given_up, "refused, and given up to make room"), fix)
-    if shard.lost:
-        yield OpFault(shard.shard, *_ops(shard.lost, "lost by Redis"), "enqueue again what pipeline_lost names")
-    if shard.forged:
-        entries = f"{shard.forged:,} entr{'y' if shard.forged == 1 else 'ies'} of the log"
-        fix = "find who writes to Redis; pipeline_forged has the last; see docs/configuration.md on sign_key"
-        yield OpFault(shard.shard, entries, "came without a right signature, and no op was made of them", fix)
-    if shard.oldest_ms is not None and shard.oldest_ms > max_age_s * 1000:
-        age = f"has waited {shard.oldest_ms / 1000:,.0f} s, more than {max_age_s:g} s"
-        yield OpFault(shard.shard, "the oldest op", age, f"run: pipeline why {shard.shard}")
-
-
-def _late(host: HostRecord) -> OpFault:
-    what = f"in the spool for {(host.oldest_ms or 0) / 1000:,.0f} s"
-    return OpFault(host.host, *_ops(host.spooled or 0, what), "run there: pipeline spool drain")
-
-
-def _ops(count: int, what: str) -> tuple[str, str]:
-    return f"{count:,} op{'s' * (count != 1)}", f"{'was' if count == 1 else 'were'} {what}"

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.admin.dead import AsideCount
-from pipeline.admin.observe.record import Record, ShardRecord
+from pipeline.admin.observe.record import Record, ShardRecord, stop_word
 from pipeline.cli.status_screen import head, moves_table, nodes_table, notices, replicas_table, shards_table, utf8_of
 from pipeline.cli.top.board import Board, page_tables
 
@@ -96,16 +96,16 @@ class TopScreen:
     def _tables(self, shard: ShardRecord, console: Console) -> Table:
         """Return the tables of a shard: whether each goes on, and how fast."""
         known = {one.table: one for one in shard.tables}
-        stopped = {scope: reason.kind for scope, reason in shard.stopped.items()}
+        stopped = {scope: stop_word(reason) for scope, reason in shard.stopped.items()}
         table = _grid("table", "state", "applied/s", "rejected")
         mark, names = "▸ " if utf8_of(console) else "> ", page_tables(shard)
         first, last = _window(len(names), self.board.row - 1, MOST_TABLES)
         for n, name in enumerate(names[first:last], first + 1):
             chosen, one = n == self.board.row, known.get(name)
-            state = {"paused": "paused", "breaker": "halted"}.get(stopped.get(name, ""), "goes on")
+            state = stopped.get(name, "fine")
             rate = "-" if one is None or one.rate is None else f"{one.rate:,.0f}"
             rejected = "-" if one is None or one.rejected is None else f"{one.rejected:,}"
-            style = "" if state == "goes on" else "bold yellow"
+            style = "bold yellow" if name in stopped else ""
             table.add_row(
                 Text(f"{mark if chosen else '  '}{name}", style="bold" if chosen else ""),
                 Text(state, style=style), Text(rate), Text(rejected),

@@ -131,10 +131,10 @@ class MemorySharedState(MemoryServer):
             texts = {name: text.partition(" ") for name in names if (text := self._get(f"record:{name}")) is not None}
             return self.now_ms(), {name: (int(at), text) for name, (at, _, text) in texts.items()}
 
-    def history(self, name: str, most: int | None = None) -> tuple[list[str], list[str]]:
+    def histories(self, names: Iterable[str], most: int | None = None) -> dict[str, tuple[list[str], list[str]]]:
         with self._lock:
-            recent, day = self._server.history.get(name, ((), ()))
-            return [*recent][-(most or 0) :], [*day][-(most or 0) :]
+            kept = {name: self._server.history.get(name, ((), ())) for name in names}
+            return {name: ([*recent][-(most or 0) :], [*day][-(most or 0) :]) for name, (recent, day) in kept.items()}
 
     def seen(self, node: str) -> str | None:
         with self._lock:

@@ -172,13 +172,15 @@ class RedisSharedState(RedisServer):
         texts = {name: text_of(one) for name, one in zip(wanted, found, strict=True) if one is not None}
         return seconds * 1000 + micros // 1000, _stamped(texts)
 
-    def history(self, name: str, most: int | None = None) -> tuple[list[str], list[str]]:
+    def histories(self, names: Iterable[str], most: int | None = None) -> dict[str, tuple[list[str], list[str]]]:
+        wanted = list(names)
         with translated():
             pipe: Any = self._client.pipeline(transaction=False)
-            pipe.lrange(self.keys.recent(name), 0, (most or MOST_RECENT) - 1)
-            pipe.lrange(self.keys.day(name), 0, (most or MOST_OF_DAY) - 1)
-            recent, day = pipe.execute()
-        return [text_of(one) for one in reversed(recent)], [text_of(one) for one in reversed(day)]
+            for name in wanted:
+                pipe.lrange(self.keys.recent(name), 0, (most or MOST_RECENT) - 1)
+                pipe.lrange(self.keys.day(name), 0, (most or MOST_OF_DAY) - 1)
+            answers = iter([[text_of(one) for one in reversed(answer)] for answer in pipe.execute()])
+        return {name: (recent, day) for name, recent, day in zip(wanted, answers, answers, strict=True)}
 
     def seen(self, node: str) -> str | None:
         with translated():

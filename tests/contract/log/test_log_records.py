@@ -30,18 +30,18 @@ def test_the_points_of_a_history_come_in_order_and_are_bounded(log: Log):
     for n in range(MOST_OF_DAY + 5):
         log.publish_records({"s0": "x", "s1": "y"}, {"s0": (f"recent {n}", f"day {n}")})
 
-    recent, day = log.history("s0")
+    recent, day = log.histories(["s0"])["s0"]
 
     assert recent == [f"recent {n}" for n in range(MOST_OF_DAY + 5 - MOST_RECENT, MOST_OF_DAY + 5)]
     assert day == [f"day {n}" for n in range(5, MOST_OF_DAY + 5)]
-    assert log.history("s0", 2) == (recent[-2:], day[-2:])
-    assert log.history("s1") == log.history("s1", 2) == ([], [])
+    assert log.histories(["s0"], 2)["s0"] == (recent[-2:], day[-2:])
+    assert log.histories(["s1"])["s1"] == log.histories(["s1"], 2)["s1"] == ([], [])
 
 
 def test_an_empty_point_adds_none(log: Log):
     log.publish_records({"s0": "x"}, {"s0": ("only recent", "")})
 
-    assert log.history("s0") == (["only recent"], [])
+    assert log.histories(["s0"])["s0"] == (["only recent"], [])
 
 
 def test_counters_add_up_with_what_is_finished_and_are_bounded(log: Log):

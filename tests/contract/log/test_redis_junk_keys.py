@@ -13,7 +13,7 @@ from pydal import DAL, Field
 from pipeline.admin.check import check
 from pipeline.admin.migrate import migrate
 from pipeline.admin.observe.observer import Observer
-from pipeline.admin.observe.published import read_history
+from pipeline.admin.observe.published import NO_HISTORY, read_histories
 from pipeline.admin.observe.recorder import Recorder
 from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
@@ -92,7 +92,7 @@ class Deployment:
             "why": lambda: why(client, "shard:s0"),
             "look": self.look,
             "newest": self.newest,
-            "history": lambda: read_history(client.log, "s0"),
+            "history": lambda: read_histories(client.log, {"s0": NO_HISTORY}),
             "define": lambda: client.define_tables(db),
         }
 

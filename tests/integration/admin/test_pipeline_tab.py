@@ -35,6 +35,9 @@ from pipeline.shard.records.moves import MoveNote
 TABLES = '[tables.event]\nshard_key = "owner"\n'
 #: A text that would run a script, were it not escaped.
 HOSTILE = " <img src=x onerror=\"document.title='taken'\">&lt;' "
+#: The tables that are cards on a phone, and are cut there.
+WIDER_CARDS = """[...document.querySelectorAll('.pl-cardlike')].map((one) => [one.scrollWidth,
+    one.parentElement.clientWidth]).filter(([wide, room]) => wide > room)"""
 #: A text that no field of one line can hold.
 LINES = "two\r\nlines\t "
 
@@ -154,8 +157,8 @@ def test_what_is_wrong_comes_with_what_mends_it_and_a_shard_is_paused_and_resume
 
         assert page.locator("#pl-faults code").all_text_contents() == ["pipeline resume s0"]
         assert page.locator("#pl-0-state").text_content() == "paused"
-        page.goto(f"{here.base}/pipeline/shard/s0")
-        page.get_by_role("button", name="Resume").click()
+        page.get_by_role("link", name="Resume it on the page of s0").click()
+        page.get_by_role("button", name="Resume s0").click()
         page.get_by_text("shard s0 goes on").wait_for()
         page.goto(f"{here.base}/pipeline")
         until(lambda: "disk swap" not in (page.locator("#pl-faults").text_content() or ""))
@@ -314,6 +317,7 @@ def test_no_page_has_a_serious_fault_of_accessibility_or_is_wider_than_a_phone(
             serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
             assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in serious] == [], path
             assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], path
+            assert page.evaluate(WIDER_CARDS) == [], path
 
 
 def test_a_read_only_flower_shows_everything_and_has_no_button_and_no_other_machine_reaches_it(

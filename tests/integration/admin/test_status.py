@@ -124,6 +124,7 @@ def test_a_paused_shard_is_named_with_who_and_why(here: Servers, pipeline: Clien
 
     reason, no_worker = paused.waits
     assert no_worker.kind == "no-worker"
+    assert no_worker.since_ms > 0
     assert outcome.waiting == reason.sentence()
     assert asked.exit_code == 1
     assert outcome.waiting in json.loads(asked.output)["sentences"]
@@ -196,7 +197,7 @@ def test_a_node_that_does_not_answer_is_unknown_and_never_nought(here: Servers, 
     assert second["at_most"] is True
     assert first["depth"] + second["depth"] == OPS
     assert "replica=s0-r0 lag_ops=unknown lag=unknown" in plain.output
-    assert "shard=s1 queued=<=" in plain.output
+    assert "shard=s1 state=unknown queued=<=" in plain.output
 
 
 def test_without_redis_the_queue_is_unknown_and_the_replicas_are_not(here: Servers) -> None:

@@ -11,7 +11,7 @@ from support.servers.rig import Rig
 
 from pipeline import cli
 from pipeline.admin.observe.observer import Observer
-from pipeline.admin.observe.published import read_history, read_record
+from pipeline.admin.observe.published import NO_HISTORY, read_histories, read_record
 from pipeline.admin.observe.record import Record
 from pipeline.client import Client
 from pipeline.clock import polls
@@ -24,7 +24,7 @@ def test_the_record_of_the_workers_is_what_the_servers_say(mariadb: Rig) -> None
     client = Client(mariadb.config)
     client.define_tables(mariadb.db)
     owners = mariadb.owners(6)
-    before = sum(len(read_history(client.log, shard).recent) for shard in client.topology.shards)
+    before = points(client)
     expected = Counter({"enqueued direct insert tally": 6, "applied insert tally": 6})
     counted = counts(client)
 
@@ -49,10 +49,16 @@ def test_the_record_of_the_workers_is_what_the_servers_say(mariadb: Rig) -> None
     assert (shown["version"], shown["source"], shown["known"]) == (1, "workers", True)
     assert shown["fingerprint"]
     for _ in polls(30):
-        if sum(len(read_history(client.log, shard).recent) for shard in client.topology.shards) > before:
+        if points(client) > before:
             break
-    assert sum(len(read_history(client.log, shard).recent) for shard in client.topology.shards) > before
+    assert points(client) > before
     client.close()
+
+
+def points(client: Client) -> int:
+    """Return how many points the histories of all shards have."""
+    known = dict.fromkeys(client.topology.shards, NO_HISTORY)
+    return sum(len(found.recent) for found in read_histories(client.log, known).values())
 
 
 def told(record: Record) -> list[object]:

@@ -27,16 +27,16 @@ from support.web.chromium import chromium, visitor
 TABLES = '[tables.purchase]\nshard_key = "customer"\n[tables.visit]\nshard_key = "customer"\n'
 #: What is shown, by the name of its file: the path, the colours, and width and height in CSS pixels.
 PICTURES = {
-    "flower": ("/pipeline", "light", (1280, 720)),
-    "tab-overview-dark": ("/pipeline", "dark", (1280, 720)),
-    "tab-overview-phone": ("/pipeline", "light", (390, 844)),
+    "flower": ("/pipeline", "light", (1280, 800)),
+    "tab-overview-dark": ("/pipeline", "dark", (1280, 800)),
+    "tab-overview-phone": ("/pipeline", "light", (360, 800)),
     "tab-shard": ("/pipeline/shard/s0", "light", (1280, 1100)),
     "tab-shard-dark": ("/pipeline/shard/s0", "dark", (1280, 1100)),
     "tab-dead": ("/pipeline/dead", "light", (1280, 800)),
     "tab-dead-dark": ("/pipeline/dead", "dark", (1280, 800)),
-    "tab-dead-phone": ("/pipeline/dead", "light", (390, 844)),
-    "tab-moves": ("/pipeline#pl-moves", "light", (1280, 900)),
-    "tab-op": ("/pipeline/dead/op/{place}", "light", (1280, 720)),
+    "tab-dead-phone": ("/pipeline/dead", "light", (360, 800)),
+    "tab-moves": ("/pipeline#pl-moves", "light", (1280, 1000)),
+    "tab-op": ("/pipeline/dead/op/{place}", "light", (1280, 800)),
 }
 
 
