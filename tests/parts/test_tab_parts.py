@@ -79,6 +79,18 @@ def test_what_is_unknown_is_never_shown_as_zero():
     assert cells(parts) == [*["unknown"] * 4, "no replica", "–", "unknown", "unknown"]
 
 
+def test_a_primary_that_is_away_is_told_once_with_what_becomes_of_its_ops_and_what_to_do():
+    replica = NodeRecord("s0-r0", why="its primary does not answer, so its lag is unknown")
+    away = ShardRecord("s0", depth=7, oldest_ms=40, why="OperationalError: refused", nodes=(NODES[0], replica))
+    mend = "start its server, or promote a replica; then run: pipeline check"
+
+    found = seen(away, replace(FINE, shard="s1"))
+
+    told = f"The primary of s0 cannot be asked: its ops wait, and none is lost OperationalError: refused {mend}"
+    assert text(overview.overview(found)["pl-faults"]) == told
+    assert text(one_shard.shard_page(found, "s0")["pl-waits"]) == told
+
+
 def test_a_deployment_of_which_nothing_is_known_says_why_once():
     record = nothing_known("no worker has published a record; run: celery -A workers worker", 1, ["s0", "s1"])
 

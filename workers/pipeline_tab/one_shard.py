@@ -26,7 +26,7 @@ from workers.pipeline_tab.cells import (
 )
 from workers.pipeline_tab.charts import Curve, chart, greatest
 from workers.pipeline_tab.feed import Seen
-from workers.pipeline_tab.overview import freshness, move_rows, stale
+from workers.pipeline_tab.overview import freshness, move_rows, silent, stale
 
 
 def shard_page(seen: Seen, name: str, *, read_only: bool = False) -> dict[str, str]:
@@ -78,9 +78,10 @@ def _cards(shard: ShardRecord) -> str:
 
 def _waits(seen: Seen, shard: ShardRecord, moves: Sequence[MoveRecord], read_only: bool) -> str:
     """Return what of a shard is stopped or waits, and what mends it."""
-    unknown = dict.fromkeys(why for why in (shard.why, shard.queue_why) if why)
     items = stale(seen)
-    items += [Trouble(f"{shard.shard} is unknown", why, "run: pipeline check") for why in unknown]
+    items += [silent(shard.shard, shard.why)] if shard.why else []
+    if shard.queue_why not in ("", shard.why):
+        items.append(Trouble(f"{shard.shard}'s queue is unknown", shard.queue_why, "run: pipeline check"))
     items += [Trouble(f"{move} stands still: {move.still}", "", move.mend) for move in moves if move.still]
     items += [Trouble(one.head, "", one.command, resume="" if read_only else _resumed(one)) for one in shard.waits]
     for one in shard.poison:

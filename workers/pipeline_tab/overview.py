@@ -140,16 +140,32 @@ def stale(seen: Seen) -> list[Trouble]:
     return [Trouble(head, "", "run: celery -A workers worker")]
 
 
+def silent(shard: str, why: str) -> Trouble:
+    """Return that a shard's primary cannot be asked, and what mends it.
+
+    Args:
+        shard: its name.
+        why: the error; perhaps with the command that mends it.
+    """
+    why, _, command = why.partition("; run: ")
+    fix = f"run: {command}" if command else "start its server, or promote a replica; then run: pipeline check"
+    return Trouble(f"The primary of {shard} cannot be asked: its ops wait, and none is lost", why, fix)
+
+
 def _whats_wrong(seen: Seen) -> str:
     """Return what is wrong, the worst first, each with what mends it."""
     record = seen.record
-    away = {one.node for one in record.away}
-    unknown = [(name, why) for name, why in dict.fromkeys(record.unknown) if name not in away]
+    shards = {shard.shard: shard for shard in record.shards if shard.why}
+    known = {one.node for one in record.away} | {node.node for shard in shards.values() for node in shard.replicas}
+    unknown = [(name, why) for name, why in dict.fromkeys(record.unknown) if name not in known]
     if len({why for _, why in unknown}) == 1 and all(shard.why for shard in record.shards):
         why, _, command = unknown[0][1].partition("; run: ")
         items = [Trouble("Nothing is known", why, f"run: {command or 'pipeline check'}")]
     else:
-        items = [Trouble(f"{name} is unknown", why, "run: pipeline check") for name, why in unknown]
+        items = [
+            silent(name, why) if name in shards else Trouble(f"{name} is unknown", why, "run: pipeline check")
+            for name, why in unknown
+        ]
     items = [*stale(seen), *items, *_faults(record)]
     if record.redis.full is not None:
         items.append(Trouble("Redis takes no new ops", record.redis.full, "start workers, or raise maxmemory"))
