@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 #: The image's Python; a requirement for another one is none.
 IMAGE = {"python_version": "3.11", "python_full_version": "3.11.0", "sys_platform": "linux", "extra": ""}
+#: Of each package, the flaws that are known, by the release that mends them.
+ADVISORIES: dict[str, dict[str, list[str]]] = tomllib.loads((ROOT / ".ci/advisories.toml").read_text(encoding="utf-8"))
 BILL: dict[str, Any] = json.loads((DEPLOY / "sbom.cdx.json").read_text(encoding="utf-8"))
 LOCKS = {"requirements.lock": PROJECT["project"]["dependencies"], "build.lock": PROJECT["build-system"]["requires"]}
 
@@ -46,6 +49,27 @@ def misfits(requirements: Iterable[str], pins: dict[str, tuple[str, list[str]]])
 def test_each_requirement_is_met_by_a_pin(lock: str) -> None:
     assert misfits(LOCKS[lock], pinned(lock)) == []
     assert misfits(["celery>=99", "nobody-knows-it>=0"], pinned(lock)) == ["celery>=99", "nobody-knows-it>=0"]
+
+
+def flaws(pins: dict[str, tuple[str, list[str]]]) -> list[str]:
+    """Return what is known against pinned versions."""
+    return [
+        f"{name} {version}: {flaw}"
+        for name, (version, _) in pins.items()
+        for mended, found in ADVISORIES.get(name, {}).items()
+        for flaw in found
+        if Version(version) < Version(mended)
+    ]
+
+
+def test_no_pinned_version_has_a_flaw_that_the_kept_list_knows() -> None:
+    pins = pinned("requirements.lock")
+
+    assert flaws(pins) == []
+    assert flaws({"tornado": ("6.5.4", [])}) == [
+        f"tornado 6.5.4: CVE-2026-{n}" for n in (31958, 35536, 49853, 49854, 49855, 82397)
+    ]
+    assert ADVISORIES.keys() <= pins.keys()
 
 
 @pytest.mark.parametrize("lock", LOCKS)
