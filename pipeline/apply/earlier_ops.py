@@ -290,7 +290,7 @@ class EarlierOps:
         wanted = behind if some is None else {bucket: after for bucket, after in behind.items() if bucket in some}
         oldest = dict[int, float]()
         while wanted:
-            found = self._log.read(wanted, dict.fromkeys(wanted, entries))
+            found = self._next(wanted, entries)
             unseen = self._unseen(found)
             hidden = [bucket for bucket, queued in found.items() if not unseen[bucket] and len(queued) == entries]
             if entries >= DEEP:
@@ -298,6 +298,13 @@ class EarlierOps:
             oldest |= {bucket: min(map(sent_ms_of, queued)) for bucket, queued in unseen.items() if queued}
             wanted, entries = {bucket: wanted[bucket] for bucket in hidden if entries < DEEP}, DEEP
         return {bucket: min(sent_ms, (some or {}).get(bucket, inf)) for bucket, sent_ms in oldest.items()}
+
+    def _next(self, wanted: Mapping[int, Position], entries: int) -> Mapping[int, Sequence[Entry]]:
+        """Return the next entries of buckets; of one, how it begins says when it was enqueued."""
+        if entries > 1:
+            return self._log.read(wanted, dict.fromkeys(wanted, entries))
+        heads = self._log.heads(wanted)
+        return {bucket: [heads[bucket]] if bucket in heads else [] for bucket in wanted}
 
     def _behind(self) -> dict[int, Position]:
         """Return of each bucket of the shard where its queue begins: behind what the transaction takes."""

@@ -347,8 +347,7 @@ def restored(log: Log, nodes: Nodes, topology: Topology, shard: str) -> str:
     lacking = wanted - marks.keys()
     found = {*lacking & applied.keys(), *log.tails(lacking)}
     behind = {bucket: marks[bucket] for bucket, mark in applied.items() if marks.get(bucket, mark) < mark}
-    ahead = log.read(behind, dict.fromkeys(behind, 1)) if behind else {}
-    firsts = {bucket: entries[0].position for bucket, entries in ahead.items() if entries}
+    firsts = {bucket: head.position for bucket, head in log.heads(behind).items()}
     deleted = {b for b, mark in behind.items() if deleted_behind(mark, firsts.get(b), applied[b])}
     found |= {bucket for bucket in deleted if log.trimmed(bucket)}
     if not found:

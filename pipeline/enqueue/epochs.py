@@ -264,8 +264,8 @@ class Authority:
 
     def _all_applied(self, scope: Scope, epoch: int, bucket: int, mark: Mark) -> bool:
         """Whether the server of an epoch has nothing older than the epoch behind a bucket's watermark."""
-        [ahead] = self._log.read({bucket: mark.position}, {bucket: 1}).values()
-        return not (ahead and ahead[0].position.epoch < epoch) and self._log.epoch(scope.name)[:2] == (epoch, True)
+        ahead = self._log.heads({bucket: mark.position}).get(bucket)
+        return (ahead is None or ahead.position.epoch >= epoch) and self._log.epoch(scope.name)[:2] == (epoch, True)
 
 
 def new_epoch(nodes: Nodes, scope: Scope, known: int) -> int:

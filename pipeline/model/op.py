@@ -10,6 +10,7 @@ place in the schema that `Op.schema` names. Values are in the canonical form of 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Annotated, Any, NamedTuple
@@ -24,6 +25,8 @@ COPY = "copy"
 #: The source of a copy: names a row or rows as an update does. Never an op by itself.
 READ = "read"
 ROW_WRITES = frozenset((INSERT, UPDATE, DELETE, UPSERT, COPY))
+#: So much of a large op tells its kind, its table and its time; what is no larger is known whole.
+HEAD_BYTES = 32_768
 #: The newest ops that this release understands.
 VERSION = 4
 #: The first version that understands `TracedOp`.
@@ -174,6 +177,8 @@ class _Head(msgspec.Struct, frozen=True, array_like=True):
 
 
 _head_decoder = msgspec.json.Decoder(_Head)
+#: How an op begins that is cut: kind, table, schema, time.
+_BEGINS = re.compile(rb'\["\w+","[^"\\]*","\w*",(\d+(?:\.\d+)?),')
 
 encode = _encoder.encode
 
@@ -258,12 +263,13 @@ def enqueued_ms(payload: bytes) -> float | None:
     """Return when an op was enqueued, ms since 1970; None where the bytes are no op of any version.
 
     Args:
-        payload: of an entry.
+        payload: of an entry; of a large op, its first `HEAD_BYTES` are enough.
     """
     try:
         return _head_decoder.decode(payload).at_ms
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        return None
+        begins = _BEGINS.match(payload) if len(payload) == HEAD_BYTES else None
+        return float(begins[1]) if begins else None
 
 
 def _fields(payload: bytes) -> list[Any]:

@@ -34,6 +34,16 @@ class Entries(Protocol):
         """
         ...
 
+    def heads(self, after: Mapping[int, Position]) -> dict[int, Entry]:
+        """Return the first entry of each bucket behind a position, where it has one, as it begins.
+
+        Of a large op the payload is cut, and its signature is not looked at: enough to tell when it was enqueued.
+
+        Args:
+            after: of each bucket, the position.
+        """
+        ...
+
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
         """Return the last position of each log that has entries.
 
@@ -44,6 +54,8 @@ class Entries(Protocol):
 
     def queued(self, after: Mapping[int, Position]) -> dict[int, int]:
         """Return how many entries each log has behind a position: exact, and also across epochs.
+
+        A log of large ops that has lost its last entries may be counted with them for half a minute.
 
         Args:
             after: of each bucket, the position.

@@ -143,6 +143,9 @@ class GroupedLog(RedisLog):
         parts = self._split(after).items()
         return {bucket: found for log, part in parts for bucket, found in log.read(part, count).items()}
 
+    def heads(self, after: Mapping[int, Position]) -> dict[int, Entry]:
+        return {bucket: head for log, part in self._split(after).items() for bucket, head in log.heads(part).items()}
+
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
         parts = self._split(dict.fromkeys(buckets)).items()
         return {bucket: found for log, part in parts for bucket, found in log.tails(part).items()}

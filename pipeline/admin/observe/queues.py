@@ -98,8 +98,9 @@ class Queues:
         """Return the age of the oldest op behind some watermarks. An op is read again only once its watermark moved."""
         known = {bucket: self._heads.get((shard, bucket)) for bucket in behind}
         new = {bucket: mark for bucket, mark in behind.items() if (known[bucket] or (None,))[0] != mark}
-        for bucket, entries in (self._log.read(new, dict.fromkeys(new, 1)) if new else {}).items():
-            sent_ms = enqueued_ms(entries[0].payload) if entries else None
+        heads = self._log.heads(new) if new else {}
+        for bucket in new:
+            sent_ms = enqueued_ms(heads[bucket].payload) if bucket in heads else None
             known[bucket] = self._heads[shard, bucket] = behind[bucket], sent_ms
         sent = [one[1] for one in known.values() if one is not None and one[1] is not None]
         return max(0, clock.wall_ms() - int(min(sent))) if sent else None

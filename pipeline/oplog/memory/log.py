@@ -8,7 +8,7 @@ from operator import attrgetter
 from sys import maxsize
 
 from pipeline import clock
-from pipeline.model.op import START, Entry, Position
+from pipeline.model.op import HEAD_BYTES, START, Entry, Position
 from pipeline.model.sheet import Read, in_sheets
 from pipeline.oplog.batches import MOST_NOTES
 from pipeline.oplog.contract import RECONCILE, SLICE_S
@@ -25,6 +25,10 @@ class MemoryEntries(MemoryServer):
     def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:
         with self._lock:
             return {bucket: self._behind(bucket, mark, count[bucket]) for bucket, mark in after.items()}
+
+    def heads(self, after: Mapping[int, Position]) -> dict[int, Entry]:
+        first = {bucket: found[0] for bucket, found in self.read(after, dict.fromkeys(after, 1)).items() if found}
+        return {bucket: entry._replace(payload=entry.payload[:HEAD_BYTES]) for bucket, entry in first.items()}
 
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
         with self._lock:

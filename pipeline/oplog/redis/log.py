@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import redis
 
+from pipeline import clock
 from pipeline.errors import BadOp
 from pipeline.events import Event
-from pipeline.model.op import Entry, Position
+from pipeline.model.op import HEAD_BYTES, Entry, Position
 from pipeline.model.schema import TableSchema
 from pipeline.model.sheet import Read, count_ops, singly
 from pipeline.oplog.batches import MOST_NOTES
@@ -30,7 +31,7 @@ from pipeline.oplog.redis.connection import (
     text_of,
     translated,
 )
-from pipeline.oplog.redis.packs import MOST_OPS, read_of
+from pipeline.oplog.redis.packs import MOST_OPS, cut_entry, read_of
 from pipeline.oplog.redis.shared_state import RedisSharedState, RedisWaits
 from pipeline.oplog.redis.signature import DEFINITION, signed, verified
 from pipeline.oplog.ttls import BELL_MS, HELD_MS, MOST_AHEAD_MS, NOTE_MS
@@ -38,6 +39,14 @@ from pipeline.oplog.ttls import BELL_MS, HELD_MS, MOST_AHEAD_MS, NOTE_MS
 logger = logging.getLogger("pipeline.log")
 #: How many entries of a log are asked for before it is known how many ops they hold.
 FIRST_ENTRIES = 128
+#: Where ops are so large, the server sends only how an entry begins if its place or its age is all that is wanted.
+CUT_BYTES = 100_000
+#: So many bytes of entries are cut in one round trip at most: a server does all of it before it serves anybody else.
+CUT_AT_ONCE_BYTES = 10_000_000
+#: So long a log of large ops counts as ending where it ended, if no more has come behind that, s.
+LAST_S = 30.0
+#: Of logs of large ops: the id of the last entry, and until when that counts.
+_Lasts = dict[int, tuple[bytes, float]]
 #: What a note of past watermarks begins with, see `admin/upkeep`.
 _NOTE = re.compile(r"\d{1,15} .*", re.ASCII | re.DOTALL)
 
@@ -94,15 +103,29 @@ class RedisEntries(RedisServer):
             pipe.execute_command("XRANGE", self.keys.log(bucket), f"{epoch}-{seq + 1}", "+", "COUNT", most)
         return pipe
 
+    def heads(self, after: Mapping[int, Position]) -> dict[int, Entry]:
+        large, keys = self._large(after), self._sign_keys
+        small = {bucket: mark for bucket, mark in after.items() if bucket not in large}
+        found = {bucket: one[0] for bucket, one in self.read(small, dict.fromkeys(small, 1)).items() if one}
+        behind = {bucket: (f"{epoch}-{seq + 1}", "+") for bucket, (epoch, seq) in after.items()}
+        for bucket, [(id, fields)] in self._cut("XRANGE", behind, large, {}).items():
+            if max(map(len, fields)) == HEAD_BYTES:
+                found[bucket] = cut_entry(bucket, id, fields)
+            else:
+                reply, after_ = [(id, fields)], after[bucket]
+                [found[bucket]] = singly(read_of(bucket, reply, keys, unsigned=self._unsigned, after=after_, most=1))
+        return found
+
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
-        return self._ends("XREVRANGE", dict.fromkeys(buckets, ("+", "-")))
+        return self._ends(dict.fromkeys(buckets, ("+", "-")))
 
     def queued(self, after: Mapping[int, Position]) -> dict[int, int]:
         counted = dict.fromkeys(after, 0)
         # from the tail back, an epoch at a time: within one, positions are dense and need not be counted
         ends: dict[int, str] = dict.fromkeys(after, "+")
+        known = self._lasts
         while ends:
-            lasts = self._ends("XREVRANGE", {b: (end, "-") for b, end in ends.items()})
+            lasts, known = self._ends({b: (end, "-") for b, end in ends.items()}, known), {}
             lasts = {b: last for b, last in lasts.items() if last > after[b]}
             older = {b: (f"{last.epoch}-0", "+") for b, last in lasts.items() if last.epoch > after[b].epoch}
             firsts = {b: singly(read_of(b, reply)) for b, reply in self._found("XRANGE", older).items()}
@@ -194,20 +217,55 @@ class RedisEntries(RedisServer):
         old = notes[max(0, older_than_ms // NOTE_MS - 1) :]  # by their number, too: a clock may have been set on
         return next((note for at, _, note in old if now_ms - int(at) >= older_than_ms), None)
 
-    def _ends(self, command: str, ranges: Mapping[int, tuple[str, str]]) -> dict[int, Position]:
-        """Return where the first entry stands that each log has in a range."""
-        return {bucket: position_of(reply[0][0]) for bucket, reply in self._found(command, ranges).items()}
+    def _ends(self, ranges: Mapping[int, tuple[str, str]], known: _Lasts | None = None) -> dict[int, Position]:
+        """Return where the last entry stands that each log has in a range; see `_cut`."""
+        found = self._found("XREVRANGE", ranges, known)
+        return {bucket: position_of(reply[0][0]) for bucket, reply in found.items()}
 
-    def _found(self, command: str, ranges: Mapping[int, tuple[str, str]]) -> dict[int, Any]:
-        """Return the first entry that each log has in a range, as its server gives it."""
+    def _found(
+        self, command: str, ranges: Mapping[int, tuple[str, str]], known: _Lasts | None = None
+    ) -> dict[int, Any]:
+        """Return the first entry that each log has in a range, as its server gives it; where ops are large, cut."""
         if not ranges:
             return {}
+        large = self._large(ranges)
+        small = [bucket for bucket in ranges if bucket not in large]
         with translated():
             pipe: Any = self._client.pipeline(transaction=False)
-            for bucket, (start, end) in ranges.items():
-                pipe.execute_command(command, self.keys.log(bucket), start, end, "COUNT", 1)
+            for bucket in small:
+                pipe.execute_command(command, self.keys.log(bucket), *ranges[bucket], "COUNT", 1)
             replies = pipe.execute()
-        return {bucket: reply for bucket, reply in zip(ranges, replies, strict=True) if reply}
+        found = {bucket: reply for bucket, reply in zip(small, replies, strict=True) if reply}
+        return found | self._cut(command, ranges, large, {} if known is None else known)
+
+    def _large(self, buckets: Iterable[int]) -> dict[int, int]:
+        """Return of each bucket that has large ops how large they are."""
+        names = list(buckets)
+        with translated():
+            found: Any = self._client.mget([f"{self.keys.bigs}{bucket}" for bucket in names]) if names else []
+        sizes = {bucket: numbers_of(text_of(one), " ", 1) for bucket, one in zip(names, found, strict=True) if one}
+        return {bucket: size[0] for bucket, size in sizes.items() if size and size[0] >= CUT_BYTES}
+
+    def _cut(
+        self, command: str, ranges: Mapping[int, tuple[str, str]], large: Mapping[int, int], known: _Lasts
+    ) -> dict[int, Any]:
+        """Return what `_found` does of logs with large ops: few in a round trip, since the server reads the ops.
+
+        Args:
+            command: XRANGE or XREVRANGE.
+            ranges: of each log.
+            large: how large the ops of each are.
+            known: where logs ended of late, if it is where they end that is wanted; what is found is noted there.
+        """
+        now_s, found = clock.mono_s(), dict[int, Any]()
+        late = {bucket: known[bucket][0] for bucket in large if bucket in known and now_s < known[bucket][1]}
+        for some in _at_once(large):
+            calls = [([self.keys.log(b)], [command, *ranges[b], HEAD_BYTES, late.get(b, b"")]) for b in some]
+            found |= {b: reply for b, reply in zip(some, self._run_each("cut", calls), strict=True) if reply}
+        for bucket, [(id, _)] in found.items():
+            if id != late.get(bucket):
+                known[bucket] = id, now_s + LAST_S
+        return found
 
 
 class RedisWork(RedisEntries):
@@ -358,6 +416,19 @@ def _fault_of(name: str, hash: str, text: str) -> str:
     except BadOp as error:
         return str(error)
     return "" if schema.name == name else f"it is of the table {schema.name!r}"
+
+
+def _at_once(sizes: Mapping[int, int]) -> Iterator[list[int]]:
+    """Yield the buckets whose large ops are cut in one round trip."""
+    some, size = list[int](), 0
+    for bucket, more in sizes.items():
+        if some and size + more > CUT_AT_ONCE_BYTES:
+            yield some
+            some, size = [], 0
+        some.append(bucket)
+        size += more
+    if some:
+        yield some
 
 
 def _noting(notes: Mapping[int, str], *, anew: bool) -> list[Any]:

@@ -117,6 +117,20 @@ def read_of(
     return found
 
 
+def cut_entry(bucket: int, id: bytes, fields: Sequence[bytes]) -> Entry:
+    """Return the entry of one large op of which the server has sent the beginning: nobody has looked at its signature.
+
+    Args:
+        bucket: the log's bucket.
+        id: of the entry.
+        fields: as far as they were sent.
+    """
+    epoch, _, seq = id.partition(b"-")
+    words = [*fields, *(b"",) * 6][:6]
+    sender, number = (int(word) if word.isdigit() else 0 for word in (words[1], words[3]))
+    return Entry(bucket, Position(int(epoch), int(seq)), sender, number, words[5])
+
+
 def _sheets(rows: Sheet) -> Iterator[tuple[int, bytes]]:
     count, each = len(rows), MOST_OPS
     row = sum(len(column[0]) if isinstance(column[0], str) else 8 for column in rows.values)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from support.sandbox.logs import EPOCH, S0, append, cut, entries, raise_to
 
-from pipeline.model.op import START, Position
+from pipeline import clock
+from pipeline.model.op import HEAD_BYTES, INSERT, START, Op, Position, encode, enqueued_ms
 from pipeline.model.schema import Column, TableSchema
 from pipeline.oplog.appends import APPENDED, Line, Placed
 from pipeline.oplog.contract import Log
+from pipeline.oplog.redis.log import LAST_S, RedisLog
 from pipeline.oplog.ttls import NOTE_MS
 
 
@@ -29,6 +34,84 @@ def test_read_goes_on_into_the_next_epoch(log: Log, line: Line):
     assert [e.payload for e in entries(log, 3, after=Position(EPOCH, 0))] == [b"b"]
     assert [e.payload for e in entries(log, 3, after=Position(EPOCH + 1, 5))] == [b"b"]
     assert entries(log, 3, after=Position(EPOCH + 3, 0)) == []
+
+
+def test_heads_are_the_first_entries_behind_positions_and_tell_when_a_large_op_was_enqueued(log: Log, line: Line):
+    small, large = (
+        encode(Op(INSERT, "t", "0" * 64, 1_764_322_222_123.5, row, (1,), ("x" * size,)))
+        for row, size in ((1, 9), (2, 100_000))
+    )
+    append(line, (3, 1, [small, small, large]), (4, 1, [large, small]))
+    raise_to(log, S0, EPOCH + 1)
+    append(line, (4, 3, [small, small]), epoch=EPOCH + 1)
+
+    first = log.heads({3: Position(EPOCH, 0), 4: START, 5: START})
+    next_ = log.heads({3: Position(EPOCH, 1), 4: Position(EPOCH, 1)})
+
+    assert {b: (head.position, head.producer_seq) for b, head in first.items()} == {
+        3: (Position(EPOCH, 1), 2),
+        4: (Position(EPOCH, 0), 1),
+    }
+    assert {b: (head.position, head.producer_seq) for b, head in next_.items()} == {
+        3: (Position(EPOCH, 2), 3),
+        4: (Position(EPOCH + 1, 0), 3),
+    }
+    assert {first[3].producer, first[4].producer, next_[3].producer, next_[4].producer} == {entries(log, 3)[0].producer}
+    assert first[3].payload == small
+    assert first[4].payload == next_[3].payload == large[:HEAD_BYTES]
+    assert {enqueued_ms(one.payload) for one in (*first.values(), *next_.values())} == {1_764_322_222_123.5}
+    assert log.heads({}) == {}
+
+
+def test_to_know_ends_and_heads_a_server_sends_no_large_op(log: Log, line: Line):
+    if not isinstance(log, RedisLog):
+        pytest.skip("only over one server it is known what it sends")
+    large = encode(Op(INSERT, "t", "0" * 64, 1.0, 2, (1,), ("x" * 1_000_000,)))
+    append(line, *((bucket, 1, [large]) for bucket in range(5)))
+    raise_to(log, S0, EPOCH + 1)
+    append(line, *((bucket, 2, [large]) for bucket in range(5)), epoch=EPOCH + 1)
+    behind = dict.fromkeys(range(5), START)
+    before = sent_bytes(log)
+
+    assert log.queued(behind) == dict.fromkeys(range(5), 2)
+    assert set(log.heads(behind)) == set(log.tails(range(5))) == set(range(5))
+
+    assert sent_bytes(log) - before < 1_000_000
+
+
+def test_logs_of_large_ops_are_counted_on_as_more_comes_and_goes(log: Log, line: Line):
+    large = b"x" * 200_000
+    append(line, (3, 1, [large, large]), (4, 1, [large]))
+    assert log.queued({3: START, 4: START, 5: START}) == {3: 2, 4: 1, 5: 0}
+
+    append(line, (3, 3, [b"a", large]), (5, 1, [large]))
+    assert log.queued({3: START, 4: Position(EPOCH, 0), 5: START}) == {3: 4, 4: 0, 5: 1}
+
+    raise_to(log, S0, EPOCH + 1)
+    append(line, (3, 5, [large]), epoch=EPOCH + 1)
+    log.trim({3: Position(EPOCH, 0)})
+    assert log.queued({3: Position(EPOCH, 1), 4: START}) == {3: 3, 4: 1}
+    assert log.tails([3, 4]) == {3: Position(EPOCH + 1, 0), 4: Position(EPOCH, 0)}
+
+
+def test_a_log_of_large_ops_that_loses_its_end_is_counted_anew_after_half_a_minute(
+    log: Log, line: Line, monkeypatch: pytest.MonkeyPatch
+):
+    append(line, (3, 1, [b"x" * 200_000] * 3))
+    assert log.queued({3: START}) == {3: 3}
+
+    cut(log, 3, keep=1)
+
+    assert log.queued({3: START})[3] in (1, 3)
+    assert log.tails([3]) == {3: Position(EPOCH, 0)}
+    now_s = clock.mono_s()
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s + LAST_S)
+    assert log.queued({3: START}) == {3: 1}
+
+
+def sent_bytes(log: RedisLog) -> int:
+    found: Any = log._client.info("stats")
+    return int(found["total_net_output_bytes"])
 
 
 def test_tails_are_the_last_positions_of_logs_that_have_entries(log: Log, line: Line):
