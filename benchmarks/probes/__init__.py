@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks.figure import Figure
 from benchmarks.probes import (
@@ -23,6 +24,7 @@ from benchmarks.probes import (
     widths,
     worker_memory,
 )
+from benchmarks.probes.bad_things import CASES
 from benchmarks.table import Table
 from benchmarks.target import Target
 
@@ -50,7 +52,7 @@ PROBES: tuple[Probe, ...] = (
     Probe("large ops", worker_memory.measure_large),
     Probe("killed worker", recovery.measure_killed_worker),
     Probe("lost bell", recovery.measure_lost_bell),
-    Probe("containment", containment.measure),
+    *(Probe(f"containment, {name}", partial(containment.measure, name)) for name in CASES),
     Probe("scaling", scaling.measure),
     Probe("refused ops", refused.measure),
     Probe("many refused", refused.measure_many),

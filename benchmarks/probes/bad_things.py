@@ -59,10 +59,9 @@ class Bad:
     receipts: list[Any] = field(default_factory=list)
 
     @property
-    def bucket(self) -> int | None:
-        """The bucket in which bad ops wait, if it is one."""
-        buckets = {receipt.bucket for receipt in self.receipts}
-        return min(buckets) if len(buckets) == 1 else None
+    def buckets(self) -> set[int]:
+        """The buckets of the bad ops. What waits for a schema, a lock or a newer release holds its bucket."""
+        return {receipt.bucket for receipt in self.receipts}
 
 
 Case = Callable[[Target, Any], AbstractContextManager[Bad]]

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,11 +59,11 @@ class Load:
             self.buckets[receipt.id] = receipt.bucket
             self.sent[receipt.id] = time.perf_counter()
 
-    def watch(self, target: Target, shard: int) -> None:
-        """Ask a shard which rows it has, until it has all, or for too long after the end."""
+    def watch(self, target: Target, shard: int, bad: Bad) -> None:
+        """Ask a shard which rows it has, until it has all but those behind bad ops, or for too long after the end."""
         late = 0.0
         with target.connect(shard) as connection, connection.cursor() as cursor:
-            while not late or (self.missing() and time.perf_counter() < late):
+            while not late or (self.missing(bad.buckets) and time.perf_counter() < late):
                 if self.ended.is_set() and not late:
                     late = time.perf_counter() + GIVE_UP_S
                 if waiting := self.missing():
@@ -71,53 +71,62 @@ class Load:
                     self.seen.update(dict.fromkeys([id for (id,) in cursor.fetchall()], time.perf_counter()))
                 time.sleep(LOOK_S)
 
-    def missing(self) -> list[int]:
-        """Return the rows that were sent, and are not there."""
-        return [id for id in list(self.sent) if id not in self.seen]
+    def missing(self, but: Container[int] = ()) -> list[int]:
+        """Return the rows of other buckets that were sent, and are not there."""
+        return [id for id in list(self.sent) if id not in self.seen and self.buckets[id] not in but]
 
-    def longest(self, but: int | None) -> float:
-        """Return the longest time that a row took to be there; *but*: of other buckets."""
-        if missing := [id for id in self.missing() if self.buckets[id] != but]:
+    def longest(self, but: Container[int]) -> float:
+        """Return the longest time that a row of other buckets took to be there."""
+        if missing := self.missing(but):
             raise TimeoutError(f"{len(missing)} ops of others were not applied within {GIVE_UP_S} s")
-        return max(self.seen[id] - sent for id, sent in self.sent.items() if self.buckets[id] != but)
+        return max(self.seen[id] - sent for id, sent in self.sent.items() if self.buckets[id] not in but)
+
+    def behind(self, buckets: Container[int]) -> str:
+        """Say how long the rows took that share a bucket with bad ops."""
+        took = [self.seen.get(id, 0.0) - sent for id, sent in self.sent.items() if self.buckets[id] in buckets]
+        if not took:
+            return "no other row in the buckets of the bad ops"
+        if min(took) < 0:
+            return f"{sum(one < 0 for one in took)} of {len(took)} ops in the buckets of the bad ops wait with them"
+        return f"{max(took):.2f} s in the buckets of the bad ops"
 
 
-def measure(target: Target, table: Table, rows: int) -> list[Figure]:
-    """Return, by what is bad, the longest that an op of another bucket took, and when `status` named what is bad."""
+def measure(name: str, target: Target, table: Table, rows: int) -> list[Figure]:
+    """Return the longest that an op of another bucket took beside a bad thing, and when `status` named what is bad."""
+    case, named = CASES[name]
     purchase = ours.prepare(target)
-    figures = []
-    for name, (case, named) in CASES.items():
-        table.empty()
-        everywhere(target, *FORGET, *GONE)
-        with running(target, ours.worker_command()), _observer(target) as newest:
-            pipeline.enqueue_bulk_insert(purchase, take(WARM_ROWS))
-            table.drained_at(WARM_ROWS, WARM_S)
-            with case(target, purchase) as bad:
-                longest, named_s = _beside(target, purchase, bad, newest, named)
-                _settle(target, bad)
-        everywhere(target, *FORGET)  # else the definition that the next command withdraws is still named
-        subprocess.run(
-            [sys.executable, "-m", "pipeline", "tables", "forget", "odd"],
-            cwd=ROOT,
-            env=target.environment(),
-            capture_output=True,
-            check=False,
-        )
-        figures.append(Figure(f"beside {name}", longest, "s", f"longest of the ops of {KEYS} keys, {PER_S}/s"))
-        if named is not None:
-            figures.append(Figure(f"named: {name}", named_s, "s", f"in `status`: {named}"))
     table.empty()
-    everywhere(target, *FORGET)
+    everywhere(target, *FORGET, *GONE)
+    with running(target, ours.worker_command()), _observer(target) as newest:
+        pipeline.enqueue_bulk_insert(purchase, take(WARM_ROWS))
+        table.drained_at(WARM_ROWS, WARM_S)
+        with case(target, purchase) as bad:
+            made, named_s = _beside(target, purchase, bad, newest, named)
+            behind = made.behind(bad.buckets)
+            _settle(target, bad)
+    table.empty()
+    everywhere(target, *FORGET)  # else the definition that the next command withdraws is still named
+    subprocess.run(
+        [sys.executable, "-m", "pipeline", "tables", "forget", "odd"],
+        cwd=ROOT,
+        env=target.environment(),
+        capture_output=True,
+        check=False,
+    )
+    detail = f"longest of the ops of {KEYS} keys, {PER_S}/s; {behind}"
+    figures = [Figure(f"beside {name}", made.longest(bad.buckets), "s", detail)]
+    if named is not None:
+        figures.append(Figure(f"named: {name}", named_s, "s", f"in `status`: {named}"))
     return figures
 
 
 def _beside(
     target: Target, purchase: Any, bad: Bad, newest: Callable[[], Record], named: str | None
-) -> tuple[float, float]:
-    """Send bad ops among a load; return the longest that another bucket's op took, and when `status` named them, s."""
+) -> tuple[Load, float]:
+    """Send bad ops among a load; return the load, and after how many seconds `status` named the bad ops."""
     made = Load()
     threads = [threading.Thread(target=made.run, args=(purchase,))]
-    threads += [threading.Thread(target=made.watch, args=(target, n)) for n in range(len(target.primaries))]
+    threads += [threading.Thread(target=made.watch, args=(target, n, bad)) for n in range(len(target.primaries))]
     for thread in threads:
         thread.start()
     try:
@@ -136,7 +145,7 @@ def _beside(
         made.ended.set()
         for thread in threads:
             thread.join()
-    return made.longest(bad.bucket), named_s
+    return made, named_s
 
 
 def _names(record: Record, what: str) -> bool:

@@ -308,6 +308,31 @@ def test_a_server_without_memory_still_lets_the_workers_do_their_chores(log: Red
     assert list(log.due("s0", 10)) == [4, 9]
 
 
+#: What a worker asks and notes, by name.
+ASKED: dict[str, Callable[[RedisLog], object]] = {
+    "sizes": lambda log: log.sizes({3: START}, 100, 10**6),
+    "read noted": lambda log: log.read_noted("s0", {3: START}, {3: 1}, {3: "0--1 a try"}, anew=False),
+    "attempts": lambda log: log.note_attempts("s0", {3: "0--1 a try"}),
+    "waits": lambda log: log.note_waits("s0", {3: ("schema/1-4", "words")}, 60_000),
+    "leave": lambda log: log.leave("s0", "me"),
+    "stirs": lambda log: log.stirs(["s0"]),
+    "audit": lambda log: log.audit("s0", {3: START}),
+    "epoch": lambda log: log.raise_epoch("s0", log.epoch("s0")[2], 8),
+    "mend": lambda log: log.mend(S0, [3], ["trim:s0"], delete=True),
+    "host": lambda log: log.note_host("worker w1", "words"),
+    "deployment": lambda log: log.note_deployment("", "words"),
+    "health": lambda log: log.publish_health({"s0": "words"}, 60_000),
+}
+
+
+@KINDS
+@pytest.mark.parametrize("asks", ASKED.values(), ids=ASKED)
+def test_a_server_without_memory_still_takes_what_workers_ask_and_note(
+    log: RedisLog, crowded: Line, asks: Callable[[RedisLog], object]
+):
+    asks(log)
+
+
 @KINDS
 def test_the_largest_op_is_what_the_server_says_and_not_known_where_it_hides_that(server: Any, log: RedisLog):
     client = server.client()
