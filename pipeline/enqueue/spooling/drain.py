@@ -202,10 +202,10 @@ class Drainer:
         """Send the last ops while nobody else writes, and let all go directly again; whether nothing waits."""
         last_s = max(LAST_S, min(MOST_LAST_S, 2 * self._took_s))
         with self._spool.file.alone():
+            began_s = clock.mono_s()
             last = self._spool.head() if not done.why else []
             if not last or len(last) > (LAST_OPS if last_s == LAST_S else HEAD_OPS):
                 return self._spool.settle()
-            began_s = clock.mono_s()
             try:
                 return self._hand_over(last, last_s, done)
             finally:
