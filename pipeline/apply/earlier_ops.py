@@ -157,7 +157,7 @@ class EarlierOps:
         stuck = bool(now) and not refused and now.items() <= self._stuck.items()
         if stuck and now.items() <= self._stuck_still.items():
             return None  # the deletes of a bucket would wait for as long, one after another
-        waited_s = self._waited_s(item.place, older)
+        before_s, waited_s = self._waited_s(item.place, older)
         # the delete that waited for these buckets may be what they waited for: they have a moment to get on
         if waited_s >= (min(most_s, LOOK_S) if stuck else most_s) and self._let_go in (None, item.place):
             self._let_go = item.place
@@ -168,6 +168,8 @@ class EarlierOps:
             return None
         if not waited_s:  # else a bucket would rest that a worker drained on a primary that died since
             self._log.mark_dirty(self._shard, near)
+        if not refused and before_s < max(0.0, most_s - LOOK_S) <= waited_s:
+            self._log.postpone(self._shard, near, 0)  # it is looked at before this one waits no longer
         self._queued[bucket] = min(at_ms, self._queued.get(bucket, at_ms))  # this one is queued from now on
         self._waiting.add(bucket)
         return self._reason(item)
@@ -198,13 +200,14 @@ class EarlierOps:
             or any(number in entry.payload and sent_ms_of(entry) <= delete.at_ms for entry in unseen[bucket])
         }
 
-    def _waited_s(self, place: Place, older: Collection[int]) -> float:
+    def _waited_s(self, place: Place, older: Collection[int]) -> tuple[float, float]:
+        """Return how long an op had waited at the last look, -1 where its wait begins, and how long it has now."""
         now_s = clock.mono_s()
         if len(self._waits) > MOST_NOTED:
             self._waits = {one: wait for one, wait in self._waits.items() if now_s - wait.seen_s < 2 * self._wait_s}
         wait = self._waits.get(place, Wait(now_s, 0.0, {}))
-        self._waits[place] = wait.looked(now_s, older, self._marks)
-        return self._waits[place].waited_s
+        self._waits[place] = looked = wait.looked(now_s, older, self._marks)
+        return wait.waited_s if looked.waited_s else -1.0, looked.waited_s
 
     def settle(self, item: Item) -> None:
         """Note that an op is refused for good, for as long as its transaction is run again without its early ops.

@@ -30,7 +30,7 @@ def model(bounds: Bounds, off: frozenset[str] = frozenset()) -> Model[State]:
     assert off <= RULES.keys(), off
     shards = _Shards(bounds, off)
     queued = tuple(("queued",) * len(shards.entries) for _ in bounds.shards)
-    start = State(0, queued, queued, deaths=bounds.deaths, failovers=bounds.failovers)
+    start = State(0, queued, queued, deaths=bounds.deaths, failovers=bounds.failovers, steps=bounds.steps)
     return Model(start, shards.moves, shards.wrong, shards.done, shards.describe)
 
 
@@ -101,7 +101,7 @@ class _Shards:
     def _begun(self, s: State) -> Iterator[Move]:
         for shard in range(len(s.rows)):
             locked = {self.bucket[e] for take in s.takes if take.shard == shard for e in take.entries}
-            free = [b for n, b in sorted(s.dirty) if n == shard and b not in locked and self._open(s, shard, b)]
+            free = [b for b in self._due(s, shard) if b not in locked]
             for taken in dict.fromkeys(self._taken(s, shard, free)):
                 takes = tuple(sorted((*s.takes, Take(shard, taken))))
                 yield Move(f"a worker takes {self._ops(taken)} on shard {shard}", s._replace(takes=takes))
@@ -342,6 +342,11 @@ class _Shards:
             for shard, e in sorted(s.awaited - s.overdue):
                 late = self._late(s, {(shard, e)})
                 yield Move(f"op {self.entries[e]} has waited for as long as it may", late)
+        for n, bucket in sorted(s.dirty - s.rests if s.steps else ()):
+            rests = s._replace(rests=s.rests | {(n, bucket)}, steps=s.steps - 1)
+            yield Move(f"bucket {bucket} rests, and the log's clock is set back", rests, work=False)
+        if s.rests:
+            yield Move("a sweep ends all rests", s._replace(rests=s.rests - s.rests))
         for shard in range(len(s.rows)):
             awaited = {(shard, e) for e in self._looked(s, shard)}
             if awaited - s.seconds:
@@ -350,6 +355,8 @@ class _Shards:
             elif awaited and self._on("at most"):
                 deletes = {(n, e) for n, e in awaited if self.op[e].deletes is not None}
                 over = awaited - deletes if deletes and not self._on("deletes first") else deletes or awaited
+                if s.rests and (self._on("rests end") or over - deletes):
+                    continue  # a sweep is sooner than the time of what is refused, and not than that of a delete
                 yield Move(f"{self._ops(e for _, e in sorted(over))} wait as long as they may", self._late(s, over))
 
     def _late(self, s: State, entries: Iterable[tuple[int, int]]) -> State:
@@ -357,7 +364,7 @@ class _Shards:
 
     def _looked(self, s: State, shard: int) -> frozenset[int]:
         """Return what waits when a worker looks at all that is due; nothing where it gets on."""
-        due = [b for n, b in sorted(s.dirty) if n == shard and self._open(s, shard, b)]
+        due = self._due(s, shard)
         if any(take.shard == shard for take in s.takes) or not (s.awaited and due):
             return frozenset()
         # a delete that waits no longer has been looked at before the others have waited for as long
@@ -391,6 +398,9 @@ class _Shards:
         behind = {(n, b) for n, own in enumerate(self.bounds.shards) for b in own if self._open(s, n, b)}
         if not behind <= s.dirty:
             yield Move("what is queued is marked dirty", s._replace(dirty=s.dirty | behind))
+
+    def _due(self, s: State, shard: int) -> list[int]:
+        return [b for n, b in sorted(s.dirty - s.rests) if n == shard and self._open(s, shard, b)]
 
     def _open(self, s: State, shard: int, bucket: int) -> list[int]:
         """Return what is queued in a bucket on a shard, up to what stops the bucket."""

@@ -34,6 +34,7 @@ RULES = {
     "names": "a delete waits only for older ops that name its row's id",
     "moves": "how long an op waits at most is counted while nothing moves that was enqueued before it",
     "marked": "what an op waits for is marked dirty",
+    "rests end": "what a delete waits for is due before it waits no longer, though it rests",
     "gone back": "where a watermark has gone back, all that was noted of waiting ops is forgotten",
     "held whole": "of a call that has a hole in one log no log takes anything",
 }
@@ -74,6 +75,7 @@ class Bounds:
     queued: bool = False  # workers begin once all is enqueued
     deaths: int = 0  # of workers
     failovers: int = 0  # of the database, to a replica that lags
+    steps: int = 0  # of the log's clock, while a bucket rests
     cascade: bool = True  # a row that is deleted takes with it the rows that need it; else it is refused
 
 
@@ -108,8 +110,10 @@ class State(NamedTuple):
     overdue: Noted = frozenset()  # early for as long as an op waits at most
     spent: Noted = frozenset()  # what was put off, and is not again
     takes: tuple[Take, ...] = ()
+    rests: frozenset[tuple[int, int]] = frozenset()  # of what is dirty: it is not due
     deaths: int = 0
     failovers: int = 0
+    steps: int = 0
 
 
 def arrivals(bounds: Bounds, *, whole: bool) -> tuple[tuple[int, ...], ...]:

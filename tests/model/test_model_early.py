@@ -43,6 +43,11 @@ SPOOLED_GRANDCHILD = (
     (Op(1, 1), Op(1, 3), Op(0, 5, needs=1), Op(2, 7, needs=2), Op(1, 9, deletes=0)),
     in_logs(0, 4, 1, 2, 3),
 )
+#: The same, where also a child of the row that is deleted stands behind that child: it names the row.
+SPOOLED_BEHIND_A_DELETE_THAT_WAITS = (
+    (Op(1, 1), Op(1, 3), Op(0, 5, needs=1), Op(0, 7, needs=0), Op(1, 9, deletes=0)),
+    in_logs(0, 4, 1, 2, 3),
+)
 #: A parent behind another host's op, its child before the delete.
 SPOOLED_PARENT = (Op(0, 1), Op(1, 3, needs=0), Op(0, 5)), in_logs(2, 0, 1)
 #: The same, and another op behind the child.
@@ -125,6 +130,8 @@ CLEAN = (
     Bounds(BEHIND_A_STOP, deaths=1),
     Bounds(PARENT_DELETED, deaths=1),
     Bounds(PARENT_DELETED, failovers=1),
+    Bounds(PARENT_DELETED, steps=2),
+    Bounds(BOTH_DELETED, steps=1),
     Bounds(PARENT_DELETED, workers=1, whole=True),
     Bounds(BOTH_DELETED, cascade=False),
     Bounds(BOTH_DELETED, queued=True, workers=3, cascade=False),
@@ -135,6 +142,8 @@ CLEAN = (
     Bounds(*SPOOLED_BEHIND_A_DELETE, deaths=1),
     Bounds(*SPOOLED_BEHIND_A_DELETE, queued=True, workers=3),
     Bounds(*SPOOLED_GRANDCHILD, workers=1, together=True),
+    Bounds(*SPOOLED_BEHIND_A_DELETE_THAT_WAITS, workers=1, together=True),
+    Bounds(*SPOOLED_BEHIND_A_DELETE_THAT_WAITS, queued=True),
     Bounds(*SPOOLED_PARENT, deaths=1, failovers=1),
     Bounds(*BEFORE_ITS_PARENT, workers=1, together=True, deaths=1),
     Bounds(*FREED_LATE, deaths=1),
@@ -168,6 +177,7 @@ NEEDED = {
     "parents first": Bounds(*FAMILY_BEHIND_ANOTHER, workers=1, together=True),
     "names": Bounds(*DELETES_BEFORE_OLDER, workers=1, together=True, queued=True, prompt=True),
     "marked": Bounds(FAMILY, failovers=1),
+    "rests end": Bounds(PARENT_DELETED, steps=1),
     "gone back": Bounds(*SPOOLED_PARENT, workers=1, together=True, failovers=1),
     "held whole": Bounds(*HOLES, workers=1, together=True),
     "clocks": Bounds(SKEWED),
@@ -175,7 +185,7 @@ NEEDED = {
     "at most": Bounds(BEHIND_A_STOP),
     "bucket ends": Bounds(FOLLOWED),
     "deletes wait": Bounds(PARENT_DELETED),
-    "deletes first": Bounds(*SPOOLED_GRANDCHILD, workers=1, together=True),
+    "deletes first": Bounds(*SPOOLED_BEHIND_A_DELETE_THAT_WAITS, workers=1, together=True),
     "moves": Bounds(FAMILY),
 }
 

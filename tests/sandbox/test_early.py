@@ -181,6 +181,29 @@ def test_what_a_delete_waits_for_is_applied_though_its_bucket_was_not_marked_dir
     assert [child.status(), deleted.status()] == ["applied", "applied"]
 
 
+def test_a_delete_ends_the_rest_of_an_older_child_that_would_last_for_longer_than_it_waits(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    parent = pipeline.enqueue_insert(db.parent, who=second)
+    box.drain()
+    child = pipeline.enqueue_insert(db.child, who=first, up=parent.id)
+    deleted = pipeline.enqueue_delete((db.parent.id == parent.id) & (db.parent.who == second))
+    box.log.postpone("s0", [child.bucket], 3_600_000)  # the log's clock has been set back by an hour since it rests
+    worker, now_s, looks = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings()), clock.mono_s, 0
+
+    while deleted.status() == "queued" and looks < 20:
+        looks += 1
+        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
+        box.log.postpone("s0", [deleted.bucket], 0)
+        worker.apply()
+
+    box.log.postpone("s0", [child.bucket], 0)
+    box.drain()
+    assert states(child, deleted) == ["applied", "applied"]
+    assert [box.rows(name) for name in ("parent", "child")] == [[], []]
+
+
 def test_an_op_is_rejected_that_only_a_younger_delete_would_help_which_waits_for_it(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,15 +29,6 @@ class Family(NamedTuple):
 
     deeds: list[Deed]
 
-    @property
-    def may_be_refused(self) -> bool:
-        """Whether the child may come too late: its bucket rests for longer than its parent's delete waits.
-
-        Then the delete goes on, and the child is refused. Its row is gone either way.
-        """
-        spooled = any(receipt.position is None for deed in self.deeds for receipt in deed.receipts)
-        return spooled and self.deeds[-1].kind == LEFT
-
 
 def define(db: Any) -> Any:
     """Add the tables to a DAL, and return it."""
@@ -79,7 +70,7 @@ def broken_by(families: Iterable[Family], rows: Mapping[str, Counter[str]], *, i
     for family in families:
         refused = [deed for deed in family.deeds if deed.told in SET_ASIDE]
         arrived = all(deed.said == "acknowledged" and deed.told != "lost" for deed in family.deeds)
-        if refused and arrived and in_order and not family.may_be_refused:
+        if refused and arrived and in_order:
             yield f"refused early: {family.deeds}"
         yield from _rows_differ(family.deeds, rows, settled=arrived and not refused)
 

@@ -47,6 +47,7 @@ class DrainResult:
     forgotten: int = 0
     empty: bool = False  # nothing waits any more
     why: str = ""  # what is in the way
+    pause_s: float = 0.0  # the longest for which nobody else could write, while the last ops were sent
 
 
 class Drainer:
@@ -201,23 +202,30 @@ class Drainer:
         """Send the last ops while nobody else writes, and let all go directly again; whether nothing waits."""
         last_s = max(LAST_S, min(MOST_LAST_S, 2 * self._took_s))
         with self._spool.file.alone():
+            began_s = clock.mono_s()
             last = self._spool.head() if not done.why else []
             if not last or len(last) > (LAST_OPS if last_s == LAST_S else HEAD_OPS):
                 return self._spool.settle()
-            sent: dict[int, list[Spooled]] = {}
             try:
-                with self._budgets.within(WaitBudget(last_s)):
-                    self._budgets.aside(lambda: self._send_last(last))
-            except (WaitBudgetSpent, EpochStale, Unavailable) as error:
-                done.why = f"the last ops wait: {type(error).__name__}: {error}"
-                logger.info(Event("spool_waits", error=error))
-                return False
-            for op in last:
-                sent.setdefault(self._reminded[self._publisher.scope_of(op.bucket).name], []).append(op)
-            for epoch, ops in sent.items():
-                self._spool.sent(ops, epoch)
-            done.sent += len(last)
-            return self._spool.settle()
+                return self._hand_over(last, last_s, done)
+            finally:
+                done.pause_s = max(done.pause_s, clock.mono_s() - began_s)
+
+    def _hand_over(self, last: list[Spooled], last_s: float, done: DrainResult) -> bool:
+        sent: dict[int, list[Spooled]] = {}
+        try:
+            with self._budgets.within(WaitBudget(last_s)):
+                self._budgets.aside(lambda: self._send_last(last))
+        except (WaitBudgetSpent, EpochStale, Unavailable) as error:
+            done.why = f"the last ops wait: {type(error).__name__}: {error}"
+            logger.info(Event("spool_waits", error=error))
+            return False
+        for op in last:
+            sent.setdefault(self._reminded[self._publisher.scope_of(op.bucket).name], []).append(op)
+        for epoch, ops in sent.items():
+            self._spool.sent(ops, epoch)
+        done.sent += len(last)
+        return self._spool.settle()
 
     def _send_last(self, last: list[Spooled]) -> None:
         """Send ops under the epochs of this pass. To send them twice is harmless."""

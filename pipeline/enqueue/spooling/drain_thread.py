@@ -99,7 +99,7 @@ class DrainThread:
             return False
         if done.sent:
             self._away.close()
-            logger.info(Event("spool_drained", ops=done.sent))
+            logger.info(Event("spool_drained", ops=done.sent, pause_ms=round(1000 * done.pause_s)))
         return done.empty or (not done.mine and not self._spool.waiting())
 
     def _warm_up(self) -> threading.Thread:
