@@ -178,9 +178,11 @@ class ShardRecord:
                 return ShardState(f"{'table ' * table}{stop_word(reason)}", "bad")
         if self.oldest_ms is not None and self.oldest_ms > LATE_MS:
             return ShardState("late", "warn")
-        if self.lost or away_on(self) or self.rejected:
-            return ShardState("lost ops" if self.lost else "replica away" if away_on(self) else "rejected ops", "warn")
-        return ShardState("fine", "good")
+        if self.lost:
+            return ShardState("lost ops", "warn")
+        if away_on(self):
+            return ShardState("replica away", "warn")
+        return ShardState("rejected ops", "warn") if self.rejected else ShardState("fine", "good")
 
     @property
     def stopped(self) -> dict[str, WaitReason]:
