@@ -9,25 +9,19 @@ process and of Redis. Last comes what a record takes, which one worker of the de
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from pathlib import Path
 from time import clock_gettime, process_time
 from typing import Any
 from unittest import mock
 
 from pydal import DAL, Field
 
+from benchmarks.one_redis import OneRedis, one_redis
 from benchmarks.turns import in_turn, median
-from pipeline.admin.migrate import migrate
 from pipeline.admin.observe.recorder import Recorder
 from pipeline.apply import applier
-from pipeline.client import Client
-from pipeline.config.settings import load
-from pipeline.devcluster.cluster import Cluster
-from pipeline.oplog.doorbell import SilentBell
 from workers.metrics.tally import Tally
 
 #: How many ops a step of each kind has, and how many a call of a bulk step.
@@ -52,25 +46,15 @@ class Deployment:
     """One deployment whose worker is this process.
 
     Args:
-        url: of Redis.
-        folder: has the shard.
+        redis: has its log.
         name: one of `NAMES`.
         db: defines the table.
     """
 
-    def __init__(self, url: str, folder: str, name: str, db: Any):
+    def __init__(self, redis: OneRedis, name: str, db: Any):
         self._steps = 0
         self._counted, self._db, self._page = name == NAMES[0], db, Tally(1).page(0)
-        self.client = Client(
-            {
-                "redis": {"url": url, "prefix": name},
-                "shards": {"s0": {"primary": f"sqlite://{folder}/{name}.sqlite"}},
-                "spool": {"enabled": False},
-            },
-            bell=SilentBell(),
-        )
-        self.client.define_tables(db)
-        migrate(self.client)
+        self.client = redis.client(name, db)
         here = self.client
         self._worker = applier.Applier("s0", here.nodes.primary("s0"), here.log, here.settings.apply)
 
@@ -113,13 +97,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
     rounds = parser.parse_args().rounds
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        cluster = Cluster.up(Path(folder) / "cluster", shards=1, replicas=0, workers=0, owned=True)
-        stack.callback(cluster.down)
-        [redis] = [one.pid for one in cluster.processes if one.name == "redis"]
+    with one_redis() as redis, ExitStack() as stack:
         db = stack.enter_context(closing(DAL("sqlite:memory", bigint_id=True, migrate=False)))
         db.define_table("purchase", Field("customer", "integer"), Field("qty", "integer"))
-        both = [Deployment(load(cluster.config).redis.url, folder, name, db) for name in NAMES]
+        both = [Deployment(redis, name, db) for name in NAMES]
         for one in both:
             stack.enter_context(closing(one.client))
         both[1].silence()
@@ -127,7 +108,9 @@ def main() -> None:
             stack.enter_context(mock.patch.object(applier, name, switched(getattr(applier, name), off)))
 
         def cpu_s() -> float:
-            return process_time() + clock_gettime((~redis << 3) | 2)  # the server's own clock: clock_getcpuclockid(3)
+            return process_time() + clock_gettime(
+                (~redis.pid << 3) | 2
+            )  # the server's own clock: clock_getcpuclockid(3)
 
         print("| what | µs of CPU an op | switched off | ratio | goal |\n|---|---|---|---|---|")
         steps: dict[str, tuple[int, Callable[[Deployment], Callable[[], None]]]] = {
