@@ -159,7 +159,9 @@ class EarlierOps:
             return None  # the deletes of a bucket would wait for as long, one after another
         before_s, waited_s = self._waited_s(item.place, older)
         # the delete that waited for these buckets may be what they waited for: they have a moment to get on
-        if waited_s >= (min(most_s, LOOK_S) if stuck else most_s) and self._let_go in (None, item.place):
+        # a delete is looked at first; what is before it in its bucket goes on with it, else neither does
+        alone = self._let_go is None or (self._let_go[0] == bucket and self._let_go >= item.place)
+        if alone and waited_s >= (min(most_s, LOOK_S) if stuck else most_s):
             self._let_go = item.place
             self._stuck |= now
             self._stuck_still |= now if stuck else {}

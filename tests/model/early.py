@@ -154,7 +154,8 @@ class _Shards:
             behind = any(one < e and self.bucket[one] == self.bucket[e] for one in early)
             if behind or not self._waits(s, take.shard, e, queued, refused=refused):
                 continue
-            if (take.shard, e) in s.overdue and let_go in (-1, e):
+            alone = let_go == -1 or (self.bucket[let_go] == self.bucket[e] and let_go >= e)
+            if (take.shard, e) in s.overdue and alone:
                 let_go = e
                 continue
             early.add(e)

@@ -246,6 +246,30 @@ def test_what_is_paused_holds_up_the_deletes_of_a_bucket_once_and_not_each_by_it
     assert waited_s < 2 * ApplySettings().early_wait_s
 
 
+def test_deletes_behind_an_op_do_not_keep_it_waiting_once_its_time_is_over(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buckets = {pipeline.enqueue_insert(db.event, who=who).bucket: who for who in range(30)}
+    first, *others = buckets.values()
+    pipeline.enqueue_insert(db.event, who=first, note="a")
+    rows = [pipeline.enqueue_insert(db.child, who=first) for _ in others]
+    box.drain()
+    for who, row in zip(others, rows, strict=True):
+        pipeline.enqueue_insert(db.grandchild, who=who, up=row.id)
+    doubled = pipeline.enqueue_insert(db.event, who=first, note="a")
+    for row in rows:
+        pipeline.enqueue_delete(db.child.id == row.id)  # each waits for a bucket of its own
+    settings, now_s = ApplySettings(early_wait_s=1), clock.mono_s
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, settings)
+    for looks in range(3):
+        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
+        box.log.postpone("s0", list(buckets), 3_600_000)
+        box.log.postpone("s0", [doubled.bucket], 0)
+        worker.apply()
+
+    assert doubled.status() == "rejected"
+
+
 def test_refused_ops_wait_for_what_is_behind_a_batch_only_at_its_end(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
