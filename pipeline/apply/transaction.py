@@ -121,6 +121,16 @@ class Take:
         """Whether earlier notes are to be replaced: what they say is known."""
         return self.again or self.alone is not None
 
+    def before_early(self, bucket: int, entries: Sequence[Read]) -> list[Entry]:
+        """Return the entries of a bucket that are before its first op that may be early.
+
+        Args:
+            bucket: the bucket.
+            entries: of it, in order.
+        """
+        first = self.early.get(bucket)
+        return [entry for entry in singly(entries) if first is None or entry.position < first[0]]
+
     def suspect(self, earlier: Mapping[int, str], void: Mapping[int, str] = NO_NOTES) -> None:
         """Leave out the buckets with which an earlier attempt failed.
 
@@ -247,9 +257,7 @@ class ApplyTransaction:
             end = take.ends.get(bucket)
             found = found if end is None else [entry for entry in singly(found) if entry.position <= end]
             if bucket in take.early:
-                first, reason = take.early[bucket]
-                found = [entry for entry in singly(found) if entry.position < first]
-                batch.waiting[bucket] = reason
+                found, batch.waiting[bucket] = take.before_early(bucket, found), take.early[bucket][1]
             batch.take(found)
         return batch, locked
 
@@ -355,8 +363,8 @@ class ApplyTransaction:
         entries, earlier = self._log.read_noted(self.notes_at, after, counts, take.notes, anew=take.anew)
         take.suspect(earlier, self.void)
         entries = {bucket: found for bucket, found in entries.items() if bucket in take.noted}
-        if take.whole:
-            return oldest({bucket: singly(found) for bucket, found in entries.items()}, counts, self._rows(take))
+        if take.whole:  # without what follows early ops: what these wait for may be younger than all of it
+            return oldest({b: take.before_early(b, found) for b, found in entries.items()}, counts, self._rows(take))
         return entries
 
     def _rows(self, take: Take) -> int:

@@ -493,6 +493,106 @@ def test_a_delete_that_reaches_rows_through_others_waits_for_older_ops_that_do_n
     assert [row["id"] for row in box.rows("parent")] == [parent.id]
 
 
+def test_a_transaction_takes_what_its_early_ops_wait_for_though_older_ops_would_fill_it(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transaction, "FIRST_ROWS", 4)
+    first, second = two_buckets(box)
+    parent = pipeline.enqueue_insert(db.child, who=first)
+    box.drain()
+    at, now_s = after(monkeypatch), clock.mono_s()
+    at(500)
+    for _ in range(4):
+        pipeline.enqueue_insert(db.event, who=second)  # from another host, while what follows was in a spool
+    at(100)
+    child = pipeline.enqueue_insert(db.grandchild, who=second, up=parent.id)
+    at(200)
+    deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
+    for _ in range(8):
+        pipeline.enqueue_insert(db.event, who=first)
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=4))
+    for _ in range(20):
+        box.log.postpone("s0", [parent.bucket, child.bucket], 0)
+        worker.apply()
+    monkeypatch.undo()
+
+    assert states(child, deleted) == ["applied", "applied"]
+    assert [box.rows(name) for name in ("child", "grandchild")] == [[], []]
+
+
+@pytest.mark.parametrize("between", [1, 150, 450])
+def test_a_delete_waits_for_an_older_child_however_far_behind_in_its_bucket_and_whatever_else_is_older(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, between: int
+) -> None:
+    first, second, third = buckets_of(box, 3)
+    parent = pipeline.enqueue_insert(db.child, who=first)
+    box.drain()
+    at, now_s = after(monkeypatch), clock.mono_s()
+    at(100)
+    older = pipeline.enqueue_insert(db.event, who=third)
+    at(400)
+    pipeline.enqueue_bulk_insert(db.event, [{"who": second}] * between)  # of another host, not from a spool
+    at(200)
+    child = pipeline.enqueue_insert(db.grandchild, who=second, up=parent.id)
+    at(300)
+    deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    for _ in range(5):
+        box.log.postpone("s0", [older.bucket, child.bucket], 3_600_000)
+        box.log.postpone("s0", [parent.bucket], 0)
+        worker.apply()
+    assert states(child, deleted) == ["queued", "queued"]
+    monkeypatch.undo()
+    box.log.postpone("s0", [older.bucket, parent.bucket, child.bucket], 0)
+    box.drain()
+
+    assert states(child, deleted) == ["applied", "applied"]
+
+
+def test_a_delete_does_not_wait_for_many_older_ops_that_do_not_name_its_row(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    parent = pipeline.enqueue_insert(db.child, who=first)
+    box.drain()
+    now_s = clock.mono_s()
+    [older, *_] = pipeline.enqueue_bulk_insert(db.event, [{"who": second}] * 150)
+    deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    for _ in range(3):
+        box.log.postpone("s0", [older.bucket], 3_600_000)
+        box.log.postpone("s0", [parent.bucket], 0)
+        worker.apply()
+
+    assert states(older, deleted) == ["queued", "applied"]
+
+
+def test_two_deletes_do_not_wait_for_each_other_where_neither_sees_all_that_is_older(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.apply.earlier_ops.MOST_BYTES", 0)
+    monkeypatch.setattr(transaction, "FIRST_ROWS", 10)
+    places = two_buckets(box)
+    rows = [pipeline.enqueue_insert(db.child, who=who) for who in places]
+    box.drain()
+    at, now_s = after(monkeypatch), clock.mono_s()
+    at(500)
+    deletes = [pipeline.enqueue_delete(db.child.id == rows[n].id, shard_key=places[n]) for n in range(2)]
+    at(100)  # was in the spool of another host
+    for who in places:
+        pipeline.enqueue_bulk_insert(db.event, [{"who": who}] * 150)
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=10))
+    for _ in range(10):
+        box.log.postpone("s0", [row.bucket for row in rows], 0)
+        worker.apply()
+
+    assert "applied" in states(*deletes)
+
+
 def test_an_op_is_put_off_until_the_older_op_that_helps_it_is_committed(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -683,8 +783,14 @@ def states(*receipts: Any) -> list[str]:
 
 def two_buckets(box: Sandbox) -> tuple[int, int]:
     """Return two shard keys of different buckets."""
-    bucket_of = box.client.topology.bucket_of
-    return 0, next(who for who in range(1, 100) if bucket_of("event", who) != bucket_of("event", 0))
+    first, second = buckets_of(box, 2)
+    return first, second
+
+
+def buckets_of(box: Sandbox, count: int) -> list[int]:
+    """Return shard keys of different buckets."""
+    by_bucket = {box.client.topology.bucket_of("event", who): who for who in range(99, -1, -1)}
+    return sorted(by_bucket.values())[:count]
 
 
 def after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
