@@ -29,8 +29,9 @@ Place = tuple[int, Position]
 #: so long, s. Two that are both refused for good must not wait for each other.
 CLOCKS_MS, CLOCKS_S = 250.0, 1.0
 #: The share of that time that a delete waits at most. An op of its bucket that was enqueued before it may be behind it,
-#: sent from a spool; and what needs that op waits, too. Of the two the delete goes on: a child is gone either way.
-DELETES = 0.25
+#: sent from a spool; and what needs that op waits, too. Of the two the delete goes on: a child is gone either way. That
+#: is seldom so where ops name its row; but a server may be away for long, and its buckets be tried one by one.
+DELETES, NAMED_DELETES = 0.25, 0.5
 #: How many entries of a bucket are looked at before an op is rejected.
 DEEP = 100
 #: How much is read behind those before a row is deleted to which older ops may refer, bytes.
@@ -144,11 +145,12 @@ class EarlierOps:
             deletes_from: of the table of which it deletes a row by its id, if it does.
             refused: whether a constraint refuses it: then what is younger by `CLOCKS_MS` counts for a second.
         """
-        younger_ms, most_s = (CLOCKS_MS, self._wait_s) if refused else (0.0, DELETES * self._wait_s)
         if self._queued is None:
             self._queued = self._oldest_queued()
         at_ms, bucket = item.op.at_ms, item.entry.bucket
         named = deletes_from is not None and self.is_named_by_id(deletes_from)
+        younger_ms, share = (CLOCKS_MS, 1.0) if refused else (0.0, NAMED_DELETES if named else DELETES)
+        most_s = share * self._wait_s
         near = self._naming(item) if named else _until(at_ms + younger_ms, self._queued, bucket)
         if not named and not self._looked_deep and not any(sent_ms < at_ms for sent_ms in near.values()):
             self._looked_deep = True  # else the database's word would be final, and the row gone
@@ -174,8 +176,9 @@ class EarlierOps:
             return None
         if not waited_s:  # else a bucket would rest that a worker drained on a primary that died since
             self._log.mark_dirty(self._shard, near)
-        if not refused and before_s < max(0.0, most_s - LOOK_S) <= waited_s:
-            self._log.postpone(self._shard, near, 0)  # it is looked at before this one waits no longer
+        if not refused and (before_s < 0 or before_s < max(0.0, most_s - LOOK_S) <= waited_s):
+            # it may rest because its server was away; and it is looked at before this one waits no longer
+            self._log.postpone(self._shard, near, 0)
         self._queued[bucket] = min(at_ms, self._queued.get(bucket, at_ms))  # this one is queued from now on
         self._waiting.add(bucket)
         return self._reason(item)

@@ -521,6 +521,46 @@ def test_a_transaction_takes_what_its_early_ops_wait_for_though_older_ops_would_
     assert [box.rows(name) for name in ("child", "grandchild")] == [[], []]
 
 
+def test_a_delete_ends_the_rest_of_an_older_child_at_once(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    parent = pipeline.enqueue_insert(db.child, who=first)
+    box.drain()
+    child = pipeline.enqueue_insert(db.grandchild, who=second, up=parent.id)
+    deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
+    box.log.postpone("s0", [child.bucket], 3_000)  # the shard's server was away
+    worker, now_s = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings()), clock.mono_s()
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s)
+    for _ in range(5):
+        box.log.postpone("s0", [parent.bucket], 0)
+        worker.apply()
+
+    assert states(child, deleted) == ["applied", "applied"]
+
+
+def test_a_delete_waits_for_a_child_whose_bucket_is_tried_again_for_four_seconds(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    parent = pipeline.enqueue_insert(db.child, who=first)
+    box.drain()
+    child = pipeline.enqueue_insert(db.grandchild, who=second, up=parent.id)
+    deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
+    worker, now_s = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings()), clock.mono_s
+    for looks in range(9):
+        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks / 2)
+        box.log.postpone("s0", [child.bucket], 3_600_000)
+        box.log.postpone("s0", [parent.bucket], 0)
+        worker.apply()
+    assert states(child, deleted) == ["queued", "queued"]
+    monkeypatch.undo()
+    box.log.postpone("s0", [parent.bucket, child.bucket], 0)
+    box.drain()
+
+    assert states(child, deleted) == ["applied", "applied"]
+
+
 @pytest.mark.parametrize("between", [1, 150, 450])
 def test_a_delete_waits_for_an_older_child_however_far_behind_in_its_bucket_and_whatever_else_is_older(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, between: int
