@@ -25,7 +25,7 @@ from pipeline.testing import Sandbox, sandbox
 TABLES = ("event", "parent", "child")
 #: How many ops of each host, of one transaction and of one call, and how many hosts and buckets.
 SIZES = [(40, 20, 40, 2, 4), (200, 50, 40, 2, 4), (200, 1000, 40, 2, 4), (60, 7, 10, 3, 8), (300, 100, 300, 3, 4)]
-SEEDS = 12 if THOROUGH else 2
+SEEDS = 4 if THOROUGH else 2
 
 
 @pytest.fixture
