@@ -16,10 +16,11 @@ from pipeline.apply.batch import Batch
 from pipeline.apply.grouping import Item
 from pipeline.apply.order import sent_ms_of
 from pipeline.errors import PipelineError
-from pipeline.model.op import Entry, Op, Position
+from pipeline.model.op import Entry, Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
+from pipeline.shard.records.row_keys import written_row
 from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import Facts, constraints_in
 
@@ -142,16 +143,19 @@ class EarlierOps:
 
         Args:
             item: the op.
-            deletes_from: of the table of which it deletes a row by its id, if it does.
+            deletes_from: of the table from which it deletes, if it does and is no group.
             refused: whether a constraint refuses it: then what is younger by `CLOCKS_MS` counts for a second.
         """
         if self._queued is None:
             self._queued = self._oldest_queued()
         at_ms, bucket = item.op.at_ms, item.entry.bucket
-        named = deletes_from is not None and self.is_named_by_id(deletes_from)
+        row = written_row(item.op, deletes_from.schema) if deletes_from is not None else None
+        named = row is not None and deletes_from is not None and self.is_named_by_id(deletes_from)
         younger_ms, share = (CLOCKS_MS, 1.0) if refused else (0.0, NAMED_DELETES if named else DELETES)
         most_s = share * self._wait_s
-        near = self._naming(item) if named else _until(at_ms + younger_ms, self._queued, bucket)
+        near = (
+            self._naming(item, row) if named and row is not None else _until(at_ms + younger_ms, self._queued, bucket)
+        )
         if not named and not self._looked_deep and not any(sent_ms < at_ms for sent_ms in near.values()):
             self._looked_deep = True  # else the database's word would be final, and the row gone
             self._queued = self._oldest_queued(self._queued, DEEP)
@@ -197,17 +201,17 @@ class EarlierOps:
             self._by_id[name] = by_id and not any(one.children for one in theirs)
         return self._by_id[name]
 
-    def _naming(self, item: Item) -> dict[int, float]:
+    def _naming(self, item: Item, row: int) -> dict[int, float]:
         """Return the buckets with an older op that may refer to the row that is deleted: such an op names its id."""
         if not self._deep:
             self._deep, self._read_to, self._left = {bucket: [] for bucket in self._owned}, self._behind(), MOST_BYTES
             self._further = set(self._owned)
             self._look_further(self._owned)
-        return {one: 0.0 for one in self._owned if one != item.entry.bucket and self._names(one, item.op)}
+        return {one: 0.0 for one in self._owned if one != item.entry.bucket and self._names(one, row, item.op.at_ms)}
 
-    def _names(self, bucket: int, delete: Op) -> bool:
+    def _names(self, bucket: int, row: int, at_ms: float) -> bool:
         """Return whether an older op of a bucket names a row; also where one may that is too far behind to be seen."""
-        number, start, at_ms = str(delete.id).encode(), 0, delete.at_ms
+        number, start = str(row).encode(), 0
         while True:
             entries = self._deep[bucket]
             if any(number in entry.payload and sent_ms_of(entry) <= at_ms for entry in entries[start:]):

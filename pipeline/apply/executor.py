@@ -139,10 +139,9 @@ class Executor:
             return
         for group in groups:
             for item in self._reaching_children(group):
-                facts = group.facts if item.op.id is not None else None
                 if (
                     item.entry.bucket not in self._early
-                    and (reason := self._earlier.awaited_by(item, deletes_from=facts, refused=False)) is not None
+                    and (reason := self._earlier.awaited_by(item, deletes_from=group.facts, refused=False)) is not None
                 ):
                     self._early[item.entry.bucket] = item.entry.position, reason
         if self._early:

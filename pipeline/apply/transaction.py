@@ -27,6 +27,7 @@ from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
 from pipeline.shard.records.ledger import HOLDING, Mark, Reject
+from pipeline.shard.records.row_keys import written_row
 from pipeline.shard.records.set_aside import REJECTED
 from pipeline.shard.session import NodeSession
 
@@ -285,8 +286,9 @@ class ApplyTransaction:
         facts = self.facts.known[delete.schema]
         if not facts.constraints.children:
             return ()
-        by_id = delete.id is not None and self._earlier is not None and self._earlier.is_named_by_id(facts)
-        return (delete.id,) if by_id and delete.id is not None else None
+        row = written_row(delete, facts.schema)
+        by_id = row is not None and self._earlier is not None and self._earlier.is_named_by_id(facts)
+        return (row,) if by_id and row is not None else None
 
     def _stay(self, batch: Batch, locked: Mapping[int, Mark], take: Take) -> bool:
         """Return whether sheets are inserted as they are: nothing is unusual, and no other op is of their tables."""

@@ -68,7 +68,7 @@ class Host:
         if end < 0.4:
             steps.append(lambda: pipeline.enqueue_delete(db.child.id == made["child"].id, shard_key=other))
         if end < 0.6:
-            steps.append(lambda: pipeline.enqueue_delete(db.parent.id == made["parent"].id, shard_key=who))
+            steps.append(lambda: pipeline.enqueue_delete((db.parent.who == who) & (db.parent.id == made["parent"].id)))
         return steps
 
 
