@@ -79,6 +79,7 @@ class Outcome:
         for name in ("applied", "rejected", "parked", "seen", "lost", "buckets", "refused", "counts"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.left, self.ring = other.left, other.ring or self.ring
+        self.crossed |= other.crossed
         self.waiting, self.aside = self.waiting or other.waiting, self.aside or other.aside
 
 
@@ -155,7 +156,7 @@ class ApplyTransaction:
         noted: the notes of the last transaction, by bucket.
         void: notes of this process's own that mean nothing, by bucket.
         step: called with the name of each step before it is taken.
-        elsewhere: the state of the buckets that the last transaction met, and that another shard owns.
+        elsewhere: the state of the buckets that a turn's transactions met, and that another shard owns.
     """
 
     def __init__(
@@ -230,7 +231,8 @@ class ApplyTransaction:
         else:
             locked = ledger.lock(self._session, take.due, self._settings.buckets)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.owned}
-        self.elsewhere = {bucket: mark.state for bucket, mark in locked.items() if not mark.owned}
+        self.elsewhere = {bucket: state for bucket, state in self.elsewhere.items() if bucket not in locked}
+        self.elsewhere |= {bucket: mark.state for bucket, mark in locked.items() if not mark.owned}
         waiting = halted(self._shard, locked)
         entries = self._read(take, {bucket: position for bucket, position in mine.items() if bucket not in waiting})
         batch = Batch(
