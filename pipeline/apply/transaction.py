@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch, FactBook
-from pipeline.apply.earlier_ops import EarlierOps, Early
+from pipeline.apply.earlier_ops import EarlierOps
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import Item, grouped, grouped_sheets, may_stay
 from pipeline.apply.held_rows import HeldRows, halted, meet_held_rows, record
@@ -21,6 +21,7 @@ from pipeline.apply.order import by_time, oldest
 from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
+from pipeline.errors import PipelineError, Unavailable
 from pipeline.model.op import Entry, Op, Position
 from pipeline.model.sheet import Read, SheetEntry, singly
 from pipeline.model.wait_reason import WaitReason
@@ -197,11 +198,12 @@ class ApplyTransaction:
         batch.skip_seen(self._session)
         try:
             executor = self._execute(batch, locked, take, last_try=last_try)
-        except Early:
-            self.note_ended(take)  # while the locks are held: whoever has them next finds no failed attempt
+            self.step("mark")
+            self._record(batch, executor, locked, take)
+        except PipelineError as error:
+            if not isinstance(error, Unavailable):
+                self.note_ended(take)  # while the locks are held: whoever has them next finds no failed attempt
             raise
-        self.step("mark")
-        self._record(batch, executor, locked, take)
         return self._outcome(batch, executor), batch
 
     def committed(self, after: Mapping[int, Position]) -> None:
