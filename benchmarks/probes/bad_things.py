@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from typing import Any
 from pydal import DAL, Field
 
 import pipeline
+from benchmarks.processes import ROOT
 from benchmarks.rows import TABLE
 from benchmarks.sockets import process_of_port
 from benchmarks.target import Target
@@ -226,11 +229,31 @@ def _newer() -> bytes:
 
 @contextmanager
 def _large(target: Target, purchase: Any) -> Iterator[Bad]:
+    """Let another host send large ops: this one's spool would keep the small ones behind them."""
     everywhere(target, ODD.format(", body LONGTEXT"))
+    config = target.config.with_name("other-host.toml")
+    config.write_text(target.config.read_text().replace("pipeline.spool", "other-host.spool"))
+
+    def send() -> list[Any]:
+        argv = [sys.executable, "-m", "benchmarks.probes.bad_things", str(LARGE)]
+        environment = {**target.environment(), "PIPELINE_CONFIG": str(config)}
+        sent = subprocess.run(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout
+        return [pipeline.Receipt.parse(text) for text in sent.split()]
+
     try:
-        yield Bad(lambda: [pipeline.enqueue_insert(_odd(), owner=n, body="x" * LARGE_BYTES) for n in range(LARGE)])
+        yield Bad(send)
     finally:
         everywhere(target, *GONE)
+
+
+def send_large(count: int) -> None:
+    """Send large ops, wait until they are applied, and print their receipts."""
+    pipeline.configure(os.environ["PIPELINE_CONFIG"])
+    receipts = [pipeline.enqueue_insert(_odd(), owner=n, body="x" * LARGE_BYTES) for n in range(count)]
+    for receipt in receipts:
+        receipt.wait(60)
+        print(receipt)
+    pipeline.close()
 
 
 @contextmanager
@@ -363,3 +386,7 @@ CASES: dict[str, tuple[Case, str | None]] = {
     # the last: what is in its bucket waits for good
     "an op of a newer release": (_raw(_newer()), "newer"),
 }
+
+
+if __name__ == "__main__":
+    send_large(int(sys.argv[1]))
