@@ -59,6 +59,8 @@ ARRIVING_DELAY_MS = 1000
 WHOLE_S = 10.0
 #: How often others are rung while more buckets are due than one batch takes, s: a message costs as much as 500 rows.
 RING_S = 0.5
+#: An op is large from this part of a batch's bytes on.
+LARGE = 8
 #: The longest detail that is noted, characters: a note is for each bucket.
 _DETAIL = 300
 logger = logging.getLogger("pipeline.apply")
@@ -128,7 +130,7 @@ class Applier(ShardTurns):
                 self._rung_s = started
                 bell.ring_now(self.shard, len(due))
             early = self._early
-            outcome = self._turn(Take(due, whole=self._whole), started)
+            outcome = self._turns(due, started)
             self._failures, self._transaction.void = 0, self._transaction.noted if outcome.crossed else NO_NOTES
             outcome.ring |= self._hand_on()
             if outcome.ring or ops_of(outcome):
@@ -148,6 +150,18 @@ class Applier(ShardTurns):
             outcome = self._postponed(due, error)
         outcome.ms = ms_since(started)
         rejections.tell(self.shard, outcome.refused)
+        return outcome
+
+    def _turns(self, due: Mapping[int, int], started: float) -> Outcome:
+        """Apply what is due, large ops apart and last: one takes as long as thousands of others, which would wait."""
+        self._transaction.elsewhere = {}
+        least = self._settings.max_bytes // LARGE
+        large = {} if self._whole else {bucket: size for bucket, size in due.items() if size >= least}
+        if len(large) in (0, len(due)):
+            return self._turn(Take(due, whole=self._whole), started)
+        outcome = self._turn(Take({bucket: size for bucket, size in due.items() if bucket not in large}), started)
+        if not outcome.crossed:
+            outcome.add(self._turn(Take(large), started))
         return outcome
 
     def _postponed(self, due: Mapping[int, int], error: Unavailable) -> Outcome:
