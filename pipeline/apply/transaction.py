@@ -22,7 +22,7 @@ from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.model.op import Entry, Op, Position
-from pipeline.model.sheet import Read, SheetEntry, singly
+from pipeline.model.sheet import Read, SheetEntry, count_ops, singly
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
@@ -228,7 +228,7 @@ class ApplyTransaction:
         if take.whole:
             locked = ledger.lock_all(self._session, take.due)
         else:
-            locked = ledger.lock(self._session, take.due, self._settings.buckets)
+            locked = ledger.lock(self._session, take.due, self.pace.buckets)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.owned}
         self.elsewhere = {bucket: mark.state for bucket, mark in locked.items() if not mark.owned}
         waiting = halted(self._shard, locked)
@@ -355,6 +355,8 @@ class ApplyTransaction:
         entries, earlier = self._log.read_noted(self.notes_at, after, counts, take.notes, anew=take.anew)
         take.suspect(earlier, self.void)
         entries = {bucket: found for bucket, found in entries.items() if bucket in take.noted}
+        if take.alone is None and not take.whole:
+            self.pace.learn_depth(sum(count_ops(found) >= counts[bucket] for bucket, found in entries.items()), len(counts))
         if take.whole:
             return oldest({bucket: singly(found) for bucket, found in entries.items()}, counts, self._rows(take))
         return entries

@@ -24,14 +24,14 @@ class Watched(SilentBell):
         super().__init__()
         self.box, self.db, self.ops, self.wanted, self.rung_meanwhile = box, db, ops, wanted, 0
 
-    def waits(self, shards: Collection[str]) -> bool:
+    def waits(self, shards: Collection[str]) -> Collection[str]:
         if self.ops:
             self.ops -= 1
             self.box.client.enqueue_insert(self.db.sale, customer=7)
             self.rung_meanwhile += len(self.box.bell.rung)
             self.box.bell.rung.clear()
         self.wanted -= 1
-        return not self.wanted
+        return () if self.wanted else shards
 
 
 @pytest.fixture
