@@ -219,6 +219,8 @@ def accused(kind: str, items: Sequence[Item], row: int) -> int | None:
     """
     if not 0 < row <= len(items):
         return None
+    if isinstance(items, SheetItems):
+        return items.by_id[row - 1]
     if kind in (INSERT, UPSERT):
         return row - 1
     # rows that exist are met in the order of their ids
