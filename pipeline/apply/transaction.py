@@ -356,7 +356,8 @@ class ApplyTransaction:
         take.suspect(earlier, self.void)
         entries = {bucket: found for bucket, found in entries.items() if bucket in take.noted}
         if take.alone is None and not take.whole:
-            self.pace.learn_depth(sum(count_ops(found) >= counts[bucket] for bucket, found in entries.items()), len(counts))
+            deep = sum(count_ops(found) >= counts[bucket] for bucket, found in entries.items())
+            self.pace.learn_depth(deep, len(counts))
         if take.whole:
             return oldest({bucket: singly(found) for bucket, found in entries.items()}, counts, self._rows(take))
         return entries
