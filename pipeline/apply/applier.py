@@ -116,7 +116,7 @@ class Applier(ShardTurns):
         """
         started = clock.mono_s()
         self._step("due")
-        limit = MOST_BUCKETS + 1 if self._whole else self._settings.buckets
+        limit = MOST_BUCKETS + 1 if self._whole else self._transaction.pace.buckets
         due = self._log.due(self.shard, limit if self._whole else 2 * limit, self.holder)
         self._bell, self._looked_s = bell, started
         if not due:
@@ -128,7 +128,8 @@ class Applier(ShardTurns):
                 return Outcome(left=len(due), waiting=paused.sentence(), ms=ms_since(started))
             if bell is not None and len(due) > limit and started >= self._rung_s + RING_S:
                 self._rung_s = started
-                bell.ring_now(self.shard, len(due))
+                if not bell.waits((self.shard,)):  # while all workers are busy, one message is enough
+                    bell.ring_now(self.shard, len(due))
             early = self._early
             outcome = self._turns(due, started)
             self._failures, self._transaction.void = 0, self._transaction.noted if outcome.crossed else NO_NOTES

@@ -23,7 +23,7 @@ from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.model.op import Entry, Op, Position
-from pipeline.model.sheet import Read, SheetEntry, singly
+from pipeline.model.sheet import Read, SheetEntry, count_ops, singly
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
@@ -241,7 +241,7 @@ class ApplyTransaction:
         if take.whole:
             locked = ledger.lock_all(self._session, take.due)
         else:
-            locked = ledger.lock(self._session, take.due, self._settings.buckets)
+            locked = ledger.lock(self._session, take.due, self.pace.buckets)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.owned}
         self.elsewhere = {bucket: state for bucket, state in self.elsewhere.items() if bucket not in locked}
         self.elsewhere |= {bucket: mark.state for bucket, mark in locked.items() if not mark.owned}
@@ -369,6 +369,9 @@ class ApplyTransaction:
         entries = {bucket: found for bucket, found in entries.items() if bucket in take.noted}
         if take.whole:  # without what follows early ops: what these wait for may be younger than all of it
             return oldest({b: take.before_early(b, found) for b, found in entries.items()}, counts, self._rows(take))
+        if take.alone is None:
+            deep = sum(count_ops(found) >= counts[bucket] for bucket, found in entries.items())
+            self.pace.learn_depth(deep, len(counts))
         return entries
 
     def _rows(self, take: Take) -> int:

@@ -275,6 +275,9 @@ class GroupedLog(RedisLog):
     def listen(self, shard: str, holder: str, for_s: float) -> Generator[bool | None]:
         return self.at(shard).listen(shard, holder, for_s)
 
+    def is_held(self, shard: str) -> bool:
+        return self.at(shard).is_held(shard)
+
     def leave(self, shard: str, holder: str, *, within_ms: int | None = None) -> tuple[bool, int]:
         ring, left = self.at(shard).leave(shard, holder, within_ms=within_ms)
         if self._is_asked_beside(shard):

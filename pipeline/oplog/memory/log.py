@@ -205,6 +205,10 @@ class MemoryWork(MemoryEntries):
                 return
             clock.sleep_s(SLICE_S)
 
+    def is_held(self, shard: str) -> bool:
+        with self._lock:
+            return (self._get(f"bell:{shard}") or "1") != "1"
+
     def leave(self, shard: str, holder: str, *, within_ms: int | None = None) -> tuple[bool, int]:
         with self._lock:
             dirty, bell, now_ms = self._server.dirty.get(shard, {}), f"bell:{shard}", self.now_ms()
