@@ -25,6 +25,7 @@ from pipeline.enqueue.final_values import (
     FUNCTIONS,
     CompiledTable,
     Final,
+    UpdatePlan,
     call_of,
     called,
     computed,
@@ -56,12 +57,13 @@ class TablePlan:
         turn: gives the bucket of the next row that may live anywhere.
     """
 
-    __slots__ = ("_fields", "_row_plans", "_rule", "_turn", "compiled", "row_ids", "table")
+    __slots__ = ("_fields", "_row_plans", "_rule", "_turn", "_update_plans", "compiled", "row_ids", "table")
 
     def __init__(self, table: Any, compiled: CompiledTable, row_ids: RowIds, turn: Iterator[int]):
         self.table, self.compiled, self.row_ids, self._turn = table, compiled, row_ids, turn
         self._rule, self._fields = compiled.bucket_of, tuple(table)
         self._row_plans: dict[tuple[str, ...], RowPlan] = {}
+        self._update_plans: dict[tuple[str, ...], UpdatePlan] = {}
 
     def new_row(self, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None) -> Addressed:
         """Make an insert."""
@@ -137,6 +139,14 @@ class TablePlan:
     ) -> Addressed:
         """Make an update of the rows that a condition names: one row, or rows of one bucket."""
         compiled, column_of = self.compiled, self.compiled.column_of
+        shape = self._update_plan(values) if type(values) is dict else None
+        if shape is not None and (final := shape.values(values)):
+            bucket, row = bucket_of_rows(compiled, where, shard_key)
+            condition_ = where if row is None else None
+            head = self._head(row)
+            return Addressed(
+                bucket, Op(UPDATE, *head, shape.columns, final, condition_, idempotency_key=_checked_key(key))
+            )
         plain, trees = update_values(compiled, self.table, self._fields, values)
         bucket, row = bucket_of_rows(compiled, where, shard_key)
         keeps_its_place(compiled, where, plain, trees)
@@ -203,7 +213,8 @@ class TablePlan:
     def _new_row(self, plan: RowPlan, values: Mapping[str, Any], shard_key: Any, key: str | None) -> Addressed:
         if key is not None:
             _checked_key(key)
-        (columns, final, row), at, compiled = plan.row(values), plan.key_at, self.compiled
+        columns, final, row = plan.row(values)
+        at, compiled = plan.key_at, self.compiled
         now_ms = clock.wall_ns() // 1000 / 1000  # to a microsecond: ops of a request keep their order
         id_given = row is not None
         if at is not None and row is None and shard_key is None and final[at] is not None:
@@ -215,6 +226,13 @@ class TablePlan:
         schema = compiled.schema
         op = Op(INSERT, schema.name, schema.hash, now_ms, row, columns, tuple(final), None, (), (), (), key)
         return Addressed(bucket, op, id_given)
+
+    def _update_plan(self, values: Mapping[str, Any]) -> UpdatePlan:
+        names = tuple(values)
+        plan = self._update_plans.get(names)
+        if plan is None or plan.outdated():
+            plan = keep_newest(self._update_plans, names, UpdatePlan(self.compiled, self._fields, names), MOST_PLANS)
+        return plan
 
     def _head(self, row: int | None) -> tuple[str, str, float, int | None]:
         return self.compiled.schema.name, self.compiled.schema.hash, clock.wall_ns() // 1000 / 1000, row
