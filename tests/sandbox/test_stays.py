@@ -14,7 +14,7 @@ from pipeline.admin import stops
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.testing import Sandbox, sandbox
 from workers import process, stay
-from workers.stay import Stay
+from workers.stay import Stay, gather_s
 
 
 class Watched(SilentBell):
@@ -141,6 +141,13 @@ def test_a_second_worker_at_a_shard_leaves_when_nothing_is_due(box: Sandbox):
 
     assert (done["applied"], bell.rung) == (0, [])
     assert box.log._get("bell:s0") == "l another"
+
+
+@pytest.mark.parametrize(
+    ("between_s", "wait_s"), [(0.0001, 0.01), (0.005, 0.01), (0.015, 0.03), (0.03, 0.04), (0.05, 0.0)]
+)
+def test_a_batch_waits_for_two_ops_and_where_these_take_long_for_none(between_s: float, wait_s: float):
+    assert gather_s(between_s) == pytest.approx(wait_s)
 
 
 class Knot:
