@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
+import msgspec
+
 from pipeline import clock
 from pipeline.errors import ConfigError
 
@@ -32,13 +34,10 @@ class WaitBudgetSpent(TimeoutError):
     """The time that a caller may wait is over; the step goes on in its thread, or was not begun."""
 
 
-class WaitBudget:
+class WaitBudget(msgspec.Struct, eq=False):
     """What is left of the time that a caller may wait, s."""
 
-    __slots__ = ("left_s",)
-
-    def __init__(self, left_s: float):
-        self.left_s = left_s
+    left_s: float
 
 
 class _Here(threading.local):
@@ -198,11 +197,13 @@ def in_all(method: Callable[Concatenate[Self, Given], _Result]) -> Callable[Conc
 
     @wraps(method)
     def bounded(self: Self, /, *args: Given.args, **options: Given.kwargs) -> _Result:
-        here = self.wait_budgets.here
+        budgets = self.wait_budgets
+        here = budgets.here
         # a request's, or that of the call which called this one; or nobody has one
-        if here.budget is not None or self.wait_budgets.most_s == math.inf:
+        if here.budget is not None or budgets.most_s == math.inf:
             return method(self, *args, **options)
-        here.budget = self.budget or self.wait_budgets.budget()
+        # a process that has met Redis makes its own: a call more, on the path of every request
+        here.budget = self.budget or (budgets.budget() if budgets.cold else WaitBudget(budgets.most_s))
         try:
             return method(self, *args, **options)
         finally:

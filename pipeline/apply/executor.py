@@ -130,7 +130,7 @@ class Executor:
             if items.rows is None:
                 items.rows = rows_of(sheets, facts)
             mark = self._session.dialect.mark if self._lessons.is_unnamed(facts) else ""
-            sql = insert_of(sheets[0].columns, items.rows, facts, mark)
+            sql = insert_of(sheets[0].columns, [items.rows[nth] for nth in items.by_id], facts, mark)
         self._send(sql)
 
     def _hold_deletes(self, groups: Iterable[Group]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.dal.objects import field_table, kind_of, op_name, tables_in
+from pipeline.dal.objects import PLAIN, field_table, kind_of, op_name, tables_in
 from pipeline.errors import BadQuery, UnknownField, shown
 from pipeline.model.schema import TableSchema
 
@@ -75,6 +75,9 @@ def condition(query: Any, schema: TableSchema, check: Mapping[str, Any], levels:
         BadQuery: an operator that the log cannot carry, or a query that is deeper than a worker takes.
     """
     name, inner = op_name(query), _deeper(levels, "query")
+    if name == "eq" and type(query.second) in PLAIN and kind_of(query.first) == "Field":  # nearly always
+        column, field = _column(query.first, schema)
+        return ["=", column, check[field](query.second)]
     if name in ("_and", "_or"):
         return [name[1:], condition(query.first, schema, check, inner), condition(query.second, schema, check, inner)]
     if name == "_not":
@@ -108,11 +111,11 @@ def pinned(tree: Tree, column: int) -> Any:
         tree: what `condition` returns.
         column: the column's number in the schema.
     """
-    head, *rest = tree
-    if head == "=" and rest[0] == column:
-        return rest[1]
+    head = tree[0]
+    if head == "=":
+        return tree[2] if tree[1] == column else None
     if head == "and":
-        for part in rest:
+        for part in tree[1:]:
             found = pinned(part, column)
             if found is not None:
                 return found

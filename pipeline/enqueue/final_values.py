@@ -5,11 +5,12 @@ All of that runs here, in the request: the worker has neither the request's user
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
-from types import BuiltinFunctionType, FunctionType, MethodType
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from types import BuiltinFunctionType, FunctionType, MethodType, NoneType
 from typing import Any
 
 from pipeline.config.topology import Topology
+from pipeline.dal.objects import PLAIN
 from pipeline.dal.trees import columns_in, expression, is_expression
 from pipeline.errors import BadOp, BadValue, UnknownField
 from pipeline.model.schema import TableSchema
@@ -19,6 +20,8 @@ from pipeline.model.values.texts import LAZY_TEXTS
 Check = Callable[[Any], Any]
 #: Values of these types are called, as pyDAL does. Not all that can be called is meant to be: a Row can, too.
 FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
+#: Values of these types are neither called nor computed.
+_GIVEN = PLAIN | {NoneType}
 
 
 class Final(dict[str, Any]):
@@ -78,6 +81,43 @@ class CompiledTable:
     def in_order(self, names: Iterable[str]) -> list[str]:
         """Return field names in the definition's order, so that like ops group."""
         return sorted(names, key=self.column_of.__getitem__)
+
+
+class UpdatePlan:
+    """How an update of some fields becomes columns and values, where pyDAL adds nothing; made once per shape.
+
+    Args:
+        fields: of the table.
+        names: of the fields that the updates give.
+
+    Attributes:
+        columns: the numbers of the columns; none: see `update_values` instead.
+    """
+
+    __slots__ = ("_checks", "_seen", "columns")
+
+    def __init__(self, compiled: CompiledTable, fields: Iterable[Any], names: Sequence[str]):
+        compiled.known(names)
+        self._seen = [(f, f.filter_in, f.compute, f.update) for f in fields]
+        key = None if compiled.rules.reference else compiled.rules.shard_key
+        added = (compute or (update is not None and f.name not in names) for f, _, compute, update in self._seen)
+        ordered = compiled.in_order(names)
+        odd = any(added) or filtered(f for f, *_ in self._seen) or not {compiled.schema.id_name, key}.isdisjoint(names)
+        self.columns = () if odd else tuple(compiled.column_of[name] for name in ordered)
+        self._checks = [(name, compiled.check[name]) for name in ordered]
+
+    def outdated(self) -> bool:
+        """Return whether the table has got another filter, `compute` or `update` since: controllers do that."""
+        for f, filter_in, compute, update in self._seen:  # once per op: any() costs more
+            if f.filter_in is not filter_in or f.compute is not compute or f.update is not update:
+                return True
+        return False
+
+    def values(self, given: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return the final values of the columns; none where a value is to be called, computed or refused."""
+        if not (self.columns and _GIVEN.issuperset(map(type, given.values()))):
+            return ()
+        return tuple([check(given[name]) for name, check in self._checks])
 
 
 def update_values(
