@@ -124,7 +124,7 @@ class EarlierOps:
         self._deep: dict[int, list[Entry]] = {}
         self._read_to: dict[int, Position] = {}
         self._further: set[int] = set()
-        self._left = 0
+        self._left, self._looked_behind = 0, False
 
     def begin(self, batch: Batch, *, again: bool = False) -> None:
         """Begin a transaction.
@@ -135,7 +135,7 @@ class EarlierOps:
         """
         if not again:
             self._putting_off, self._settled, self._let_go, self._waiting = {}, set(), None, set()
-        self._batch, self._queued, self._deep, self._looked_deep = batch, None, {}, False
+        self._batch, self._queued, self._looked_deep, self._looked_behind = batch, None, False, False
         self._by_id = {}
 
     def awaited_by(self, item: Item, *, deletes_from: Facts | None = None, refused: bool = True) -> WaitReason | None:
@@ -203,11 +203,13 @@ class EarlierOps:
 
     def _naming(self, item: Item, row: int) -> dict[int, float]:
         """Return the buckets with an older op that may refer to the row that is deleted: such an op names its id."""
-        if not self._deep:
-            self._deep, self._read_to, self._left = {bucket: [] for bucket in self._owned}, self._behind(), MOST_BYTES
-            self._further = set(self._owned)
-            self._look_further(self._owned)
-        return {one: 0.0 for one in self._owned if one != item.entry.bucket and self._names(one, row, item.op.at_ms)}
+        if not self._looked_behind:
+            self._looked_behind, queued = True, list(self._queued or ())
+            self._deep, self._read_to, self._left = {bucket: [] for bucket in queued}, self._behind(), MOST_BYTES
+            self._further = set(queued)
+            if queued:
+                self._look_further(queued)
+        return {one: 0.0 for one in self._deep if one != item.entry.bucket and self._names(one, row, item.op.at_ms)}
 
     def _names(self, bucket: int, row: int, at_ms: float) -> bool:
         """Return whether an older op of a bucket names a row; also where one may that is too far behind to be seen."""
