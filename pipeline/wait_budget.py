@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-import msgspec
-
 from pipeline import clock
 from pipeline.errors import ConfigError
 
@@ -34,10 +32,13 @@ class WaitBudgetSpent(TimeoutError):
     """The time that a caller may wait is over; the step goes on in its thread, or was not begun."""
 
 
-class WaitBudget(msgspec.Struct, eq=False):
+class WaitBudget:
     """What is left of the time that a caller may wait, s."""
 
-    left_s: float
+    __slots__ = ("left_s",)
+
+    def __init__(self, left_s: float):
+        self.left_s = left_s
 
 
 class _Here(threading.local):

@@ -83,27 +83,29 @@ class CompiledTable:
         return sorted(names, key=self.column_of.__getitem__)
 
 
+#: Columns, their final values, and columns with their expressions.
+Updated = tuple[tuple[int, ...], tuple[Any, ...], tuple[tuple[int, list[Any]], ...]]
+
+
 class UpdatePlan:
-    """How an update of some fields becomes columns and values, where pyDAL adds nothing; made once per shape.
+    """How an update of some fields becomes columns, values and expressions, where pyDAL adds nothing; once per shape.
 
     Args:
         fields: of the table.
         names: of the fields that the updates give.
-
-    Attributes:
-        columns: the numbers of the columns; none: see `update_values` instead.
     """
 
-    __slots__ = ("_checks", "_seen", "columns")
+    __slots__ = ("_checks", "_columns", "_compiled", "_seen")
 
     def __init__(self, compiled: CompiledTable, fields: Iterable[Any], names: Sequence[str]):
         compiled.known(names)
+        self._compiled = compiled
         self._seen = [(f, f.filter_in, f.compute, f.update) for f in fields]
         key = None if compiled.rules.reference else compiled.rules.shard_key
         added = (compute or (update is not None and f.name not in names) for f, _, compute, update in self._seen)
         ordered = compiled.in_order(names)
         odd = any(added) or filtered(f for f, *_ in self._seen) or not {compiled.schema.id_name, key}.isdisjoint(names)
-        self.columns = () if odd else tuple(compiled.column_of[name] for name in ordered)
+        self._columns = () if odd else tuple(compiled.column_of[name] for name in ordered)
         self._checks = [(name, compiled.check[name]) for name in ordered]
 
     def outdated(self) -> bool:
@@ -113,11 +115,29 @@ class UpdatePlan:
                 return True
         return False
 
-    def values(self, given: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Return the final values of the columns; none where a value is to be called, computed or refused."""
-        if not (self.columns and _GIVEN.issuperset(map(type, given.values()))):
-            return ()
-        return tuple([check(given[name]) for name, check in self._checks])
+    def of(self, given: Mapping[str, Any]) -> Updated | None:
+        """Return what an update sets; None where pyDAL adds something or calls a value: see `update_values`."""
+        columns = self._columns
+        if not columns:
+            return None
+        if _GIVEN.issuperset(map(type, given.values())):
+            return columns, tuple([check(given[name]) for name, check in self._checks]), ()
+        compiled, plain, trees = self._compiled, dict[str, Any](), dict[str, list[Any]]()
+        for name, check in self._checks:
+            value = given[name]
+            if type(value) in _GIVEN:
+                plain[name] = check(value)
+            elif is_expression(value):
+                trees[name] = expression(value, name, compiled.schema, compiled.check)
+            else:
+                return None
+        _independent(compiled, plain, trees)
+        number = compiled.column_of
+        return (
+            tuple(map(number.__getitem__, plain)),
+            tuple(plain.values()),
+            tuple((number[k], v) for k, v in trees.items()),
+        )
 
 
 def update_values(
@@ -199,7 +219,7 @@ def _renewed(table: Any, fields: Iterable[Any], given: Mapping[str, Any]) -> tup
 
 def _independent(compiled: CompiledTable, plain: Mapping[str, Any], trees: Mapping[str, list[Any]]) -> None:
     """Refuse an expression on a column that the same op sets: MySQL reads its new value, the standard its old."""
-    if not trees:
+    if not trees or len(plain) + len(trees) == 1:
         return
     set_here = {compiled.column_of[name] for name in (*plain, *trees)}
     for name, tree in trees.items():

@@ -140,13 +140,12 @@ class TablePlan:
         """Make an update of the rows that a condition names: one row, or rows of one bucket."""
         compiled, column_of = self.compiled, self.compiled.column_of
         shape = self._update_plan(values) if type(values) is dict else None
-        if shape is not None and (final := shape.values(values)):
+        if shape is not None and (made := shape.of(values)) is not None:
             bucket, row = bucket_of_rows(compiled, where, shard_key)
+            columns, final, trees_ = made
             condition_ = where if row is None else None
-            head = self._head(row)
-            return Addressed(
-                bucket, Op(UPDATE, *head, shape.columns, final, condition_, idempotency_key=_checked_key(key))
-            )
+            op = Op(UPDATE, *self._head(row), columns, final, condition_, trees_, idempotency_key=_checked_key(key))
+            return Addressed(bucket, op)
         plain, trees = update_values(compiled, self.table, self._fields, values)
         bucket, row = bucket_of_rows(compiled, where, shard_key)
         keeps_its_place(compiled, where, plain, trees)

@@ -133,8 +133,8 @@ class RedisLine:
         command = ("EVAL", text, 1, self._keys.producer(producer), bucket, seen, last, PRODUCER_TTL_MS)
         return bool(self._sent_twice(command))
 
-    def ask(self, packed: bytes, now_s: float) -> Any:
-        """Send a packed command and return its reply; see `Wire.ask`. The budget's time runs from *now_s*.
+    def ask(self, packed: bytes, now_s: float | None = None) -> Any:
+        """Send a packed command and return its reply; see `Wire.ask`. The caller's time runs from *now_s* on.
 
         Raises:
             ResponseError: the server refused it.
@@ -146,10 +146,11 @@ class RedisLine:
             return self._ask_at_leisure(packed)
         if wire is None or budget.left_s < self._reply_s or len(packed) > FITS_BYTES:
             return self._asked_aside(wait_budgets, packed)
+        began = clock.mono_s() if now_s is None else now_s
         try:  # as `WaitBudgets.spending`, at a tenth of its cost
             return wire.ask(packed)
         finally:
-            took_s = clock.mono_s() - now_s
+            took_s = clock.mono_s() - began
             if took_s > wait_budgets.hardly_s:
                 budget.left_s -= took_s
 
@@ -280,7 +281,7 @@ class RedisLine:
             raise LogUnavailable(str(error), sent=False) from error
 
     def _send(self, command: Sequence[Any]) -> Any:
-        return self.ask(pack_command(tuple(command)), clock.mono_s())
+        return self.ask(pack_command(tuple(command)))
 
     def _sent_twice(self, command: Sequence[Any]) -> Any:
         """Send a command that may be done twice: a line that idled for long may find its connection gone."""

@@ -238,7 +238,11 @@ def test_a_short_way_makes_the_same_op_of_an_update_as_the_long_one(
         (t.customer == 7) & ((t.at == at) | (t.score == 0.5)),
         (t.customer == 7) & (t.qty == None) & ~(t.score == 1),  # noqa: E711
     ]
-    given = [{"qty": 3, "changed": 1}, {"changed": None, "note": "y", "day": day, "at": at, "price": "2.50"}]
+    given = [
+        {"qty": 3, "changed": 1},
+        {"changed": None, "note": "y", "day": day, "at": at, "price": "2.50"},
+        {"changed": t.changed + 1, "qty": t.qty * 2 - 1, "note": t.note + "!", "price": 1},
+    ]
     both: list[list[Addressed]] = []
 
     for _ in range(2):
@@ -249,7 +253,7 @@ def test_a_short_way_makes_the_same_op_of_an_update_as_the_long_one(
 
     short, long = ([(one.bucket, replace(one.op, at_ms=0.0)) for one in made] for made in both)
     assert short == long
-    assert len(short) == 12
+    assert len(short) == 16
 
 
 def test_a_reference_takes_a_row_a_reference_and_an_id(db: Any, op_builder: OpBuilder):
