@@ -235,7 +235,8 @@ def _large(target: Target, purchase: Any) -> Iterator[Bad]:
     config.write_text(target.config.read_text().replace("pipeline.spool", "other-host.spool"))
 
     def send() -> list[Any]:
-        argv = [sys.executable, "-m", "benchmarks.probes.bad_things", str(LARGE)]
+        sending = f"from {__name__} import send_large; send_large({LARGE}, {LARGE_BYTES})"
+        argv = [sys.executable, "-c", sending]
         environment = {**target.environment(), "PIPELINE_CONFIG": str(config)}
         sent = subprocess.run(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout
         return [pipeline.Receipt.parse(text) for text in sent.split()]
@@ -246,10 +247,15 @@ def _large(target: Target, purchase: Any) -> Iterator[Bad]:
         everywhere(target, *GONE)
 
 
-def send_large(count: int) -> None:
-    """Send large ops, wait until they are applied, and print their receipts."""
+def send_large(count: int, size_bytes: int) -> None:
+    """Send large ops, wait until they are applied, and print their receipts.
+
+    Args:
+        count: how many.
+        size_bytes: of each.
+    """
     pipeline.configure(os.environ["PIPELINE_CONFIG"])
-    receipts = [pipeline.enqueue_insert(_odd(), owner=n, body="x" * LARGE_BYTES) for n in range(count)]
+    receipts = [pipeline.enqueue_insert(_odd(), owner=n, body="x" * size_bytes) for n in range(count)]
     for receipt in receipts:
         receipt.wait(60)
         print(receipt)
@@ -386,7 +392,3 @@ CASES: dict[str, tuple[Case, str | None]] = {
     # the last: what is in its bucket waits for good
     "an op of a newer release": (_raw(_newer()), "newer"),
 }
-
-
-if __name__ == "__main__":
-    send_large(int(sys.argv[1]))

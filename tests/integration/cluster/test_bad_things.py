@@ -31,8 +31,8 @@ from pipeline.errors import Rejected
 pytestmark = pytest.mark.mariadb
 
 LONG_S = 120
-#: So many large ops are enough for each worker process to take one.
-FEW = 8
+#: So many large ops are enough for each worker process to take one, and so large ones to be applied apart.
+FEW, LARGE_BYTES = 8, 2_000_000
 APPLIED = {"applied", "durable", "replayed"}
 #: What holds its bucket, by design: the order of a bucket is what constraints count on.
 HOLDS_ITS_BUCKET = {"schema", "right", "locked", "newer"}
@@ -57,7 +57,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     cluster = Cluster.up(folder, engine="mariadb", shards=2, replicas=0, workers=0, buckets=256, owned=True)
     try:
         config = cluster.config
-        config.write_text(f"{config.read_text()}\n[apply]\nstatement_s = 1\n")
+        config.write_text(f"{config.read_text()}\n[apply]\nstatement_s = 2\n")
         yield Target.load(config)
     finally:
         pipeline.close()
@@ -91,6 +91,7 @@ def test_beside_a_bad_thing_others_are_applied_in_order_and_it_is_named_and_mend
     target: Target, purchase: Any, newest: Callable[[], Record], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(bad_things, "LARGE", FEW)
+    monkeypatch.setattr(bad_things, "LARGE_BYTES", LARGE_BYTES)
     case, named = CASES[name]
     with case(target, purchase) as bad:
         rows = [pipeline.enqueue_insert(purchase, customer=n, note="1") for n in range(KEYS)]
