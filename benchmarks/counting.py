@@ -1,17 +1,23 @@
 """Measure what counters, notes of batches and the metrics of workers cost, beside the same calls without all that.
 
-python -m benchmarks.counting --rounds 30
+python -m benchmarks.counting --rounds 12
 
 Two deployments take turns on one Redis, each with its shard in SQLite, in one process. A figure is the CPU of this
-process and of Redis. Last comes what a record takes, which one worker of the deployment makes each second.
+process and of Redis. Pieces of turns alternate, 10 to 40 ms each, since what others do on the machine changes what an
+op takes by a tenth. Python's collector leaves alone what was there before a round: that takes 50 ms, of either of them.
+A round takes the median of ten turns, and the share of what the bell's thread does in two seconds. Beside the mean of
+the rounds' ratios is its standard error. Last comes what a record takes, which one worker of the deployment makes each
+second.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from statistics import fmean, stdev
 from time import clock_gettime, process_time
 from typing import Any
 from unittest import mock
@@ -19,16 +25,16 @@ from unittest import mock
 from pydal import DAL, Field
 
 from benchmarks.one_redis import OneRedis, one_redis
-from benchmarks.turns import in_turn, median
+from benchmarks.turns import Clock, in_turn, median, timed
 from pipeline.admin.observe.recorder import Recorder
 from pipeline.apply import applier
 from workers.metrics.tally import Tally
 
-#: How many ops a step of each kind has, and how many a call of a bulk step.
-SINGLES, BULK, CALL = 2_000, 40_000, 10_000
-#: What is noted is added up after each step, and sent after so many: a process does it five times a second, and every
-#: two seconds. Steps take 0.1 to 0.2 s.
-STEPS = 10
+#: How many ops a turn of each kind has, and how many a piece of it: of a bulk turn, a call.
+SINGLES, PIECE, BULK, CALL = 2_000, 250, 20_000, 10_000
+#: What is noted is added up after each turn, and sent after so many: a process does it five times a second, and every
+#: two seconds. Turns take 0.1 s.
+TURNS = 10
 NAMES = ("counted", "silent")
 GOAL = "≤ 1.02 ×"
 
@@ -43,7 +49,7 @@ def switched(function: Callable[..., Any], off: Callable[[], object]) -> Callabl
 
 
 class Deployment:
-    """One deployment whose worker is this process.
+    """One deployment whose worker is this process. Its turns are made piece by piece.
 
     Args:
         redis: has its log.
@@ -52,36 +58,42 @@ class Deployment:
     """
 
     def __init__(self, redis: OneRedis, name: str, db: Any):
-        self._steps = 0
+        self._turns = 0
         self._counted, self._db, self._page = name == NAMES[0], db, Tally(1).page(0)
         self.client = redis.client(name, db)
         here = self.client
         self._worker = applier.Applier("s0", here.nodes.primary("s0"), here.log, here.settings.apply)
 
-    def singles(self) -> None:
-        """Enqueue ops one by one, and add up what was noted, as the bell's thread does."""
+    def singles(self) -> Iterator[None]:
+        """Enqueue ops one by one."""
         for n in range(SINGLES):
             self.client.enqueue_insert(self._db.purchase, customer=n, qty=3)
-        self._publish()
+            if n % PIECE == PIECE - 1:
+                yield
 
-    def bulk(self) -> None:
-        """Enqueue many ops at once, and add up what was noted."""
+    def bulk(self) -> Iterator[None]:
+        """Enqueue many ops at once."""
         for n in range(0, BULK, CALL):
             self.client.enqueue_bulk_insert(self._db.purchase, [{"customer": n + one, "qty": 3} for one in range(CALL)])
-        self._publish()
+            yield
 
-    def apply(self) -> None:
-        """Apply all that is queued."""
-        counting[0] = self._counted
-        while (outcome := self._worker.apply()).left:
+    def apply(self) -> Iterator[None]:
+        """Apply all that is queued, batch by batch."""
+        while True:
+            counting[0] = self._counted
+            outcome = self._worker.apply()
+            if not outcome.left:
+                return
             if self._counted and self._page is not None:
                 self._page.add("s0", outcome.counts)
+            yield
 
-    def _publish(self) -> None:
-        self._steps += 1
+    def publish(self) -> None:
+        """Do what the bell's thread does with what is noted."""
+        self._turns += 1
         if not self._counted:
             return
-        if self._steps % STEPS == 0:
+        if self._turns % TURNS == 0:
             self.client.bell.flush()
         elif (sends := self.client.dispatch._sends) is not None:
             sends.gather()
@@ -92,10 +104,45 @@ class Deployment:
         sends.single, sends.taken, sends.asked = deque(maxlen=0), deque(maxlen=0), True
 
 
+def in_pieces(turns: Sequence[Iterator[None]], clock: Clock) -> list[float]:
+    """Return what each of two turns took, s, of which pieces were done in turn; the order changes."""
+    sums, left, first = [0.0, 0.0], [0, 1], 0
+    while left:
+        for which in left[:: -1 if first else 1]:
+            began, ended = clock(), object()
+            more = next(turns[which], ended)
+            sums[which] += clock() - began
+            if more is ended:
+                left.remove(which)
+        first = 1 - first
+    return sums
+
+
+def one_round(
+    both: Sequence[Deployment], kinds: Mapping[str, tuple[int, Callable[[Deployment], Iterator[None]]]], clock: Clock
+) -> dict[str, list[float]]:
+    """Return of each kind what an op takes in both deployments, µs: the median turn, and its share of what follows."""
+    turns: dict[str, list[list[float]]] = {what: [] for what in kinds}
+    after: dict[str, list[float]] = {what: [0.0, 0.0] for what in kinds}
+    for _ in range(TURNS):
+        for what, (_, turn) in kinds.items():
+            turns[what].append(in_pieces([turn(one) for one in both], clock))
+            if turn is not Deployment.apply:
+                for which, one in enumerate(both):
+                    after[what][which] += timed(one.publish, clock)
+    return {
+        what: [
+            (median([took[which] for took in turns[what]]) + after[what][which] / TURNS) / many * 1e6
+            for which in (0, 1)
+        ]
+        for what, (many, _) in kinds.items()
+    }
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=12)
     rounds = parser.parse_args().rounds
     with one_redis() as redis, ExitStack() as stack:
         db = stack.enter_context(closing(DAL("sqlite:memory", bigint_id=True, migrate=False)))
@@ -108,33 +155,31 @@ def main() -> None:
             stack.enter_context(mock.patch.object(applier, name, switched(getattr(applier, name), off)))
 
         def cpu_s() -> float:
-            return process_time() + clock_gettime(
-                (~redis.pid << 3) | 2
-            )  # the server's own clock: clock_getcpuclockid(3)
+            # the server's own clock: clock_getcpuclockid(3)
+            return process_time() + clock_gettime((~redis.pid << 3) | 2)
 
-        print("| what | µs of CPU an op | switched off | ratio | goal |\n|---|---|---|---|---|")
-        steps: dict[str, tuple[int, Callable[[Deployment], Callable[[], None]]]] = {
-            "enqueue, one by one": (SINGLES, lambda one: one.singles),
-            "apply ops that came one by one": (SINGLES, lambda one: one.apply),
-            "enqueue in bulk": (BULK, lambda one: one.bulk),
-            "apply ops that came in bulk": (BULK, lambda one: one.apply),
+        kinds: dict[str, tuple[int, Callable[[Deployment], Iterator[None]]]] = {
+            "enqueue, one by one": (SINGLES, Deployment.singles),
+            "apply ops that came one by one": (SINGLES, Deployment.apply),
+            "enqueue in bulk": (BULK, Deployment.bulk),
+            "apply ops that came in bulk": (BULK, Deployment.apply),
         }
-        times: dict[str, list[list[float]]] = {what: [[], []] for what in steps}
-        for n in range(rounds):
-            for what, (_, step) in steps.items():
-                turns = both if n % 2 else both[::-1]
-                spent = [calls[0] for calls in in_turn(1, *(step(one) for one in turns), clock=cpu_s, warm=0)]
-                for kept, one in zip(times[what], spent if n % 2 else spent[::-1], strict=True):
-                    kept.append(one)
-        for what, (many, _) in steps.items():
-            counted, silent = (median(one) / many * 1e6 for one in times[what])
-            ratio = median([a / b for a, b in zip(*times[what], strict=True)])
-            print(f"| {what} | {counted:.2f} | {silent:.2f} | {ratio:.3f} × | {GOAL} |", flush=True)
+        found: dict[str, list[list[float]]] = {what: [] for what in kinds}
+        for n in range(-1, rounds):  # the first only warms
+            gc.freeze()
+            for what, costs in one_round(both, kinds, cpu_s).items():
+                found[what] += [costs] if n >= 0 else []
+        print("| what | µs of CPU an op | switched off | ratio | standard error | goal |\n|---|---|---|---|---|---|")
+        for what, costs_of in found.items():
+            counted, silent = (median([one[which] for one in costs_of]) for which in (0, 1))
+            ratios = [a / b for a, b in costs_of]
+            mean, error = fmean(ratios), stdev(ratios) / rounds**0.5
+            print(f"| {what} | {counted:.2f} | {silent:.2f} | {mean:.3f} × | {error:.3f} | {GOAL} |", flush=True)
         recorder = Recorder(both[0].client.settings)
         recorder.turn()
-        [spent] = in_turn(30, recorder.turn, clock=cpu_s)
+        [records] = in_turn(30, recorder.turn, clock=cpu_s)
         recorder.close()
-        print(f"\nA record of one shard takes {1000 * median(spent):.1f} ms of CPU, once a second while ops come.")
+        print(f"\nA record of one shard takes {1000 * median(records):.1f} ms of CPU, once a second while ops come.")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class OneRedis:
         """
         made = Client(
             {
-                "redis": {"url": self._url, "prefix": name, **redis},
+                "redis": {"url": self._url, "prefix": name, "timeout_s": 10.0, **redis},  # others may use the machine
                 "shards": {"s0": {"primary": f"sqlite://{self._folder}/{name}.sqlite"}},
                 "spool": {"enabled": False},
             },

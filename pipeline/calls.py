@@ -89,7 +89,8 @@ class Calls(ABC):
         **fields: Any,
     ) -> Receipt:
         """Queue an insert of *values* or *fields* into *table*; see `pipeline.enqueue_insert`."""
-        given = fields if values is None else merged(values, fields)
+        # as `merged` does with what the function of `pipeline.api` passes on: one mapping
+        given = values if type(values) is dict and not fields else fields if values is None else merged(values, fields)
         if again is not None:
             made = self.client.op_builder.insert_again(table, given, again, shard_key, idempotency_key)
             return self._sent(made, durability, again)

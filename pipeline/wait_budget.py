@@ -198,11 +198,13 @@ def in_all(method: Callable[Concatenate[Self, Given], _Result]) -> Callable[Conc
 
     @wraps(method)
     def bounded(self: Self, /, *args: Given.args, **options: Given.kwargs) -> _Result:
-        here = self.wait_budgets.here
+        budgets = self.wait_budgets
+        here = budgets.here
         # a request's, or that of the call which called this one; or nobody has one
-        if here.budget is not None or self.wait_budgets.most_s == math.inf:
+        if here.budget is not None or budgets.most_s == math.inf:
             return method(self, *args, **options)
-        here.budget = self.budget or self.wait_budgets.budget()
+        # a process that has met Redis makes its own: a call more, on the path of every request
+        here.budget = self.budget or (budgets.budget() if budgets.cold else WaitBudget(budgets.most_s))
         try:
             return method(self, *args, **options)
         finally:

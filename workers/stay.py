@@ -91,7 +91,7 @@ class Stay:
                 spent_s = min(1.0, began_s - self._began_s)
                 self._between_s += (NEW if self._between_s else 1.0) * (spent_s / did - self._between_s)
             self._began_s = began_s
-        elif not outcome.ring and (self._is_over(SLICE_S) or not self._listen(applier)):
+        elif not outcome.ring and (self._is_over(SLICE_S, idle=True) or not self._listen(applier)):
             return False
         if did < MANY:
             clock.sleep_s(
@@ -106,24 +106,32 @@ class Stay:
                 for looked in waiting:
                     if looked is not False:
                         return bool(looked)
-                    if self._is_over(SLICE_S):
+                    if self._is_over(SLICE_S, idle=True):
                         return False
         except LogUnavailable:
             return False
         return True
 
-    def _is_over(self, look_s: float) -> bool:
+    def _is_over(self, look_s: float, *, idle: bool = False) -> bool:
         """Return whether to leave: asked to, for long enough here, or as others wait or may wait.
+
+        A shard at which somebody is has only rung for help: who has work to do here leaves for none such. Else two
+        workers at two busy shards would change places after each batch, each with a message.
 
         Args:
             look_s: how old the last look at others may be.
+            idle: whether nothing is due here.
         """
         if process.asked_to_stop() or self._deadline.passed:
             return True
         if clock.mono_s() - self._looked_s < look_s:
             return False
         self._looked_s = clock.mono_s()
-        return self._bell.waits(self._others)
+        waiting = self._bell.waits(self._others)
+        try:
+            return bool(waiting) and (idle or not all(map(process.process_client().log.is_held, waiting)))
+        except LogUnavailable:
+            return True
 
 
 def gather_s(between_s: float) -> float:

@@ -60,9 +60,12 @@ def enqueue_insert(
         LogUnavailable: only without a spool: Redis did not answer in time; nothing was sent.
         NotDurable: the op is queued, but has not reached its durability within 5 s.
     """
+    client = api.client or api.configure()
     if values is None:  # as one mapping they pass three calls without being copied
-        values, fields = fields, {}
-    return (api.client or api.configure()).enqueue_insert(
+        return client.enqueue_insert(
+            table, fields, shard_key=shard_key, idempotency_key=idempotency_key, durability=durability, again=again
+        )
+    return client.enqueue_insert(
         table,
         values,
         shard_key=shard_key,

@@ -9,12 +9,16 @@ import copy
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import date, datetime, time
+from decimal import Decimal
 from functools import lru_cache
 from types import NoneType
 from typing import Any
 
 from pipeline.errors import BadOp
 
+#: Values of these types are no part of a query, and nothing to be called.
+PLAIN = frozenset((bool, int, float, str, Decimal, date, datetime, time))
 _CLASSES = ("Table", "Field", "Query", "Expression", "Select", "Set", "SQLALL")
 #: Kinds of so many types are kept; under py4web each field of a shared DAL has a type of its own.
 _MOST_TYPES = 2048
@@ -76,6 +80,8 @@ def tables_in(part: Any, inner: bool = False) -> Iterator[Any]:
     waiting, met = [part], set()
     while waiting:  # no recursion: a query may be deeper than Python's stack
         part = waiting.pop()
+        if type(part) in PLAIN:
+            continue
         kind = kind_of(part)
         if kind in ("SQLALL", "Field"):
             part = part._table if kind == "SQLALL" else field_table(part)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipeline.dal.objects import field_table, kind_of, op_name, tables_in
+from pipeline.dal.objects import PLAIN, field_table, kind_of, op_name, tables_in
 from pipeline.errors import BadQuery, UnknownField, shown
 from pipeline.model.schema import TableSchema
 
@@ -75,6 +75,9 @@ def condition(query: Any, schema: TableSchema, check: Mapping[str, Any], levels:
         BadQuery: an operator that the log cannot carry, or a query that is deeper than a worker takes.
     """
     name, inner = op_name(query), _deeper(levels, "query")
+    if name == "eq" and type(query.second) in PLAIN and kind_of(query.first) == "Field":  # nearly always
+        column, field = _column(query.first, schema)
+        return ["=", column, check[field](query.second)]
     if name in ("_and", "_or"):
         return [name[1:], condition(query.first, schema, check, inner), condition(query.second, schema, check, inner)]
     if name == "_not":
@@ -108,11 +111,11 @@ def pinned(tree: Tree, column: int) -> Any:
         tree: what `condition` returns.
         column: the column's number in the schema.
     """
-    head, *rest = tree
-    if head == "=" and rest[0] == column:
-        return rest[1]
+    head = tree[0]
+    if head == "=":
+        return tree[2] if tree[1] == column else None
     if head == "and":
-        for part in rest:
+        for part in tree[1:]:
             found = pinned(part, column)
             if found is not None:
                 return found
@@ -141,24 +144,36 @@ def expression(value: Any, target: str, schema: TableSchema, check: Mapping[str,
             f"{schema.name}.{target} is of type {kind}: only numbers and texts can be computed by the database"
         )
 
-    def walk(part: Any, levels: int) -> Tree:
-        inner = _deeper(levels, "expression")
-        if kind_of(part) == "Field":
-            column, field = _column(part, schema)
-            if field != target and not _same_kind(schema.columns[column].type, kind):
-                raise BadQuery(f"{schema.name}.{field} is of another kind than {target}, so it cannot be part of it")
-            return ["c", column]
-        if kind_of(part) == "Expression":
-            sign = operators.get(op_name(part))
-            if sign is None:
-                raise BadQuery(
-                    f"the expression for {schema.name}.{target} uses {shown(op_name(part))}; the log carries "
-                    "+, -, *, /, % on own number columns and + on own text columns: compute it before you enqueue"
-                )
-            return [sign, walk(part.first, inner), walk(part.second, inner)]
-        return ["v", _operand(part, kind, check[target])]
+    return _expression(value, _Computed(target, kind, operators, schema, check[target]), 1)
 
-    return walk(value, 1)
+
+class _Computed(NamedTuple):
+    """The field that an expression is for."""
+
+    name: str
+    kind: str
+    operators: Mapping[str, str]
+    schema: TableSchema
+    check: Any
+
+
+# no function inside another that calls itself: each such call leaves a cycle for Python's collector, 4 us an update
+def _expression(part: Any, target: _Computed, levels: int) -> Tree:
+    inner, schema = _deeper(levels, "expression"), target.schema
+    if kind_of(part) == "Field":
+        column, field = _column(part, schema)
+        if field != target.name and not _same_kind(schema.columns[column].type, target.kind):
+            raise BadQuery(f"{schema.name}.{field} is of another kind than {target.name}, so it cannot be part of it")
+        return ["c", column]
+    if kind_of(part) == "Expression":
+        sign = target.operators.get(op_name(part))
+        if sign is None:
+            raise BadQuery(
+                f"the expression for {schema.name}.{target.name} uses {shown(op_name(part))}; the log carries "
+                "+, -, *, /, % on own number columns and + on own text columns: compute it before you enqueue"
+            )
+        return [sign, _expression(part.first, target, inner), _expression(part.second, target, inner)]
+    return ["v", _operand(part, target.kind, target.check)]
 
 
 def is_condition_tree(tree: Any, width: int) -> bool:

@@ -5,11 +5,12 @@ All of that runs here, in the request: the worker has neither the request's user
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
-from types import BuiltinFunctionType, FunctionType, MethodType
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from types import BuiltinFunctionType, FunctionType, MethodType, NoneType
 from typing import Any
 
 from pipeline.config.topology import Topology
+from pipeline.dal.objects import PLAIN
 from pipeline.dal.trees import columns_in, expression, is_expression
 from pipeline.errors import BadOp, BadValue, UnknownField
 from pipeline.model.schema import TableSchema
@@ -19,6 +20,8 @@ from pipeline.model.values.texts import LAZY_TEXTS
 Check = Callable[[Any], Any]
 #: Values of these types are called, as pyDAL does. Not all that can be called is meant to be: a Row can, too.
 FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
+#: Values of these types are neither called nor computed.
+_GIVEN = PLAIN | {NoneType}
 
 
 class Final(dict[str, Any]):
@@ -78,6 +81,63 @@ class CompiledTable:
     def in_order(self, names: Iterable[str]) -> list[str]:
         """Return field names in the definition's order, so that like ops group."""
         return sorted(names, key=self.column_of.__getitem__)
+
+
+#: Columns, their final values, and columns with their expressions.
+Updated = tuple[tuple[int, ...], tuple[Any, ...], tuple[tuple[int, list[Any]], ...]]
+
+
+class UpdatePlan:
+    """How an update of some fields becomes columns, values and expressions, where pyDAL adds nothing; once per shape.
+
+    Args:
+        fields: of the table.
+        names: of the fields that the updates give.
+    """
+
+    __slots__ = ("_checks", "_columns", "_compiled", "_seen")
+
+    def __init__(self, compiled: CompiledTable, fields: Iterable[Any], names: Sequence[str]):
+        compiled.known(names)
+        self._compiled = compiled
+        self._seen = [(f, f.filter_in, f.compute, f.update) for f in fields]
+        key = None if compiled.rules.reference else compiled.rules.shard_key
+        added = (compute or (update is not None and f.name not in names) for f, _, compute, update in self._seen)
+        ordered = compiled.in_order(names)
+        odd = any(added) or filtered(f for f, *_ in self._seen) or not {compiled.schema.id_name, key}.isdisjoint(names)
+        self._columns = () if odd else tuple(compiled.column_of[name] for name in ordered)
+        self._checks = [(name, compiled.check[name]) for name in ordered]
+
+    def outdated(self) -> bool:
+        """Return whether the table has got another filter, `compute` or `update` since: controllers do that."""
+        for f, filter_in, compute, update in self._seen:  # once per op: any() costs more
+            if f.filter_in is not filter_in or f.compute is not compute or f.update is not update:
+                return True
+        return False
+
+    def of(self, given: Mapping[str, Any]) -> Updated | None:
+        """Return what an update sets; None where pyDAL adds something or calls a value: see `update_values`."""
+        columns = self._columns
+        if not columns:
+            return None
+        if _GIVEN.issuperset(map(type, given.values())):
+            return columns, tuple([check(given[name]) for name, check in self._checks]), ()
+        compiled, plain, trees = self._compiled, dict[str, Any](), dict[str, list[Any]]()
+        for name, check in self._checks:
+            value = given[name]
+            if type(value) in _GIVEN:
+                plain[name] = check(value)
+            elif is_expression(value):
+                trees[name] = expression(value, name, compiled.schema, compiled.check)
+            else:
+                return None
+        _independent(compiled, plain, trees)
+        number = compiled.column_of
+        return (
+            tuple(map(number.__getitem__, plain)),
+            tuple(plain.values()),
+            tuple((number[k], v) for k, v in trees.items()),
+        )
 
 
 def update_values(
@@ -159,7 +219,7 @@ def _renewed(table: Any, fields: Iterable[Any], given: Mapping[str, Any]) -> tup
 
 def _independent(compiled: CompiledTable, plain: Mapping[str, Any], trees: Mapping[str, list[Any]]) -> None:
     """Refuse an expression on a column that the same op sets: MySQL reads its new value, the standard its old."""
-    if not trees:
+    if not trees or len(plain) + len(trees) == 1:
         return
     set_here = {compiled.column_of[name] for name in (*plain, *trees)}
     for name, tree in trees.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from collections.abc import Mapping
 
@@ -101,16 +101,9 @@ class Sends(Later):
 
     def gather(self) -> None:
         """Add up what calls have noted: at a tenth of the time that names of counters would take."""
+        self._gather_single()
         ops, calls, took = self._ops, self._calls, self._took_s
         ways: dict[tuple[int, bool], Way] = {}  # asking the map for each op takes a third of the time
-        while self.single:
-            bucket, kind, table, spooled, took_s = self.single.popleft()
-            at = bucket, spooled
-            way = ways.get(at) or ways.setdefault(at, (self._shards(bucket), spooled))
-            key, call = (way, kind, table), (way, bisect_left(_BOUNDS_S, took_s))
-            ops[key] = ops.get(key, 0) + 1
-            calls[call] = calls.get(call, 0) + 1
-            took[way] = took.get(way, 0.0) + took_s
         while self.taken:
             what, places, took_s = self.taken.popleft()
             bound = bisect_left(_BOUNDS_S, took_s)
@@ -131,6 +124,31 @@ class Sends(Later):
             words, what = self.noted.popleft()
             for (bucket, kind, table), n in what.items():
                 self._add(self._shards(bucket), f"{words} {kind} {table}", n)
+
+    def _gather_single(self) -> None:
+        """Sort the calls with one op by what they are first: 0.14 µs for each, where adding each up takes 0.5."""
+        like: dict[tuple[int, str, str, bool], list[float]] = {}
+        single, ops, calls, took = self.single, self._ops, self._calls, self._took_s
+        while single:
+            bucket, kind, table, spooled, took_s = single.popleft()
+            try:
+                like[bucket, kind, table, spooled].append(took_s)
+            except KeyError:
+                like[bucket, kind, table, spooled] = [took_s]
+        times: dict[Way, list[float]] = {}
+        for (bucket, kind, table, spooled), some in like.items():
+            way = self._shards(bucket), spooled
+            key = way, kind, table
+            ops[key] = ops.get(key, 0) + len(some)
+            times.setdefault(way, []).extend(some)
+        for way, of_way in times.items():
+            took[way] = took.get(way, 0.0) + sum(of_way)
+            of_way.sort()
+            begin = 0
+            for bound, end in enumerate((*(bisect_right(of_way, most) for most in _BOUNDS_S), len(of_way))):
+                if end > begin:
+                    calls[way, bound] = calls.get((way, bound), 0) + end - begin
+                begin = end
 
     def publish(self) -> None:
         """Send the counters; what a Redis that is away does not take is sent later."""

@@ -166,6 +166,14 @@ class Work(Entries, Waits, Protocol):
         """
         ...
 
+    def is_held(self, shard: str) -> bool:
+        """Return whether somebody holds a shard's bell, see `due`: whoever it is looks again before it leaves.
+
+        Args:
+            shard: the shard's name.
+        """
+        ...
+
     def leave(self, shard: str, holder: str, *, within_ms: int | None = None) -> tuple[bool, int]:
         """Give up a bell, and check once more; return whether to ring and how many buckets are dirty.
 

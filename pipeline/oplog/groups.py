@@ -281,6 +281,9 @@ class GroupedLog(RedisLog):
                 beside = self._due_beside(shard) if found is not False else {}
                 yield {**(found or {}), **beside} if beside else found
 
+    def is_held(self, shard: str) -> bool:
+        return self.at(shard).is_held(shard)
+
     def leave(self, shard: str, holder: str, *, within_ms: int | None = None) -> tuple[bool, int]:
         ring, left = self.at(shard).leave(shard, holder, within_ms=within_ms)
         if self._is_asked_beside(shard):

@@ -171,6 +171,26 @@ def test_while_redis_is_away_a_process_keeps_no_more_counters_than_the_log_does(
     assert [len(counts) for counts in own._counts.values()] == [10]
 
 
+def test_calls_of_single_ops_are_counted_by_the_least_bound_that_holds():
+    log = MemoryLog()
+    own = Sends(log, TOPOLOGY, NullSpool())
+    for took_s in (0.0001, 0.00011, 0.0002, 0.005, 0.0051, 9.0):
+        own.single.append((3, "insert", "thing", False, took_s))
+    own.single.append((3, "update", "thing", True, 0.002))
+
+    own.publish()
+
+    assert log.counts("s0") == {
+        "enqueued direct insert thing": 6,
+        "enqueued spool update thing": 1,
+        **{f"enqueue_ms direct {bound}": 1 for bound in ("0.1", "5", "10", "inf")},
+        "enqueue_ms direct 0.2": 2,
+        "enqueue_ms spool 2": 1,
+        "enqueue_sum_us direct": 9_010_510,
+        "enqueue_sum_us spool": 2000,
+    }
+
+
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_counts_its_own_ops_and_not_its_parents(here: Here):
     pipeline.enqueue_insert(here.db.thing, owner=7, name="parent")

@@ -202,6 +202,10 @@ class MemoryWork(MemoryEntries):
         due = self.due(shard, limit, holder)
         yield due if due or (self._get(f"bell:{shard}") or "")[2:] == holder else None
 
+    def is_held(self, shard: str) -> bool:
+        with self._lock:
+            return (self._get(f"bell:{shard}") or "1") != "1"
+
     def leave(self, shard: str, holder: str, *, within_ms: int | None = None) -> tuple[bool, int]:
         with self._lock:
             dirty, bell, now_ms = self._server.dirty.get(shard, {}), f"bell:{shard}", self.now_ms()

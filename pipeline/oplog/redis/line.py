@@ -87,7 +87,8 @@ class RedisLine:
         self, scope: Scope, epoch: int, producer: int, bucket: int, seq: int, payload: bytes
     ) -> tuple[Position, bool] | None:
         """See `appends.Line.append_one`. A web request waits for each of its calls."""
-        if len(payload) >= BIG_BYTES or clock.mono_s() >= self._renew_at:
+        now_s = clock.mono_s()
+        if len(payload) >= BIG_BYTES or now_s >= self._renew_at:
             return self._one_by_append(scope, epoch, producer, bucket, seq, payload)
         at, whose, head = self._ones.get(bucket) or (0, 0, b"")
         if at != epoch or whose != producer:
@@ -96,14 +97,15 @@ class RedisLine:
         value = signed(self._sign_keys, place(bucket, producer, seq), payload) if self._sign_keys else payload
         packed = b"%b%d\r\n%b\r\n$%d\r\n%b\r\n" % (head, len(number), number, len(value), value)
         try:  # as `_asked`, but for what does not happen
-            words = self.ask(packed).split()
+            words = self.ask(packed, now_s).split()
         except (redis.exceptions.RedisError, OSError) as error:
             words = self._asked_again((*self._one(scope, epoch, producer, bucket), seq, value), error).split()
-        if words[0] == b"full":
+        ring = words[0]
+        if ring == b"0" or ring == b"1":
+            return Position(int(words[1]), int(words[2])), ring == b"1"
+        if ring == b"full":
             raise PipelineFull(b" ".join(words[1:]).decode(errors="replace")[:MOST_REASON])
-        if words[0] == b"room":
-            return self._one_by_append(scope, epoch, producer, bucket, seq, payload)
-        return (Position(int(words[1]), int(words[2])), words[0] == b"1") if words[0] != b"no" else None
+        return self._one_by_append(scope, epoch, producer, bucket, seq, payload) if ring == b"room" else None
 
     def replicated(self, *, fsync: bool, timeout_s: float) -> bool:
         """See `appends.Line.replicated`. Uses WAITAOF (Redis 7.2, Valkey) or WAIT."""
@@ -131,8 +133,8 @@ class RedisLine:
         command = ("EVAL", text, 1, self._keys.producer(producer), bucket, seen, last, PRODUCER_TTL_MS)
         return bool(self._sent_twice(command))
 
-    def ask(self, packed: bytes) -> Any:
-        """Send a packed command and return its reply; see `Wire.ask`.
+    def ask(self, packed: bytes, now_s: float | None = None) -> Any:
+        """Send a packed command and return its reply; see `Wire.ask`. The caller's time runs from *now_s* on.
 
         Raises:
             ResponseError: the server refused it.
@@ -144,8 +146,8 @@ class RedisLine:
             return self._ask_at_leisure(packed)
         if wire is None or budget.left_s < self._reply_s or len(packed) > FITS_BYTES:
             return self._asked_aside(wait_budgets, packed)
-        began = clock.mono_s()  # as `WaitBudgets.spending`, at a tenth of its cost
-        try:
+        began = clock.mono_s() if now_s is None else now_s
+        try:  # as `WaitBudgets.spending`, at a tenth of its cost
             return wire.ask(packed)
         finally:
             took_s = clock.mono_s() - began

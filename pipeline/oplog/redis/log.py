@@ -361,6 +361,11 @@ class RedisWork(RedisEntries):
         due = _due_of(result_of(found))
         yield due if due or found[0] else None
 
+    def is_held(self, shard: str) -> bool:
+        with translated():
+            [bell] = self._client.mget([self.keys.bell(shard)])  # nothing, where there is no text
+        return text_of(bell) not in ("", "1")
+
     def leave(self, shard: str, holder: str, *, within_ms: int | None = None) -> tuple[bool, int]:
         return ring_of(self._run("leave", self._bell(shard), [holder, BELL_MS, "" if within_ms is None else within_ms]))
 

@@ -61,6 +61,8 @@ class Wire:
                     raise redis.exceptions.ConnectionError("the server closed the connection")
                 reader.feed(received)
                 reply = reader.gets()
+                if type(reply) is bytes:  # nearly always
+                    return reply
                 while type(reply) is hiredis.PushNotification:  # said unasked
                     reply = reader.gets()
         except BaseException:  # an interrupt too: a reply that comes later must not be taken for the next one's

@@ -43,6 +43,21 @@ def test_nobody_rings_while_the_bell_is_held_and_who_leaves_sees_what_came_meanw
     assert append(line, (3, 4, [b"d"])).ring == [], "the one who left rings"
 
 
+def test_a_bell_is_held_by_who_is_at_the_shard_and_not_by_a_message(log: Log, line: Line):
+    assert not log.is_held("s0")
+    append(line, (3, 1, [b"a"]))
+    assert not log.is_held("s0"), "a message is on its way"
+
+    log.due("s0", 10, "me")
+    assert log.is_held("s0")
+    finish(log, 0)
+    log.due("s0", 10, "me")
+    assert log.is_held("s0"), "who listens is there, too"
+
+    log.leave("s0", "me")
+    assert not log.is_held("s0")
+
+
 def test_who_leaves_nothing_behind_rings_nobody_and_the_next_op_rings(log: Log, line: Line):
     append(line, (3, 1, [b"a"]))
     log.due("s0", 10, "me")

@@ -12,10 +12,13 @@ from itertools import count
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from pydal import DAL, Field
 
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
+from pipeline.dal import trees
+from pipeline.enqueue import final_values
 from pipeline.enqueue.op_builder import OpBuilder
 from pipeline.errors import (
     BadOp,
@@ -208,6 +211,49 @@ def test_update_fields_are_renewed_by_an_update_unless_they_are_given(db: Any, o
     assert named(db, op_builder.update(db.purchase.customer == 7, None, {"qty": 2}).op) == {"qty": 2, "changed": 99}
     assert named(db, op_builder.update(db.purchase.customer == 7, None, {"changed": 3}).op) == {"changed": 3}
     assert "changed" not in named(db, op_builder.insert(db.purchase, {"customer": 7}).op)
+
+
+@pytest.mark.parametrize("what", ["update", "compute", "filter_in"])
+def test_an_update_of_a_shape_that_came_before_heeds_what_a_controller_changes(
+    db: Any, op_builder: OpBuilder, what: str
+):
+    db.define_table("note", Field("text"), Field("by"))
+    change = {"update": "Ada", "compute": lambda row: "Ada", "filter_in": lambda value: "Ada"}[what]
+
+    before = [named(db, op_builder.update(db.note, 5, {"text": text}).op) for text in ("a", "b")]
+    setattr(db.note.text if what == "filter_in" else db.note.by, what, change)
+    after = named(db, op_builder.update(db.note, 5, {"text": "c"}).op)
+
+    assert before == [{"text": "a"}, {"text": "b"}]
+    assert after == ({"text": "Ada"} if what == "filter_in" else {"text": "c", "by": "Ada"})
+
+
+def test_a_short_way_makes_the_same_op_of_an_update_as_the_long_one(
+    db: Any, op_builder: OpBuilder, monkeypatch: pytest.MonkeyPatch
+):
+    t, day, at = db.purchase, date(2026, 11, 30), datetime(2026, 11, 30, 1, 2, 3)
+    queries = [
+        (t.id == 5) & (t.customer == 7),
+        (t.customer == "7") & (t.day == day) & (t.note == "x") & (t.price == Decimal("1.5")),
+        (t.customer == 7) & ((t.at == at) | (t.score == 0.5)),
+        (t.customer == 7) & (t.qty == None) & ~(t.score == 1),  # noqa: E711
+    ]
+    given = [
+        {"qty": 3, "changed": 1},
+        {"changed": None, "note": "y", "day": day, "at": at, "price": "2.50"},
+        {"changed": t.changed + 1, "qty": t.qty * 2 - 1, "note": t.note + "!", "price": 1},
+    ]
+    both: list[list[Addressed]] = []
+
+    for _ in range(2):
+        both.append([op_builder.update(query, None, values) for query in queries for values in given])
+        both[-1] += [op_builder.delete(query, None) for query in queries]
+        monkeypatch.setattr(final_values, "_GIVEN", frozenset())
+        monkeypatch.setattr(trees, "PLAIN", frozenset())
+
+    short, long = ([(one.bucket, replace(one.op, at_ms=0.0)) for one in made] for made in both)
+    assert short == long
+    assert len(short) == 16
 
 
 def test_a_reference_takes_a_row_a_reference_and_an_id(db: Any, op_builder: OpBuilder):
