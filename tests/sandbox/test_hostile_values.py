@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydal import DAL
 from support.hostile import OF_A_FIELD, READS, VERBS, ask, attack, corpus, fields
@@ -65,6 +65,7 @@ def test_the_kept_values_are_stored_exactly_refused_or_set_aside(db: Any, box: S
     assert faults(box, db, values) == []
 
 
+@example(values=["\x00", "\x00"])
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(values=st.lists(VALUES, min_size=3, max_size=12))
 def test_any_values_are_stored_exactly_refused_or_set_aside(db: Any, box: Sandbox, values: list[Any]):

@@ -102,7 +102,8 @@ class Attempt:
             rows: of `event`, by id.
         """
         status = self.receipt.status()
-        if status not in ("applied", "rejected"):
+        # upserts of one name are of one row: where the first is refused, as SQLite refuses a NUL, others wait behind it
+        if status not in ("applied", "rejected") and (self.verb, status) != ("upsert", "parked"):
             return f"{self!r} is {status}"
         if self.name == "raw":  # pyDAL's `as_list` leaves blobs out
             return ""
