@@ -11,6 +11,8 @@ import pytest
 from pydal import DAL, Field
 
 from pipeline.admin import stops
+from pipeline.apply.transaction import Outcome
+from pipeline.clock import polls
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.testing import Sandbox, sandbox
 from workers import process, stay
@@ -141,6 +143,24 @@ def test_a_second_worker_at_a_shard_leaves_when_nothing_is_due(box: Sandbox):
 
     assert (done["applied"], bell.rung) == (0, [])
     assert box.log._get("bell:s0") == "l another"
+
+
+def test_what_comes_between_the_end_of_a_wait_and_its_batch_is_rung_for_where_another_has_the_rest(
+    box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch
+):
+    applier, bell = box._appliers["s0"], SilentBell()
+    applier.holder = "me"
+    assert list(applier.listen(0.0))[-1] is True, "the op of the fixture is due"
+    box.client.enqueue_insert(db.sale, customer=8)
+    came_ms = box.log.now_ms()
+    assert any(box.log.now_ms() > came_ms + 3 for _ in polls(5))
+
+    monkeypatch.setattr(applier, "_turn", lambda *_: Outcome(left=1, waiting="held by another worker"))
+    applier.apply(bell)
+    applier.leave(bell)
+
+    assert box.bell.rung == [], "the bell was held"
+    assert bell.rung == ["s0"]
 
 
 @pytest.mark.parametrize(
