@@ -4,7 +4,8 @@ python -m benchmarks.counting --rounds 12
 
 Two deployments take turns on one Redis, each with its shard in SQLite, in one process. A figure is the CPU of this
 process and of Redis. Pieces of turns alternate, 10 to 40 ms each, since what others do on the machine changes what an
-op takes by a tenth. Python's collector leaves alone what was there before a round: that takes 50 ms, of either of them.
+op takes by a tenth. Python's collector has just run when a piece begins, and leaves alone what was there before the
+round: else its full runs, 2 to 50 ms each, fall on one of the two only, as the rhythm of pieces has it.
 A round takes the median of ten turns, and the share of what the bell's thread does in two seconds. Beside the mean of
 the rounds' ratios is its standard error. Last comes what a record takes, which one worker of the deployment makes each
 second.
@@ -109,6 +110,7 @@ def in_pieces(turns: Sequence[Iterator[None]], clock: Clock) -> list[float]:
     sums, left, first = [0.0, 0.0], [0, 1], 0
     while left:
         for which in left[:: -1 if first else 1]:
+            gc.collect()
             began, ended = clock(), object()
             more = next(turns[which], ended)
             sums[which] += clock() - began
