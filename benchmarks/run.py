@@ -43,7 +43,7 @@ def run_all(
         run.figures |= collect([rate, cpu_figure(CPU.format(name), [one.cpu for one in found])])
     for probe in probes:
         say(probe.name)
-        _try(run, probe.name, partial(_add_figures, run, probe, target, table, rows))
+        _try(run, probe.name, partial(_add_figures, run, probe, target, table, rows, say))
     return run
 
 
@@ -62,8 +62,11 @@ def _add_rate(samples: dict[str, list[Sample]], peer: Peer, target: Target, tabl
     samples.setdefault(peer.name, []).append(found)
 
 
-def _add_figures(run: Run, probe: Probe, target: Target, table: Table, rows: int) -> None:
-    run.figures.update(collect(probe.measure(target, table, rows)))
+def _add_figures(run: Run, probe: Probe, target: Target, table: Table, rows: int, say: Say) -> None:
+    found = probe.measure(target, table, rows)
+    for figure in found:  # said at once: a later probe may never end
+        say(f"{figure.name}: {figure.value:.3g} {figure.unit}; {figure.detail}")
+    run.figures.update(collect(found))
 
 
 def _try(run: Run, name: str, measure: Callable[[], None]) -> None:

@@ -14,7 +14,7 @@ from benchmarks.target import Target
 
 #: The largest share of the time that polls may take: a count scans the table, and must not slow what it counts.
 _POLL_SHARE = 0.2
-_POLL_FIRST_S = 0.01
+_POLL_FIRST_S = 0.05
 #: How long the servers' estimates of the number of rows are believed, s, and the share from which on rows are counted.
 _ESTIMATED_S, _NEAR = 1.0, 0.95
 

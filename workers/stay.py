@@ -16,7 +16,7 @@ from uuid import uuid4
 from kombu.exceptions import OperationalError
 
 from pipeline import clock
-from pipeline.apply.applier import ops_of
+from pipeline.apply.applier import Applier, ops_of
 from pipeline.apply.transaction import Outcome
 from pipeline.errors import LogUnavailable, PipelineError
 from pipeline.events import Event
@@ -26,10 +26,10 @@ from workers import process
 from workers.metrics.tally import count_batch
 
 #: The longest stay, s; far below the task's soft limit, which a last batch may still need.
-STAY_S = 2.0
-#: From the start of a batch to the next, s, so that ops share a transaction: as long as two ops need to come, with
-#: these bounds. What comes after a pause that was longer is applied at once.
-GATHER_S, LEAST_GATHER_S = 0.02, 0.008
+STAY_S = 5.0
+#: From the start of a batch to the next, s, so that ops share a transaction: as long as so many ops need to come, with
+#: these bounds. Ops that come so seldom that the longest time brings no two together are applied at once.
+GATHER_S, LEAST_GATHER_S = 0.04, 0.01
 TOGETHER = 2
 #: How much the last batch counts in the time between two ops.
 NEW = 0.1
@@ -64,7 +64,7 @@ class Stay:
             try:
                 outcome = applier.apply(self._bell)
                 self._count(outcome)
-                goes_on = self._goes_on(outcome, began_s)
+                goes_on = self._goes_on(applier, outcome, began_s)
             except BaseException:
                 with suppress(PipelineError):
                     applier.leave(self._bell)
@@ -81,47 +81,68 @@ class Stay:
         self._all.ms += outcome.ms
         self._batches += outcome.buckets > 0
 
-    def _goes_on(self, outcome: Outcome, began_s: float) -> bool:
+    def _goes_on(self, applier: Applier, outcome: Outcome, began_s: float) -> bool:
         """Wait for the next batch; return whether there is to be one."""
         did = ops_of(outcome)
         if not (outcome.ring or did or not outcome.waiting):
             return False
         if did:
-            spent_s, self._began_s = min(1.0, began_s - self._began_s), began_s
-            self._between_s += NEW * (spent_s / did - self._between_s)
-        elif not outcome.ring and (self._is_over(SLICE_S) or not self._listen()):
+            if self._batches > 1:
+                spent_s = min(1.0, began_s - self._began_s)
+                self._between_s += (NEW if self._between_s else 1.0) * (spent_s / did - self._between_s)
+            self._began_s = began_s
+        elif not outcome.ring and (self._is_over(SLICE_S, idle=True) or not self._listen(applier)):
             return False
         if did < MANY:
-            gather_s = min(max(LEAST_GATHER_S, TOGETHER * self._between_s), GATHER_S)
-            clock.sleep_s(max(0.0, min(self._began_s + gather_s - clock.mono_s(), self._deadline.left_s)))
+            clock.sleep_s(
+                max(0.0, min(self._began_s + gather_s(self._between_s) - clock.mono_s(), self._deadline.left_s))
+            )
         return not self._is_over(LOOK_S)
 
-    def _listen(self) -> bool:
-        """Wait for an op; return whether to look for what is due."""
-        log = process.process_client().log
+    def _listen(self, applier: Applier) -> bool:
+        """Wait for an op; return whether the next batch is to begin."""
         try:
-            with closing(log.listen(self._shard, self._name, min(LISTEN_S, self._deadline.left_s))) as waiting:
-                for woken in waiting:
-                    if woken is not False:
-                        return bool(woken)
-                    if self._is_over(SLICE_S):
+            with closing(applier.listen(min(LISTEN_S, self._deadline.left_s))) as waiting:
+                for looked in waiting:
+                    if looked is not False:
+                        return bool(looked)
+                    if self._is_over(SLICE_S, idle=True):
                         return False
         except LogUnavailable:
             return False
         return True
 
-    def _is_over(self, look_s: float) -> bool:
+    def _is_over(self, look_s: float, *, idle: bool = False) -> bool:
         """Return whether to leave: asked to, for long enough here, or as others wait or may wait.
+
+        A shard at which somebody is has only rung for help: who has work to do here leaves for none such. Else two
+        workers at two busy shards would change places after each batch, each with a message.
 
         Args:
             look_s: how old the last look at others may be.
+            idle: whether nothing is due here.
         """
         if process.asked_to_stop() or self._deadline.passed:
             return True
         if clock.mono_s() - self._looked_s < look_s:
             return False
         self._looked_s = clock.mono_s()
-        return self._bell.waits(self._others)
+        waiting = self._bell.waits(self._others)
+        try:
+            return bool(waiting) and (idle or not all(map(process.process_client().log.is_held, waiting)))
+        except LogUnavailable:
+            return True
+
+
+def gather_s(between_s: float) -> float:
+    """Return the time from the start of one batch to the next, s.
+
+    Args:
+        between_s: the time between two ops of late.
+    """
+    if between_s > GATHER_S:
+        return 0.0
+    return min(max(LEAST_GATHER_S, TOGETHER * between_s), GATHER_S)
 
 
 def leave_to_others(control: Any, worker: str, shard: str, error: Exception) -> None:

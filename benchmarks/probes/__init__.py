@@ -52,7 +52,7 @@ PROBES: tuple[Probe, ...] = (
     Probe("large ops", worker_memory.measure_large),
     Probe("killed worker", recovery.measure_killed_worker),
     Probe("lost bell", recovery.measure_lost_bell),
-    *(Probe(f"containment, {name}", partial(containment.measure, name)) for name in CASES),
+    *(Probe(f"containment: {name}", partial(containment.measure, name)) for name in CASES),
     Probe("scaling", scaling.measure),
     Probe("refused ops", refused.measure),
     Probe("many refused", refused.measure_many),

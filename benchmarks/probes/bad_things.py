@@ -8,18 +8,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
-import pymysql
 from pydal import DAL, Field
 
 import pipeline
+from benchmarks.processes import ROOT
 from benchmarks.rows import TABLE
 from benchmarks.sockets import process_of_port
 from benchmarks.target import Target
@@ -51,11 +52,15 @@ class Bad:
     Attributes:
         send: enqueues them, and returns their receipts.
         mend: statements after which those that wait are applied.
+        resume: a table that an operator then lets go on.
+        release: what else lets them go on.
         receipts: of what was sent.
     """
 
     send: Callable[[], list[Any]]
     mend: tuple[str, ...] = ()
+    resume: str = ""
+    release: Callable[[], None] | None = None
     receipts: list[Any] = field(default_factory=list)
 
     @property
@@ -89,14 +94,14 @@ def trigger(does: str) -> Case:
     return case
 
 
-def odd(*statements: str, times: int = 1, mend: tuple[str, ...] = (), **values: Any) -> Case:
+def odd(*statements: str, times: int = 1, mend: tuple[str, ...] = (), resume: str = "", **values: Any) -> Case:
     """Return the case of inserts into a table that is made in some way."""
 
     @contextmanager
     def case(target: Target, purchase: Any) -> Iterator[Bad]:
         everywhere(target, *statements)
         try:
-            yield Bad(lambda: [pipeline.enqueue_insert(_odd(), owner=n, **values) for n in range(times)], mend)
+            yield Bad(lambda: [pipeline.enqueue_insert(_odd(), owner=n, **values) for n in range(times)], mend, resume)
         finally:
             everywhere(target, *GONE)
 
@@ -112,24 +117,17 @@ def _odd(name: str = "odd", *more: Field) -> Any:
 @contextmanager
 def _no_right(target: Target, purchase: Any) -> Iterator[Bad]:
     """Let an insert need a right that somebody does not have: the account of the shard owns its schema."""
-    _as_root(target, "CREATE USER ghost@localhost")
-    trigger = ODD_TRIGGER.format("DEFINER = ghost@localhost", "INSERT INTO odd_base (id) VALUES (NEW.id)")
-    _as_root(target, ODD.format(""), ODD.format("").replace("odd", "odd_base"), trigger)
+    everywhere(
+        target,
+        "CREATE USER ghost@localhost",
+        ODD.format(", body TEXT"),
+        ODD.format("").replace("odd", "odd_base"),
+        ODD_TRIGGER.format("DEFINER = ghost@localhost", "INSERT INTO odd_base (id) VALUES (NEW.id)"),
+    )
     try:
         yield Bad(lambda: [pipeline.enqueue_insert(_odd(), owner=1)], ("DROP TRIGGER odd_before",))
     finally:
-        _as_root(target, *GONE, "DROP USER ghost@localhost")
-
-
-def _as_root(target: Target, *statements: str) -> None:
-    for uri in target.primaries:
-        parts = urlsplit(f"//{uri.partition('://')[2]}")
-        with (
-            pymysql.connect(host="127.0.0.1", port=parts.port or 3306, user="root", database=parts.path[1:]) as root,
-            root.cursor() as cursor,
-        ):
-            for sql in statements:
-                cursor.execute(sql)
+        everywhere(target, *GONE, "DROP USER ghost@localhost")
 
 
 @contextmanager
@@ -180,9 +178,12 @@ def _index_added(target: Target, purchase: Any) -> Iterator[Bad]:
     everywhere(target, "CREATE UNIQUE INDEX n ON odd (n)")
 
     def send() -> list[Any]:
-        first = pipeline.enqueue_insert(table, owner=1, n=7)
-        gone = pipeline.enqueue_delete(table.id == first.id)
-        return [first, gone, pipeline.enqueue_insert(table, {"owner": 1, "n": 7}, shard_key=first.id)]
+        made = []
+        for n in range(1, 9):  # some of them on one shard
+            first = pipeline.enqueue_insert(table, owner=1, n=n)
+            gone = pipeline.enqueue_delete(table.id == first.id)
+            made += [first, gone, pipeline.enqueue_insert(table, owner=1, n=n)]
+        return made
 
     try:
         yield Bad(send)
@@ -228,11 +229,31 @@ def _newer() -> bytes:
 
 @contextmanager
 def _large(target: Target, purchase: Any) -> Iterator[Bad]:
+    """Let another host send large ops: this one's spool would keep the small ones behind them."""
     everywhere(target, ODD.format(", body LONGTEXT"))
+    config = target.config.with_name("other-host.toml")
+    config.write_text(target.config.read_text().replace("pipeline.spool", "other-host.spool"))
+
+    def send() -> list[Any]:
+        argv = [sys.executable, "-m", "benchmarks.probes.bad_things", str(LARGE)]
+        environment = {**target.environment(), "PIPELINE_CONFIG": str(config)}
+        sent = subprocess.run(argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout
+        return [pipeline.Receipt.parse(text) for text in sent.split()]
+
     try:
-        yield Bad(lambda: [pipeline.enqueue_insert(_odd(), owner=n, body="x" * LARGE_BYTES) for n in range(LARGE)])
+        yield Bad(send)
     finally:
         everywhere(target, *GONE)
+
+
+def send_large(count: int) -> None:
+    """Send large ops, wait until they are applied, and print their receipts."""
+    pipeline.configure(os.environ["PIPELINE_CONFIG"])
+    receipts = [pipeline.enqueue_insert(_odd(), owner=n, body="x" * LARGE_BYTES) for n in range(count)]
+    for receipt in receipts:
+        receipt.wait(60)
+        print(receipt)
+    pipeline.close()
 
 
 @contextmanager
@@ -259,7 +280,7 @@ def _locked(target: Target, purchase: Any) -> Iterator[Bad]:
                 break
         connection.close()
     try:
-        yield Bad(lambda: [pipeline.enqueue_update(purchase.id == receipt.id, qty=1)])
+        yield Bad(lambda: [pipeline.enqueue_update(purchase.id == receipt.id, qty=1)], release=connection.rollback)
     finally:
         connection.close()
 
@@ -346,11 +367,17 @@ CASES: dict[str, tuple[Case, str | None]] = {
     ),
     "a table away for a moment (1146)": (_table_away, "schema"),
     "junk in the log": (_raw(b'\xff\xfe{"an op of": "nobody"'), "rejected"),
-    "idempotency keys alike but for blanks, case, accents": (_keys, None),
+    "idempotency keys alike but for blanks and case": (_keys, None),
     "a unique index added meanwhile": (_index_added, None),
     f"{LARGE} ops of {LARGE_BYTES // 10**6} MB": (_large, None),
     "a table that refuses all (the breaker)": (
-        odd(ODD.format(", body TEXT, CHECK (n < 10)"), times=IN_A_ROW, n=11),
+        odd(
+            ODD.format(", body TEXT, CONSTRAINT few CHECK (n < 10)"),
+            times=IN_A_ROW,
+            mend=("ALTER TABLE odd DROP CONSTRAINT few",),
+            resume="odd",
+            n=11,
+        ),
         "breaker",
     ),
     "a locked row": (_locked, "locked"),
@@ -359,3 +386,7 @@ CASES: dict[str, tuple[Case, str | None]] = {
     # the last: what is in its bucket waits for good
     "an op of a newer release": (_raw(_newer()), "newer"),
 }
+
+
+if __name__ == "__main__":
+    send_large(int(sys.argv[1]))

@@ -97,27 +97,30 @@ def measure(name: str, target: Target, table: Table, rows: int) -> list[Figure]:
     purchase = ours.prepare(target)
     table.empty()
     everywhere(target, *FORGET, *GONE)
-    with running(target, ours.worker_command()), _observer(target) as newest:
+    with running(target, ours.worker_command()), observing(target) as newest:
         pipeline.enqueue_bulk_insert(purchase, take(WARM_ROWS))
         table.drained_at(WARM_ROWS, WARM_S)
         with case(target, purchase) as bad:
             made, named_s = _beside(target, purchase, bad, newest, named)
             behind = made.behind(bad.buckets)
-            _settle(target, bad)
+            mend(target, bad)
+            _settle(bad)
+            if named != "newer":  # else rows would come that the next case takes for its own
+                pipeline.barrier(purchase, timeout_s=GIVE_UP_S)
     table.empty()
     everywhere(target, *FORGET)  # else the definition that the next command withdraws is still named
-    subprocess.run(
-        [sys.executable, "-m", "pipeline", "tables", "forget", "odd"],
-        cwd=ROOT,
-        env=target.environment(),
-        capture_output=True,
-        check=False,
-    )
+    command(target, "tables", "forget", "odd")
     detail = f"longest of the ops of {KEYS} keys, {PER_S}/s; {behind}"
     figures = [Figure(f"beside {name}", made.longest(bad.buckets), "s", detail)]
     if named is not None:
         figures.append(Figure(f"named: {name}", named_s, "s", f"in `status`: {named}"))
     return figures
+
+
+def command(target: Target, *words: str) -> None:
+    """Run a command of the pipeline, whatever it answers."""
+    argv = [sys.executable, "-m", "pipeline", *words]
+    subprocess.run(argv, cwd=ROOT, env=target.environment(), capture_output=True, check=False)
 
 
 def _beside(
@@ -133,12 +136,12 @@ def _beside(
         time.sleep(BEFORE_S)
         began, named_s = time.perf_counter(), 0.0
         bad.receipts += bad.send()
-        while named is not None and not _names(newest(), named):
+        while named is not None and not names(newest(), named):
             if time.perf_counter() > began + GIVE_UP_S:
                 raise TimeoutError(f"`status` does not say {named!r}")
             time.sleep(10 * LOOK_S)
         named_s = time.perf_counter() - began
-        while named == "poison" and not _names(newest(), "rejected") and time.perf_counter() < began + GIVE_UP_S:
+        while named == "poison" and not names(newest(), "rejected") and time.perf_counter() < began + GIVE_UP_S:
             time.sleep(10 * LOOK_S)  # until the op is found
         time.sleep(max(0.0, began + AFTER_S - time.perf_counter()))
     finally:
@@ -148,7 +151,7 @@ def _beside(
     return made, named_s
 
 
-def _names(record: Record, what: str) -> bool:
+def names(record: Record, what: str) -> bool:
     """Return whether a record names ops that were refused, ops that are tried alone, or a reason to wait."""
     if what == "rejected":
         return any(shard.rejected for shard in record.shards)
@@ -158,16 +161,26 @@ def _names(record: Record, what: str) -> bool:
     return any(reason.kind == what for shard in record.shards for reason in shard.waits)
 
 
-def _settle(target: Target, bad: Bad) -> None:
-    """Mend the cause, and wait until the bad ops are applied or refused."""
+def mend(target: Target, bad: Bad) -> None:
+    """Mend the cause of what waits."""
     everywhere(target, *bad.mend)
+    if bad.resume:
+        command(target, "resume", bad.resume)
+    if bad.release is not None:
+        bad.release()
+
+
+def _settle(bad: Bad) -> None:
+    """Wait until the bad ops are applied or refused."""
+    ends = time.perf_counter() + GIVE_UP_S
     for receipt in bad.receipts:
         with suppress(PipelineError):
-            receipt.wait(GIVE_UP_S)
+            receipt.wait(max(0.1, ends - time.perf_counter()))
 
 
 @contextmanager
-def _observer(target: Target) -> Iterator[Callable[[], Record]]:
+def observing(target: Target) -> Iterator[Callable[[], Record]]:
+    """Yield what makes a record, as `status` does."""
     observer = Observer(load(target.config))
     try:
         yield observer.newest

@@ -22,8 +22,9 @@ from pipeline.admin.dead import HEADS, Where, chosen, replay
 from pipeline.client import Client
 
 ROUNDS = 3
-#: Bad rows before the clock starts, so that each worker process meets one; more would halt the table.
-WARM_BAD = 8
+#: Bad rows before the clock starts, and how often, so that each worker process meets one on each shard; more would halt
+#: the table.
+WARM_BAD, WARM_TIMES = 8, 4
 #: So many ops are refused in a row in a full run.
 MANY = 10_000
 CHECK = f"ALTER TABLE {TABLE} ADD CONSTRAINT bad CHECK (note <> '{BAD}')"
@@ -120,12 +121,11 @@ def _refused_round(target: Target, table: Table, purchase: Any, sent: list[Row])
     table.empty()
     everywhere(target, *FORGET)
     with running(target, ours.worker_command()):
-        bad = [row for row in sent if row["note"] == BAD][
-            :1
-        ] * WARM_BAD  # an unknown error is tried before it is believed
-        pipeline.enqueue_bulk_insert(purchase, [*take(WARM_ROWS), *bad])
-        table.drained_at(WARM_ROWS, WARM_S)
-        pipeline.barrier(purchase, timeout_s=WARM_S)
+        bad = [row for row in sent if row["note"] == BAD][:WARM_BAD]  # an unknown error is tried before it is believed
+        for n in range(1, WARM_TIMES + 1):
+            pipeline.enqueue_bulk_insert(purchase, [*take(WARM_ROWS), *bad])
+            table.drained_at(n * WARM_ROWS, WARM_S)
+            pipeline.barrier(purchase, timeout_s=WARM_S)
         table.empty()
         before = meter.read()
         pipeline.enqueue_bulk_insert(purchase, sent)

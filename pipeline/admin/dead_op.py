@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
 from typing import Any
 
 from msgspec.structs import replace
@@ -202,7 +204,8 @@ def _with_values(op: Op, compiled: CompiledTable, values: Mapping[str, Any]) -> 
 def _write(primary: NodeSession, op: Op, schema: TableSchema) -> RowWrite:
     facts = facts_of(primary, schema)
     new = {
-        column: repr(python_value(schema.columns[column], v)) for column, v in zip(op.columns, op.values, strict=True)
+        column: in_words(python_value(schema.columns[column], v))
+        for column, v in zip(op.columns, op.values, strict=True)
     }
     new |= {column: _formula(tree, schema) for column, tree in op.expressions}
     row, known = _name(op, schema), _row_now(primary, op, facts)
@@ -216,6 +219,15 @@ def _write(primary: NodeSession, op: Op, schema: TableSchema) -> RowWrite:
         Cell(column.name, now[i] if now else None, new.get(i), typed.get(i)) for i, column in enumerate(schema.columns)
     )
     return RowWrite(op.table, op.kind, row, None if known is None else bool(known), cells)
+
+
+def in_words(value: Any) -> str:
+    """Return a value for people: texts in quotes, numbers and times as they are typed.
+
+    Args:
+        value: of a column.
+    """
+    return str(value) if isinstance(value, Decimal | date | time) else repr(value)
 
 
 def _name(op: Op, schema: TableSchema) -> str:

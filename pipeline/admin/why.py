@@ -14,7 +14,7 @@ from pipeline.config.bucket_ranges import numbers, parse_ranges
 from pipeline.enqueue.bucket_map import where
 from pipeline.errors import BadOp, BadToken, LogUnavailable, PipelineError, ShardUnavailable, Unavailable
 from pipeline.model.receipt import Receipt
-from pipeline.model.wait_reason import WaitReason, reasons_of
+from pipeline.model.wait_reason import WaitReason, reasons_of, sentences_of
 from pipeline.shard.records import ledger_queries, moves
 from pipeline.shard.records.ledger import MOVED
 from pipeline.shard.records.moves import Leg
@@ -67,7 +67,7 @@ def _of(pipeline: Client, what: str, shards: Iterable[str], first: str) -> Answe
     """Return why ops of shards wait; reasons of the scope *first* come first."""
     found = [reason for shard in shards for reason in _reasons(pipeline, shard)]
     reasons = tuple(sorted(found, key=lambda reason: reason.scope != first))
-    sentences = tuple(dict.fromkeys(reason.sentence() for reason in reasons))
+    sentences = tuple(sentences_of(reasons))
     return Answer(what, "waiting" if reasons else "fine", reasons, sentences or (f"nothing of {what} waits",))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -59,6 +60,8 @@ ARRIVING_DELAY_MS = 1000
 WHOLE_S = 10.0
 #: How often others are rung while more buckets are due than one batch takes, s: a message costs as much as 500 rows.
 RING_S = 0.5
+#: An op is large from this part of a batch's bytes on.
+LARGE = 8
 #: The longest detail that is noted, characters: a note is for each bucket.
 _DETAIL = 300
 logger = logging.getLogger("pipeline.apply")
@@ -101,6 +104,8 @@ class Applier(ShardTurns):
         self._whole_until_s = 0.0
         #: When others were last rung, since more is due than one batch takes, s.
         self._rung_s = -RING_S
+        #: What `listen` has found due, and from when on that was looked for, s.
+        self._found: tuple[dict[int, int], float] | None = None
         #: When the last turn looked at what is due, if that is in good hands, s; and what rings for others.
         self._looked_s: float | None = None
         self._bell: Bell | SilentBell | None = None
@@ -114,9 +119,10 @@ class Applier(ShardTurns):
         """
         started = clock.mono_s()
         self._step("due")
-        limit = MOST_BUCKETS + 1 if self._whole else self._settings.buckets
-        due = self._log.due(self.shard, limit if self._whole else 2 * limit, self.holder)
-        self._bell, self._looked_s = bell, started
+        found, self._found = self._found, None
+        due, looked_s = found or (self._log.due(self.shard, self._looks_for, self.holder), started)
+        limit = MOST_BUCKETS + 1 if self._whole else self._transaction.pace.buckets
+        self._bell, self._looked_s = bell, looked_s
         if not due:
             self._whole = clock.mono_s() < self._whole_until_s
             return Outcome()
@@ -126,9 +132,10 @@ class Applier(ShardTurns):
                 return Outcome(left=len(due), waiting=paused.sentence(), ms=ms_since(started))
             if bell is not None and len(due) > limit and started >= self._rung_s + RING_S:
                 self._rung_s = started
-                bell.ring_now(self.shard, len(due))
+                if not bell.waits((self.shard,)):  # while all workers are busy, one message is enough
+                    bell.ring_now(self.shard, len(due))
             early = self._early
-            outcome = self._turn(Take(due, whole=self._whole), started)
+            outcome = self._turns(due, started)
             self._failures, self._transaction.void = 0, self._transaction.noted if outcome.crossed else NO_NOTES
             outcome.ring |= self._hand_on()
             if outcome.ring or ops_of(outcome):
@@ -150,6 +157,41 @@ class Applier(ShardTurns):
         rejections.tell(self.shard, outcome.refused)
         return outcome
 
+    def _turns(self, due: Mapping[int, int], started: float) -> Outcome:
+        """Apply what is due, large ops apart and last: one takes as long as thousands of others, which would wait."""
+        self._transaction.elsewhere = {}
+        least = self._settings.max_bytes // LARGE
+        large = {} if self._whole else {bucket: size for bucket, size in due.items() if size >= least}
+        if len(large) in (0, len(due)):
+            return self._turn(Take(due, whole=self._whole), started)
+        outcome = self._turn(Take({bucket: size for bucket, size in due.items() if bucket not in large}), started)
+        if not outcome.crossed:
+            outcome.add(self._turn(Take(large), started))
+        return outcome
+
+    def listen(self, for_s: float) -> Generator[bool | None]:
+        """Wait for an op; yield False meanwhile, then True, or None where nothing is due and another holds the bell.
+
+        What is due then is what the next `apply` begins with.
+
+        Args:
+            for_s: the longest wait, s.
+
+        Raises:
+            LogUnavailable: the log does not answer.
+        """
+        began_s = clock.mono_s()  # what becomes due from now on may be what is found: it counts as not looked at
+        with closing(self._log.listen(self.shard, self.holder, for_s, self._looks_for)) as waiting:
+            for due in waiting:
+                if isinstance(due, dict):
+                    self._found = due, began_s
+                yield True if isinstance(due, dict) else due
+
+    @property
+    def _looks_for(self) -> int:
+        """How many due buckets to ask for; others are rung for what is more than one batch takes."""
+        return MOST_BUCKETS + 1 if self._whole else 2 * self._transaction.pace.buckets
+
     def _postponed(self, due: Mapping[int, int], error: Unavailable) -> Outcome:
         """Leave buckets alone for a while: their database or the log is away."""
         self._failures += 1
@@ -170,6 +212,7 @@ class Applier(ShardTurns):
         Raises:
             LogUnavailable: the log does not answer; nobody holds the bell for long.
         """
+        self._found = None
         self._leave(bell)
         self.holder = ""
 

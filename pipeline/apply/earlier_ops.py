@@ -16,10 +16,11 @@ from pipeline.apply.batch import Batch
 from pipeline.apply.grouping import Item
 from pipeline.apply.order import sent_ms_of
 from pipeline.errors import PipelineError
-from pipeline.model.op import Entry, Op, Position
+from pipeline.model.op import Entry, Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
+from pipeline.shard.records.row_keys import written_row
 from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import Facts, constraints_in
 
@@ -29,10 +30,13 @@ Place = tuple[int, Position]
 #: so long, s. Two that are both refused for good must not wait for each other.
 CLOCKS_MS, CLOCKS_S = 250.0, 1.0
 #: The share of that time that a delete waits at most. An op of its bucket that was enqueued before it may be behind it,
-#: sent from a spool; and what needs that op waits, too. Of the two the delete goes on: a child is gone either way.
-DELETES = 0.25
+#: sent from a spool; and what needs that op waits, too. Of the two the delete goes on: a child is gone either way. That
+#: is seldom so where ops name its row; but a server may be away for long, and its buckets be tried one by one.
+DELETES, NAMED_DELETES = 0.25, 0.5
 #: How many entries of a bucket are looked at before an op is rejected.
 DEEP = 100
+#: How much is read behind those before a row is deleted to which older ops may refer, bytes.
+MOST_BYTES = 1_000_000
 #: How many waiting ops a process keeps in mind before it forgets those that are decided.
 MOST_NOTED = 1_000
 #: The most that one look at a waiting op adds to how long it has waited, s: a server that was away proves nothing.
@@ -115,8 +119,12 @@ class EarlierOps:
         self._looked_deep = False
         #: By a table's name, see `is_named_by_id`: constraints may change between transactions.
         self._by_id: dict[str, bool] = {}
-        #: The next entries of each bucket, once they were asked for.
-        self._deep: Mapping[int, Sequence[Entry]] | None = None
+        #: The next entries of each bucket that are to be applied yet, once they were asked for; up to where they were
+        #: read, which buckets have more, and how many bytes may still be read.
+        self._deep: dict[int, list[Entry]] = {}
+        self._read_to: dict[int, Position] = {}
+        self._further: set[int] = set()
+        self._left = 0
 
     def begin(self, batch: Batch, *, again: bool = False) -> None:
         """Begin a transaction.
@@ -127,7 +135,7 @@ class EarlierOps:
         """
         if not again:
             self._putting_off, self._settled, self._let_go, self._waiting = {}, set(), None, set()
-        self._batch, self._queued, self._deep, self._looked_deep = batch, None, None, False
+        self._batch, self._queued, self._deep, self._looked_deep = batch, None, {}, False
         self._by_id = {}
 
     def awaited_by(self, item: Item, *, deletes_from: Facts | None = None, refused: bool = True) -> WaitReason | None:
@@ -135,31 +143,35 @@ class EarlierOps:
 
         Args:
             item: the op.
-            deletes_from: of the table of which it deletes a row by its id, if it does.
+            deletes_from: of the table from which it deletes, if it does and is no group.
             refused: whether a constraint refuses it: then what is younger by `CLOCKS_MS` counts for a second.
         """
-        younger_ms, most_s = (CLOCKS_MS, self._wait_s) if refused else (0.0, DELETES * self._wait_s)
         if self._queued is None:
             self._queued = self._oldest_queued()
         at_ms, bucket = item.op.at_ms, item.entry.bucket
-        near = _until(at_ms + younger_ms, self._queued, bucket)
-        if not self._looked_deep and not any(sent_ms < at_ms for sent_ms in near.values()):
+        row = written_row(item.op, deletes_from.schema) if deletes_from is not None else None
+        named = row is not None and deletes_from is not None and self.is_named_by_id(deletes_from)
+        younger_ms, share = (CLOCKS_MS, 1.0) if refused else (0.0, NAMED_DELETES if named else DELETES)
+        most_s = share * self._wait_s
+        near = (
+            self._naming(item, row) if named and row is not None else _until(at_ms + younger_ms, self._queued, bucket)
+        )
+        if not named and not self._looked_deep and not any(sent_ms < at_ms for sent_ms in near.values()):
             self._looked_deep = True  # else the database's word would be final, and the row gone
             self._queued = self._oldest_queued(self._queued, DEEP)
             near = _until(at_ms + younger_ms, self._queued, bucket)
-        named = bool(near) and deletes_from is not None and self.is_named_by_id(deletes_from)
-        if named:
-            near = self._naming(item.op, near)
         if not near:
             return None
-        older = [one for one, sent_ms in near.items() if sent_ms < at_ms or named]
+        older = [one for one, sent_ms in near.items() if sent_ms < at_ms]
         now = {one: self._marks[one] for one in older}
         stuck = bool(now) and not refused and now.items() <= self._stuck.items()
         if stuck and now.items() <= self._stuck_still.items():
             return None  # the deletes of a bucket would wait for as long, one after another
         before_s, waited_s = self._waited_s(item.place, older)
         # the delete that waited for these buckets may be what they waited for: they have a moment to get on
-        if waited_s >= (min(most_s, LOOK_S) if stuck else most_s) and self._let_go in (None, item.place):
+        # a delete is looked at first; what is before it in its bucket goes on with it, else neither does
+        alone = self._let_go is None or (self._let_go[0] == bucket and self._let_go >= item.place)
+        if alone and waited_s >= (min(most_s, LOOK_S) if stuck else most_s):
             self._let_go = item.place
             self._stuck |= now
             self._stuck_still |= now if stuck else {}
@@ -168,8 +180,9 @@ class EarlierOps:
             return None
         if not waited_s:  # else a bucket would rest that a worker drained on a primary that died since
             self._log.mark_dirty(self._shard, near)
-        if not refused and before_s < max(0.0, most_s - LOOK_S) <= waited_s:
-            self._log.postpone(self._shard, near, 0)  # it is looked at before this one waits no longer
+        if not refused and (before_s < 0 or before_s < max(0.0, most_s - LOOK_S) <= waited_s):
+            # it may rest because its server was away; and it is looked at before this one waits no longer
+            self._log.postpone(self._shard, near, 0)
         self._queued[bucket] = min(at_ms, self._queued.get(bucket, at_ms))  # this one is queued from now on
         self._waiting.add(bucket)
         return self._reason(item)
@@ -188,17 +201,37 @@ class EarlierOps:
             self._by_id[name] = by_id and not any(one.children for one in theirs)
         return self._by_id[name]
 
-    def _naming(self, delete: Op, near: Mapping[int, float]) -> dict[int, float]:
+    def _naming(self, item: Item, row: int) -> dict[int, float]:
         """Return the buckets with an older op that may refer to the row that is deleted: such an op names its id."""
-        if self._deep is None:
-            self._deep = self._log.read(self._behind(), dict.fromkeys(self._marks, DEEP))
-        unseen, number = self._unseen({bucket: self._deep.get(bucket, []) for bucket in near}), str(delete.id).encode()
-        return {
-            bucket: sent_ms
-            for bucket, sent_ms in near.items()
-            if len(self._deep.get(bucket, [])) == DEEP
-            or any(number in entry.payload and sent_ms_of(entry) <= delete.at_ms for entry in unseen[bucket])
-        }
+        if not self._deep:
+            self._deep, self._read_to, self._left = {bucket: [] for bucket in self._owned}, self._behind(), MOST_BYTES
+            self._further = set(self._owned)
+            self._look_further(self._owned)
+        return {one: 0.0 for one in self._owned if one != item.entry.bucket and self._names(one, row, item.op.at_ms)}
+
+    def _names(self, bucket: int, row: int, at_ms: float) -> bool:
+        """Return whether an older op of a bucket names a row; also where one may that is too far behind to be seen."""
+        number, start = str(row).encode(), 0
+        while True:
+            entries = self._deep[bucket]
+            if any(number in entry.payload and sent_ms_of(entry) <= at_ms for entry in entries[start:]):
+                return True
+            if bucket not in self._further:
+                return False
+            size = sum(len(entry.payload) for entry in entries[-DEEP:])
+            if size > self._left:  # two deletes must not wait for each other for nothing
+                return bucket not in self._waiting and any(sent_ms_of(entry) < at_ms for entry in entries)
+            self._left -= size
+            start = len(entries)
+            self._look_further([bucket])
+
+    def _look_further(self, buckets: Collection[int]) -> None:
+        """Read the next entries of buckets, behind those that were looked at in this transaction."""
+        found = self._log.read({bucket: self._read_to[bucket] for bucket in buckets}, dict.fromkeys(buckets, DEEP))
+        self._read_to |= {bucket: entries[-1].position for bucket, entries in found.items() if entries}
+        self._further -= {bucket for bucket in buckets if len(found.get(bucket, ())) < DEEP}
+        for bucket, entries in self._unseen(found).items():
+            self._deep[bucket] += entries
 
     def _waited_s(self, place: Place, older: Collection[int]) -> tuple[float, float]:
         """Return how long an op had waited at the last look, -1 where its wait begins, and how long it has now."""

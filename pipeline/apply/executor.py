@@ -130,7 +130,7 @@ class Executor:
             if items.rows is None:
                 items.rows = rows_of(sheets, facts)
             mark = self._session.dialect.mark if self._lessons.is_unnamed(facts) else ""
-            sql = insert_of(sheets[0].columns, items.rows, facts, mark)
+            sql = insert_of(sheets[0].columns, [items.rows[nth] for nth in items.by_id], facts, mark)
         self._send(sql)
 
     def _hold_deletes(self, groups: Iterable[Group]) -> None:
@@ -139,10 +139,9 @@ class Executor:
             return
         for group in groups:
             for item in self._reaching_children(group):
-                facts = group.facts if item.op.id is not None else None
                 if (
                     item.entry.bucket not in self._early
-                    and (reason := self._earlier.awaited_by(item, deletes_from=facts, refused=False)) is not None
+                    and (reason := self._earlier.awaited_by(item, deletes_from=group.facts, refused=False)) is not None
                 ):
                     self._early[item.entry.bucket] = item.entry.position, reason
         if self._early:

@@ -42,8 +42,9 @@ from pipeline.model.sheet import SheetEntry, count_ops
 from pipeline.shard.statements import most
 from pipeline.shard.table_facts import Facts
 
-#: The most rows of one INSERT of sheets, and the bytes that it is aimed at.
-SHEETS_ROWS, SHEETS_BYTES = 1_000, 500_000
+#: The most rows of one INSERT of sheets, and the bytes that it is aimed at. The rows of a batch in the order of their
+#: ids take the server 2.1 µs each, those of 1,000 rows 2.4: the next bucket's ids are between the last one's.
+SHEETS_ROWS, SHEETS_BYTES = 5_000, 500_000
 
 
 class Item(NamedTuple):
@@ -97,14 +98,22 @@ class SheetItems(Sequence[Item]):
     def __iter__(self) -> Iterator[Item]:
         return iter(items_of(self.sheets))
 
+    @property
+    def by_id(self) -> list[int]:
+        """Which ops the rows of the statement are of, in its order: that of their ids."""
+        ids = self._ids()
+        return sorted(range(len(ids)), key=ids.__getitem__)
+
     def place_of(self, id: int) -> int | None:
         """Return which op inserts the row with an id; None where none does.
 
         Args:
             id: the row's.
         """
-        ids = chain.from_iterable(entry.sheet.ids for entry in self.sheets)
-        return next((nth for nth, own in enumerate(ids) if own == id), None)
+        return next((nth for nth, own in enumerate(self._ids()) if own == id), None)
+
+    def _ids(self) -> list[int]:
+        return list(chain.from_iterable(entry.sheet.ids for entry in self.sheets))
 
     def without(self, nth: int) -> SheetItems:
         """Return all but one: none can conflict with it.

@@ -6,19 +6,17 @@ Of each bucket the order stays; between buckets it is that of the calls, since a
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from heapq import heappop, heappush
 from itertools import accumulate, groupby
 from math import inf
 
 from pipeline.apply.grouping import Item
 from pipeline.model.op import DELETE, GROUP, INSERT, Entry, Op, enqueued_ms
 
-#: When an op has its turn, ms; and its rank among those of one time.
-_Turn = tuple[float, int]
 #: Tells of a delete which ids those name that refer to rows that it reaches.
 Reach = Callable[[Op], Collection[int] | None]
-#: How often turns are made later at most: where two deletes stand before what should come before the other, never ends.
-_ROUNDS = 8
 
 
 def oldest(entries: Mapping[int, Sequence[Entry]], counts: Mapping[int, int], most: int) -> dict[int, list[Entry]]:
@@ -48,23 +46,18 @@ def by_time(items: Sequence[Item], reach: Reach = lambda delete: None) -> list[I
         items: bucket by bucket, of each in order.
         reach: tells of a delete which ids those name that refer to rows that it reaches; None: there may be others.
     """
-    turns = _in_buckets(items, [(item.op.at_ms, 0) for item in items])  # a clock may have been set back
+    turns = _in_buckets(items)
+    order: Sequence[int] = sorted(range(len(items)), key=turns.__getitem__)
     if items and items[0].entry.bucket != items[-1].entry.bucket:
         some = [n for n, item in enumerate(items) if item.op.kind in (DELETE, GROUP)]
         deletes = {n: ids for n in some if (ids := _reached(items[n], reach)) != ()}
-        after = _after(items, deletes) if deletes else {}
-        last = [n for n, ids in deletes.items() if ids is None]
-        for _ in range(_ROUNDS if deletes else 0):
-            before, turns = turns, _in_buckets(items, _later(items, turns, after, last))
-            if turns == before:
-                break
-    return [items[n] for n in sorted(range(len(items)), key=turns.__getitem__)]
+        order = _sorted(items, turns, deletes) if deletes else order
+    return [items[n] for n in order]
 
 
-def _in_buckets(items: Sequence[Item], turns: Sequence[_Turn]) -> list[_Turn]:
-    """Return turns so that no op comes before the one before it in its bucket."""
-    pairs = zip(items, turns, strict=True)
-    return [turn for _, own in groupby(pairs, key=_bucket) for turn in accumulate((turn for _, turn in own), max)]
+def _in_buckets(items: Sequence[Item]) -> list[float]:
+    """Return when each op has its turn, ms: none before the one before it in its bucket, as clocks may be set back."""
+    return [ms for _, own in groupby(items, key=_bucket) for ms in accumulate((item.op.at_ms for item in own), max)]
 
 
 def _reached(item: Item, reach: Reach) -> Collection[int] | None:
@@ -96,26 +89,55 @@ def _after(items: Sequence[Item], deletes: Mapping[int, Collection[int] | None])
     return found
 
 
-def _later(
-    items: Sequence[Item], turns: Sequence[_Turn], after: Mapping[int, Sequence[int]], last: Collection[int]
-) -> list[_Turn]:
-    """Return turns so that no op comes before what it has to come after, and some after all enqueued before them."""
-    found = list(turns)
-    for n, others in after.items():
-        latest = max(turns[one] for one in others)
-        if latest >= found[n]:
-            found[n] = latest[0], latest[1] + 1
-    if last:
-        latest, deletes = (-inf, 0), frozenset(last)
-        for n in sorted(range(len(items)), key=lambda n: (items[n].op.at_ms, n in deletes)):
-            if latest >= found[n] and n in deletes:
-                found[n] = latest[0], latest[1] + 1
-            latest = max(latest, found[n])
+def _sorted(items: Sequence[Item], turns: Sequence[float], deletes: Mapping[int, Collection[int] | None]) -> list[int]:
+    """Sort ops by their turns, each behind what it has to come after: Kahn's algorithm, the earliest turn first.
+
+    A delete that may reach any row waits until nothing older is left that could come before it. In a circle, which
+    clocks that differ may make, an op goes that is refused and tried again, rather than a delete.
+    """
+    sooner, open_items = _after(items, deletes), set(range(len(items)))
+    for n in range(1, len(items)):
+        if items[n - 1].entry.bucket == items[n].entry.bucket:
+            sooner.setdefault(n, []).append(n - 1)
+    later: dict[int, list[int]] = {}
+    for n, others in sooner.items():
+        for one in others:
+            later.setdefault(one, []).append(n)
+    left = {n: len(others) for n, others in sooner.items()}
+    by_age = deque(sorted(open_items, key=lambda n: (items[n].op.at_ms, deletes.get(n, ()) is None)))
+    free, last = list[tuple[float, int]](), list[tuple[float, int]]()
+    found = list[int]()
+
+    def ready(n: int) -> None:
+        if deletes.get(n, ()) is None:
+            heappush(last, (items[n].op.at_ms, n))
+        else:
+            heappush(free, (turns[n], n))
+
+    for n in open_items - left.keys():
+        ready(n)
+    while open_items:
+        while by_age[0] not in open_items:
+            by_age.popleft()
+        if last and (not free or last[0][1] == by_age[0]):
+            n = heappop(last)[1]
+        elif free:
+            n = heappop(free)[1]
+        else:
+            heads = (n for n in open_items if n - 1 not in open_items or _bucket(items[n - 1]) != _bucket(items[n]))
+            n = min(heads, key=lambda n: (n in deletes, turns[n], n))
+            left[n] = 0
+        open_items.remove(n)
+        found.append(n)
+        for one in later.get(n, ()):
+            left[one] -= 1
+            if not left[one]:
+                ready(one)
     return found
 
 
-def _bucket(pair: tuple[Item, _Turn]) -> int:
-    return pair[0].entry.bucket
+def _bucket(item: Item) -> int:
+    return item.entry.bucket
 
 
 def sent_ms_of(entry: Entry) -> float:

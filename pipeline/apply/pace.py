@@ -21,6 +21,9 @@ from pipeline.shard.table_facts import Facts
 #: Rows of the first batch of a process, before any commit was timed.
 FIRST_ROWS = 1000
 LEAST_ROWS = 50
+#: The fewest buckets of a batch where each has more than the batch takes of it. A bucket costs a batch 10 µs in the
+#: worker, the log and the database; the fewer there are, the longer the others wait.
+LEAST_BUCKETS = 16
 #: A statement is aimed at this size; larger gains nothing.
 AIM_BYTES = 500_000
 #: The fewest rows of a statement after others with bad ops, and how many more the next has after one without. At one
@@ -38,7 +41,19 @@ class Pace:
 
     def __init__(self, settings: ApplySettings, log: Work):
         self._settings, self._log = settings, log
-        self.rows = min(FIRST_ROWS, settings.max_rows)
+        self.rows, self.buckets = min(FIRST_ROWS, settings.max_rows), settings.buckets
+
+    def learn_depth(self, deep: int, buckets: int) -> None:
+        """Note how much buckets hold: where nearly all have more than one batch takes, the next has fewer of them.
+
+        Args:
+            deep: how many buckets had as many ops as were asked for.
+            buckets: how many were read.
+        """
+        if 4 * deep > 3 * buckets and buckets >= self.buckets:
+            self.buckets = max(min(LEAST_BUCKETS, self._settings.buckets), self.buckets // 2)
+        elif 2 * deep < buckets:
+            self.buckets = min(self._settings.buckets, 2 * self.buckets)
 
     def learn(self, rows: int, took_ms: int) -> None:
         """Note how long a batch took.
@@ -204,6 +219,8 @@ def accused(kind: str, items: Sequence[Item], row: int) -> int | None:
     """
     if not 0 < row <= len(items):
         return None
+    if isinstance(items, SheetItems):
+        return items.by_id[row - 1]
     if kind in (INSERT, UPSERT):
         return row - 1
     # rows that exist are met in the order of their ids

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch, FactBook
-from pipeline.apply.earlier_ops import EarlierOps, Early
+from pipeline.apply.earlier_ops import EarlierOps
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import Item, grouped, grouped_sheets, may_stay
 from pipeline.apply.held_rows import HeldRows, halted, meet_held_rows, record
@@ -21,12 +21,14 @@ from pipeline.apply.order import by_time, oldest
 from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace
 from pipeline.apply.stopped import Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
+from pipeline.errors import PipelineError, Unavailable
 from pipeline.model.op import Entry, Op, Position
-from pipeline.model.sheet import Read, SheetEntry, singly
+from pipeline.model.sheet import Read, SheetEntry, count_ops, singly
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
 from pipeline.shard.records.ledger import HOLDING, Mark, Reject
+from pipeline.shard.records.row_keys import written_row
 from pipeline.shard.records.set_aside import REJECTED
 from pipeline.shard.session import NodeSession
 
@@ -79,6 +81,7 @@ class Outcome:
         for name in ("applied", "rejected", "parked", "seen", "lost", "buckets", "refused", "counts"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.left, self.ring = other.left, other.ring or self.ring
+        self.crossed |= other.crossed
         self.waiting, self.aside = self.waiting or other.waiting, self.aside or other.aside
 
 
@@ -121,6 +124,16 @@ class Take:
         """Whether earlier notes are to be replaced: what they say is known."""
         return self.again or self.alone is not None
 
+    def before_early(self, bucket: int, entries: Sequence[Read]) -> list[Entry]:
+        """Return the entries of a bucket that are before its first op that may be early.
+
+        Args:
+            bucket: the bucket.
+            entries: of it, in order.
+        """
+        first = self.early.get(bucket)
+        return [entry for entry in singly(entries) if first is None or entry.position < first[0]]
+
     def suspect(self, earlier: Mapping[int, str], void: Mapping[int, str] = NO_NOTES) -> None:
         """Leave out the buckets with which an earlier attempt failed.
 
@@ -155,7 +168,7 @@ class ApplyTransaction:
         noted: the notes of the last transaction, by bucket.
         void: notes of this process's own that mean nothing, by bucket.
         step: called with the name of each step before it is taken.
-        elsewhere: the state of the buckets that the last transaction met, and that another shard owns.
+        elsewhere: the state of the buckets that a turn's transactions met, and that another shard owns.
     """
 
     def __init__(
@@ -196,11 +209,12 @@ class ApplyTransaction:
         batch.skip_seen(self._session)
         try:
             executor = self._execute(batch, locked, take, last_try=last_try)
-        except Early:
-            self.note_ended(take)  # while the locks are held: whoever has them next finds no failed attempt
+            self.step("mark")
+            self._record(batch, executor, locked, take)
+        except PipelineError as error:
+            if not isinstance(error, Unavailable):
+                self.note_ended(take)  # while the locks are held: whoever has them next finds no failed attempt
             raise
-        self.step("mark")
-        self._record(batch, executor, locked, take)
         return self._outcome(batch, executor), batch
 
     def committed(self, after: Mapping[int, Position]) -> None:
@@ -228,9 +242,10 @@ class ApplyTransaction:
         if take.whole:
             locked = ledger.lock_all(self._session, take.due)
         else:
-            locked = ledger.lock(self._session, take.due, self._settings.buckets)
+            locked = ledger.lock(self._session, take.due, self.pace.buckets)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.owned}
-        self.elsewhere = {bucket: mark.state for bucket, mark in locked.items() if not mark.owned}
+        self.elsewhere = {bucket: state for bucket, state in self.elsewhere.items() if bucket not in locked}
+        self.elsewhere |= {bucket: mark.state for bucket, mark in locked.items() if not mark.owned}
         waiting = halted(self._shard, locked)
         entries = self._read(take, {bucket: position for bucket, position in mine.items() if bucket not in waiting})
         batch = Batch(
@@ -247,9 +262,7 @@ class ApplyTransaction:
             end = take.ends.get(bucket)
             found = found if end is None else [entry for entry in singly(found) if entry.position <= end]
             if bucket in take.early:
-                first, reason = take.early[bucket]
-                found = [entry for entry in singly(found) if entry.position < first]
-                batch.waiting[bucket] = reason
+                found, batch.waiting[bucket] = take.before_early(bucket, found), take.early[bucket][1]
             batch.take(found)
         return batch, locked
 
@@ -277,8 +290,9 @@ class ApplyTransaction:
         facts = self.facts.known[delete.schema]
         if not facts.constraints.children:
             return ()
-        by_id = delete.id is not None and self._earlier is not None and self._earlier.is_named_by_id(facts)
-        return (delete.id,) if by_id and delete.id is not None else None
+        row = written_row(delete, facts.schema)
+        by_id = row is not None and self._earlier is not None and self._earlier.is_named_by_id(facts)
+        return (row,) if by_id and row is not None else None
 
     def _stay(self, batch: Batch, locked: Mapping[int, Mark], take: Take) -> bool:
         """Return whether sheets are inserted as they are: nothing is unusual, and no other op is of their tables."""
@@ -355,8 +369,11 @@ class ApplyTransaction:
         entries, earlier = self._log.read_noted(self.notes_at, after, counts, take.notes, anew=take.anew)
         take.suspect(earlier, self.void)
         entries = {bucket: found for bucket, found in entries.items() if bucket in take.noted}
-        if take.whole:
-            return oldest({bucket: singly(found) for bucket, found in entries.items()}, counts, self._rows(take))
+        if take.whole:  # without what follows early ops: what these wait for may be younger than all of it
+            return oldest({b: take.before_early(b, found) for b, found in entries.items()}, counts, self._rows(take))
+        if take.alone is None:
+            deep = sum(count_ops(found) >= counts[bucket] for bucket, found in entries.items())
+            self.pace.learn_depth(deep, len(counts))
         return entries
 
     def _rows(self, take: Take) -> int:

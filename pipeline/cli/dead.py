@@ -291,7 +291,7 @@ def _sides(write: dead_op.RowWrite) -> Table:
     for name in ("column", "now", "new"):
         table.add_column(name, overflow="fold", header_style="dim")
     for cell in write.cells:
-        now = "" if not write.there else repr(cell.now)
+        now = "" if not write.there else dead_op.in_words(cell.now)
         changed = cell.new is not None and cell.new != now
         table.add_row(cell.column, now, Text(cell.new or "", style="bold" if changed else ""))
     return table

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from pipeline.admin.observe.moves import NOT_KNOWN, MoveRecord, in_brief
 from pipeline.admin.observe.record import LATE_MS, NodeRecord, Record, ShardRecord
+from pipeline.model.wait_reason import sentences_of
 from pipeline.reads.health.report import NodeState
 
 UNKNOWN = "unknown"
@@ -151,8 +152,7 @@ def reads_table(counts: Iterable[tuple[str, str, str, int]]) -> Table:
 
 
 def _waits(status: Record) -> list[str]:
-    """Return a sentence on each thing that waits, once where it waits on several shards."""
-    return list(dict.fromkeys(reason.sentence() for shard in status.shards for reason in shard.waits))
+    return sentences_of(reason for shard in status.shards for reason in shard.waits)
 
 
 def _unfit(status: Record) -> list[tuple[str, str]]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 import click
@@ -131,9 +135,23 @@ def why_command(context: click.Context, config: str | None, name: str, as_json: 
         found = {"what": answer.what, "state": answer.state, "sentences": answer.sentences, "reasons": reasons}
         click.echo(json.dumps(found, indent=2))
     else:
-        click.echo("\n".join(answer.sentences))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        click.echo("\n".join(folded(answer.sentences, width)))
     if answer.reasons:
         context.exit(1)
+
+
+def folded(sentences: Iterable[str], width: int) -> Iterator[str]:
+    """Yield a line of each sentence; on a terminal lines that fit, so that each sentence is seen to begin.
+
+    Args:
+        sentences: what to print.
+        width: of the terminal, columns; 0: there is none.
+    """
+    for sentence in sentences:
+        yield from (
+            textwrap.wrap(sentence, width, subsequent_indent="  ", break_on_hyphens=False) if width else [sentence]
+        )
 
 
 def _released(pipeline: Client, target: stops.Target) -> int:

@@ -27,7 +27,7 @@ MOST_MEMBERS = 10_000
 #: Ops and bytes of one round trip of a bulk call. The more ops of a bucket go together, the fewer entries hold them;
 #: more than these block Redis for longer than 5 ms. As columns, twice as much does not.
 CHUNK_ROWS, CHUNK_BYTES = 4_000, 1_000_000
-SHEET_ROWS, SHEET_BYTES = 10_000, 2_000_000
+SHEET_ROWS, SHEET_BYTES = 50_000, 2_000_000
 
 
 class HeldOp(NamedTuple):
@@ -205,6 +205,11 @@ class Chunk:
         for sheet in self.payloads.values():
             if sheet.size_bytes > UNCHECKED_BYTES:
                 yield from (payload for payload in sheet if len(payload) > UNCHECKED_BYTES)
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether its rows are much larger than those that its number of rows was chosen for."""
+        return len(self) > 1 and self._bytes > 2 * SHEET_BYTES
 
     @property
     def rows_like(self) -> int:

@@ -69,8 +69,8 @@ class Fingerprint(msgspec.Struct, frozen=True):
 
     @property
     def placing(self) -> Fingerprint:
-        """What says into which bucket an op goes, and nothing else."""
-        return Fingerprint(self.buckets, (), self.tables, "", self.source)
+        """What says into which queue and bucket an op goes, and nothing else."""
+        return Fingerprint(self.buckets, (), self.tables, self.prefix, self.source)
 
     def spread(self, table: str) -> str:
         """Return how a table is spread, in words.
@@ -159,14 +159,16 @@ def table_differences(mine: Fingerprint, noted: Fingerprint) -> dict[str, str]:
 
 
 def placed_otherwise(mine: Fingerprint, noted: Fingerprint | None) -> dict[str, str]:
-    """Return a sentence for each table whose ops the other configuration puts into other buckets; `""`: of each table.
+    """Return a sentence for each table whose ops the other configuration puts elsewhere; `""`: of each table.
 
     Args:
         mine: the `placing` of a process's own.
         noted: that of another; None: none is known.
     """
-    if noted is None or mine.buckets == noted.buckets:
-        return table_differences(mine, noted) if noted else {}
+    if noted is None:
+        return {}
+    if mine.buckets == noted.buckets and noted.prefix in (mine.prefix, ""):  # releases of before noted no prefix
+        return table_differences(mine, noted)
     return {"": differences(mine, noted)[0]}
 
 

@@ -79,6 +79,8 @@ KINDS = {
     ),
     "queued": Kind("workers apply what came before ({detail})", "wait, or start more workers"),
 }
+#: The most shards that one sentence names.
+_MOST_NAMED = 4
 _ORDER = {kind: n for n, kind in enumerate(KINDS)}
 
 
@@ -187,6 +189,28 @@ def reasons_of(
     if marks and not alive:
         found.append(WaitReason("no-worker", shard, shard))
     return tuple(sorted(found, key=lambda reason: (_ORDER[reason.kind], reason.since_ms)))
+
+
+def sentences_of(reasons: Iterable[WaitReason]) -> list[str]:
+    """Return a sentence for each reason; one for what stops a table on several shards.
+
+    Args:
+        reasons: in order.
+    """
+    alike: dict[object, list[WaitReason]] = {}
+    for reason in reasons:
+        kind = KINDS[reason.kind]
+        anywhere = reason.scope != reason.shard and not reason.buckets and "{shard}" not in kind.because + kind.mend
+        alike.setdefault((reason.kind, reason.scope, reason.detail) if anywhere else reason, []).append(reason)
+    return [
+        replace(same[0], shard=_named(same), since_ms=min(one.since_ms for one in same)).sentence()
+        for same in alike.values()
+    ]
+
+
+def _named(same: list[WaitReason]) -> str:
+    shards = list(dict.fromkeys(one.shard for one in same))
+    return ", ".join(shards) if len(shards) <= _MOST_NAMED else f"{len(shards)} shards"
 
 
 def utc_text(at_ms: int) -> str:

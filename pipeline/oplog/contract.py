@@ -8,7 +8,7 @@ a whole `Log`.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 from pipeline.model.op import Entry, Position
 from pipeline.model.sheet import Read
@@ -20,6 +20,8 @@ from pipeline.oplog.waits import Waits
 RECONCILE = "reconcile:{}"
 #: How often who waits for an op may look at other things, s.
 SLICE_S = 0.02
+#: What a wait for an op yields: False while it lasts; at last what is due, or None, see `Work.listen`.
+Looked = dict[int, int] | Literal[False] | None
 
 
 class Entries(Protocol):
@@ -150,15 +152,25 @@ class Work(Entries, Waits, Protocol):
         """
         ...
 
-    def listen(self, shard: str, holder: str, for_s: float) -> Generator[bool | None]:
-        """Wait for an op while nothing is due; yield False every `SLICE_S`, True once one has come.
+    def listen(self, shard: str, holder: str, for_s: float, limit: int) -> Generator[Looked]:
+        """Wait for an op while nothing is due, and look as `due` does; yield False every `SLICE_S` while it waits.
 
-        Ends with True, with None where somebody else holds the bell, or with False when the time is over.
+        Ends with what is due once an op has come, or the time is over; with None where nothing is due and somebody else
+        holds the bell.
 
         Args:
             shard: the shard's name.
             holder: as for `due`.
             for_s: the longest wait, s.
+            limit: as for `due`.
+        """
+        ...
+
+    def is_held(self, shard: str) -> bool:
+        """Return whether somebody holds a shard's bell, see `due`: whoever it is looks again before it leaves.
+
+        Args:
+            shard: the shard's name.
         """
         ...
 

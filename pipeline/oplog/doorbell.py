@@ -118,19 +118,23 @@ class Bell:
             logger.debug(Event("broker_silent", error=error))
             return None
 
-    def waits(self, shards: Collection[str]) -> bool:
-        """Return whether a message waits in the broker for one of some shards; True if it does not answer.
+    def waits(self, shards: Collection[str]) -> Collection[str]:
+        """Return for which of some shards a message waits in the broker; all of them if it does not answer.
 
         Args:
             shards: their names.
         """
-        if not shards:
-            return False
+        queues = [f"{self._prefix}:celery:{queue_of(one)}" for one in shards]
         try:
-            return bool(self._broker().exists(*(f"{self._prefix}:celery:{queue_of(one)}" for one in shards)))
+            if not queues or not self._broker().exists(*queues):
+                return ()
+            asked = self._broker().pipeline(transaction=False)
+            for queue in queues:
+                asked.exists(queue)
+            return [one for one, there in zip(shards, asked.execute(), strict=True) if there]
         except Exception as error:  # the broker may fail in many ways
             logger.debug(Event("broker_silent", error=error))
-            return True
+            return shards
 
     def prepare(self) -> None:
         """Import what the first ring needs: 0.1 s of work that no request has to wait for then."""
@@ -271,9 +275,9 @@ class SilentBell:
         self.rung.append(shard)
         return True
 
-    def waits(self, shards: Collection[str]) -> bool:
-        """Return False: here nobody waits."""
-        return False
+    def waits(self, shards: Collection[str]) -> Collection[str]:
+        """Return none: here nobody waits."""
+        return ()
 
     def later(self, work: Later) -> None:
         """Note what is to be done."""

@@ -8,7 +8,7 @@ are in every Redis, so that none is lost with one of them.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 from pipeline import clock
@@ -19,6 +19,7 @@ from pipeline.model.ids import Given
 from pipeline.model.op import Entry, Position
 from pipeline.model.sheet import Read
 from pipeline.oplog.appends import EVERYWHERE, Scope
+from pipeline.oplog.contract import Looked
 from pipeline.oplog.group_line import GroupedLine
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.waits import Noted
@@ -210,11 +211,13 @@ class GroupedLog(RedisLog):
     # work -----------------------------------------------------------------------------------------------------
 
     def due(self, shard: str, limit: int, holder: str = "") -> dict[int, int]:
-        found = self.at(shard).due(shard, limit, holder)
+        return self.at(shard).due(shard, limit, holder) | self._due_beside(shard)
+
+    def _due_beside(self, shard: str) -> dict[int, int]:
         if self._is_asked_beside(shard):
             with self._unless_silent():
-                found |= self._beside.due(shard, 1)
-        return found
+                return self._beside.due(shard, 1)
+        return {}
 
     def sizes(self, after: Mapping[int, Position], count: int, most_bytes: int) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}
@@ -272,8 +275,14 @@ class GroupedLog(RedisLog):
         own = self.at(shard)
         return own.attempts(shard) if own is self.first else self.first.attempts(shard) | own.attempts(shard)
 
-    def listen(self, shard: str, holder: str, for_s: float) -> Generator[bool | None]:
-        return self.at(shard).listen(shard, holder, for_s)
+    def listen(self, shard: str, holder: str, for_s: float, limit: int) -> Generator[Looked]:
+        with closing(self.at(shard).listen(shard, holder, for_s, limit)) as waiting:
+            for found in waiting:
+                beside = self._due_beside(shard) if found is not False else {}
+                yield {**(found or {}), **beside} if beside else found
+
+    def is_held(self, shard: str) -> bool:
+        return self.at(shard).is_held(shard)
 
     def leave(self, shard: str, holder: str, *, within_ms: int | None = None) -> tuple[bool, int]:
         ring, left = self.at(shard).leave(shard, holder, within_ms=within_ms)

@@ -251,6 +251,8 @@ class NodeSession:
 
     def _open(self) -> None:
         """Begin; a connection that broke while idle is replaced once."""
+        if getattr(self.adapter.connection, "begins_itself", False):
+            return
         with self.translated():
             try:
                 self.adapter.execute(self.dialect.begin)

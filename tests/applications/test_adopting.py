@@ -186,7 +186,7 @@ def printed_by(reader: Shell, step: Step) -> str:
 
 
 def test_each_command_of_the_page_prints_what_the_page_says(servers: Ground, tmp_path: Path) -> None:
-    needs_web2py()
+    needs_web2py(here=True)
     (tmp_path / "walk").mkdir()
     page, differs, written = PAGE.read_text(encoding="utf-8"), [], ""
 

@@ -37,7 +37,7 @@ class Bounds:
 
 
 class Worker(NamedTuple):
-    """What a worker does: away, came, looks, empty, applies, waits, leaves, left."""
+    """What a worker does: away, came, looks, empty, applies, waits, waited, leaves, left."""
 
     does: str = "away"
     upto: int = 0
@@ -93,9 +93,9 @@ class _Shard:
         mine = s.bell[1:] == str(n)
         if worker.does == "away" and s.messages:
             yield Move(f"worker {n} takes a message", _with(s._replace(messages=s.messages - 1), n, Worker("came")))
-        elif worker.does in ("came", "looks"):
-            yield self._looks(s, n)
-            if worker.does == "looks":
+        elif worker.does in ("came", "looks", "waited"):
+            yield self._looks(s, n, waited=worker.does == "waited")
+            if worker.does != "came":  # what it was woken for, or has found, it may leave to others
                 yield Move(f"worker {n} is to leave", _with(s, n, Worker("leaves")))
         elif worker.does == "empty":
             yield Move(f"worker {n} listens", _with(s._replace(bell=f"l{n}") if mine else s, n, Worker("waits")))
@@ -105,16 +105,14 @@ class _Shard:
             yield Move(f"worker {n} commits", _with(done, n, Worker("looks")))
         elif worker.does == "waits":
             if s.wake:
-                yield Move(f"worker {n} is woken", _with(s._replace(wake=False), n, Worker("looks")))
-            yield Move(
-                f"the wait of worker {n} ends", _with(s, n, Worker("looks" if mine else "leaves")), work=self.faulty
-            )
+                yield Move(f"worker {n} is woken", _with(s._replace(wake=False), n, Worker("waited")))
+            yield Move(f"the wait of worker {n} ends", _with(s, n, Worker("waited")), work=self.faulty)
         elif worker.does == "leaves":
             yield self._leaves(s, n, worker)
         elif worker.does == "left":
             yield Move(f"worker {n} gives up the bell", _with(_given_up(s, n), n, Worker()))
 
-    def _looks(self, s: State, n: int) -> Move:
+    def _looks(self, s: State, n: int, *, waited: bool) -> Move:
         if s.bell in (SILENT, RUNG) or s.bell[1:] == str(n):
             s = s._replace(bell=f"h{n}", wake=False)
         if s.appended > s.applied:
@@ -124,6 +122,8 @@ class _Shard:
             return Move(f"worker {n} finds {s.appended - s.applied} ops", _with(s, n, after))
         if not self._on("listens in the look"):
             return Move(f"worker {n} finds nothing", _with(s, n, Worker("empty")))
+        if waited and s.bell != f"h{n}":
+            return Move(f"worker {n} finds nothing, and the bell another's", _with(s, n, Worker("leaves")))
         listens = s._replace(bell=f"l{n}") if s.bell == f"h{n}" else s
         return Move(f"worker {n} finds nothing and listens", _with(listens, n, Worker("waits")))
 

@@ -110,7 +110,7 @@ class _Shards:
         """Yield what a transaction may take of free buckets, the most of it last."""
         if self.bounds.together or self.bounds.whole or every:
             entries = [e for bucket in free for e in self._open(s, shard, bucket)[: self.bounds.room]]
-            turns = dict(zip(entries, self._in_buckets(entries, [(self.op[e].at, 0) for e in entries]), strict=True))
+            turns = dict(zip(entries, self._in_buckets(entries), strict=True))
             for most in sorted(turns.values())[: self.bounds.room][-1 if self.bounds.whole else 0 :]:
                 yield tuple(e for e in entries if turns[e] <= most)
             return
@@ -154,7 +154,8 @@ class _Shards:
             behind = any(one < e and self.bucket[one] == self.bucket[e] for one in early)
             if behind or not self._waits(s, take.shard, e, queued, refused=refused):
                 continue
-            if (take.shard, e) in s.overdue and let_go in (-1, e):
+            alone = let_go == -1 or (self.bucket[let_go] == self.bucket[e] and let_go >= e)
+            if (take.shard, e) in s.overdue and alone:
                 let_go = e
                 continue
             early.add(e)
@@ -224,6 +225,8 @@ class _Shards:
         put = take.put_off | early if put_off else take.put_off
         if not put_off:
             changes["waiting"] = take.waiting | {self.bucket[e] for e in early}
+        if self._on("filled up") and self.bounds.together:
+            changes["entries"] = self._filled(s, take, take.early | early)
         after = _put(s, take, early=take.early | early, refused=(), step="taken", put_off=put, **changes)
         noted = {(take.shard, e) for e in early}
         if not put_off:
@@ -231,6 +234,17 @@ class _Shards:
             after = after._replace(awaited=s.awaited | noted, dirty=s.dirty | dirty)
         said = f"{self._ops(sorted(early))} of {self._ops(take.entries)} {'are put off' if put_off else 'may be early'}"
         return Move(said, after._replace(early=s.early | noted))
+
+    def _filled(self, s: State, take: Take, early: frozenset[int]) -> tuple[int, ...]:
+        """Return what a transaction takes, and the oldest ops that it takes instead of what follows early ones."""
+        others = {self.bucket[e] for one in s.takes if one is not take for e in one.entries}
+        free = [b for b in self._due(s, take.shard) if b not in others]
+        mine = [e for b in free for e in self._open(s, take.shard, b)]
+        before = [e for e in mine if not any(self.bucket[one] == self.bucket[e] and one <= e for one in early)]
+        turns = dict(zip(before, self._in_buckets(before), strict=True))
+        most = max(sorted(turns.values())[: self.bounds.room], default=0)
+        more = {e for e in before if turns[e] <= most} | set(take.entries)
+        return tuple(sorted(more, key=lambda e: (self.bucket[e], e)))
 
     def _older(self, s: State, take: Take, early: frozenset[int]) -> Iterator[int]:
         for o in self._queued(s, take):
@@ -255,36 +269,45 @@ class _Shards:
 
     def _by_time(self, entries: list[int]) -> list[int]:
         """Order entries as `order.by_time` does."""
-        turns = self._in_buckets(entries, [(self.op[e].at, 0) for e in entries])
-        deletes = [n for n, e in enumerate(entries) if self.op[e].deletes is not None and self._reaches(e)]
-        after = [(n, m) for n in range(len(entries)) for m in range(len(entries)) if self._follows(entries, n, m)]
-        for _ in range(8 if deletes and self._on("deletes last") else 0):
-            for n, m in after:
-                if turns[m] >= turns[n]:
-                    turns[n] = turns[m][0], turns[m][1] + 1
-            turns = self._in_buckets(entries, turns)
-        return [entries[n] for n in sorted(range(len(entries)), key=turns.__getitem__)]
+        turns = self._in_buckets(entries)
+        left, found = sorted(range(len(entries)), key=turns.__getitem__), list[int]()
+        deletes = {n for n in left if self.op[entries[n]].deletes is not None and self._reaches(entries[n])}
+        if not deletes or not self._on("deletes last"):
+            return [entries[n] for n in left]
+        last = {n for n in deletes if not (self.database.named(self.op[entries[n]].deletes) and self._on("names"))}
+        after = [(n, m) for n in left for m in left if self._follows(entries, n, m)]
+        while left:
+            heads = [n for n in left if not any(m < n and self._alike(entries, n, m) for m in left)]
+            free = [n for n in heads if not any(n == one and m in left for one, m in after)] or sorted(
+                heads, key=lambda n: n in deletes
+            )
+            oldest = min(left, key=lambda n: (self.op[entries[n]].at, n in last))
+            patient = [n for n in free if n not in last or n == oldest]
+            left.remove(n := (patient or sorted(free, key=lambda n: self.op[entries[n]].at))[0])
+            found.append(entries[n])
+        return found
+
+    def _alike(self, entries: list[int], n: int, m: int) -> bool:
+        return self.bucket[entries[n]] == self.bucket[entries[m]]
 
     def _reaches(self, e: int) -> bool:
         return any(op.needs == self.op[e].deletes for op in self.ops)
 
     def _follows(self, entries: list[int], n: int, m: int) -> bool:
-        """Return whether an op comes after another: a child after its parent, a delete after what it may reach."""
+        """Return whether an op comes after another: a child after its parent, a delete after what names its row."""
         op, other = self.op[entries[n]], self.op[entries[m]]
         if op.bucket == other.bucket or other.at > op.at:
             return False
         if op.deletes is None or not self._reaches(entries[n]):
             return op.needs == self.entries[entries[m]] and self._on("parents first")
-        if self.database.named(op.deletes) and self._on("names"):
-            return other.needs == op.deletes
-        return other.deletes is None or other.at < op.at
+        return self.database.named(op.deletes) and self._on("names") and other.needs == op.deletes
 
-    def _in_buckets(self, entries: list[int], turns: list[tuple[float, int]]) -> list[tuple[float, int]]:
+    def _in_buckets(self, entries: list[int]) -> list[float]:
         """Return turns so that no op comes before the one before it in its bucket."""
-        last: dict[int, tuple[float, int]] = {}
+        last: dict[int, float] = {}
         found = []
-        for e, turn in zip(entries, turns, strict=True):
-            last[self.bucket[e]] = max(turn, last.get(self.bucket[e], turn))
+        for e in entries:
+            last[self.bucket[e]] = max(self.op[e].at, last.get(self.bucket[e], 0))
             found.append(last[self.bucket[e]])
         return found
 

@@ -27,6 +27,7 @@ RULES = {
     "a second": "what is younger counts for a second, so that two that are both bad do not wait for each other",
     "at most": "an op waits for so long at most",
     "bucket ends": "what follows an early op in its bucket waits with it",
+    "filled up": "a transaction takes the oldest of other buckets instead of what follows its early ops",
     "deletes wait": "an op that deletes a row to which others may refer is early like one that is refused",
     "deletes first": "a delete waits for a shorter time than an op that is refused",
     "deletes last": "in a transaction a delete comes after all that was enqueued before it and may refer to its row",

@@ -99,6 +99,28 @@ def test_a_server_that_closed_the_connection_is_told_from_one_that_answers(stub:
         wire.ask(PING)
 
 
+def test_commands_that_are_sent_together_have_their_replies_in_order_and_refusals_among_them(
+    stub: Stub, pool: redis.ConnectionPool
+):
+    wire = Wire(pool)
+    stub.replies = [(b"$1\r\na\r\n-ERR", b" no\r\n>2\r\n$6\r\nMOVING\r\n:1\r\n", b":7\r\n")]
+
+    first, second, third = wire.ask_all(3 * PING, 3)
+
+    assert (first, str(second), third) == (b"a", "no", 7)
+    assert not wire.readable()
+
+
+def test_a_wire_to_a_server_that_has_become_a_replica_is_used_no_more(stub: Stub, pool: redis.ConnectionPool):
+    wire = Wire(pool)
+    stub.replies = [(b"-READONLY You can't write against a read only replica.\r\n",)]
+
+    with pytest.raises(redis.exceptions.ReadOnlyError):
+        wire.ask_all(PING, 1)
+
+    assert wire.readable(), "it has to be made anew"
+
+
 def test_an_interrupted_call_leaves_no_reply_for_the_next_one(
     stub: Stub, pool: redis.ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ):

@@ -43,6 +43,33 @@ def test_a_batch_never_leaves_its_bounds(batches: list[tuple[int, int]]):
         assert LEAST_ROWS <= pace.rows <= SETTINGS.max_rows
 
 
+def test_a_batch_has_few_buckets_where_nearly_all_hold_more_than_it_takes_and_many_where_not():
+    pace, taken = Pace(SETTINGS, MemoryLog()), list[int]()
+
+    for deep in (64, 31, 16, 16, 12, 7, 2):
+        pace.learn_depth(deep, pace.buckets)
+        taken.append(pace.buckets)
+
+    assert taken == [32, 16, 16, 16, 16, 32, 64]
+
+
+def test_few_due_buckets_say_nothing_of_others():
+    pace = Pace(SETTINGS, MemoryLog())
+
+    pace.learn_depth(3, 3)
+
+    assert pace.buckets == SETTINGS.buckets
+
+
+@pytest.mark.parametrize("most", [1, 5])
+def test_a_batch_has_no_more_buckets_than_the_settings_say(most: int):
+    pace = Pace(ApplySettings(buckets=most), MemoryLog())
+
+    for deep in (most, 0, 0):
+        pace.learn_depth(deep, most)
+        assert pace.buckets == most
+
+
 def log_of(sizes: dict[int, list[int]]) -> MemoryLog:
     """Return a log with ops of these sizes in each bucket."""
     log = MemoryLog()

@@ -12,7 +12,7 @@ from pipeline.admin.observe.faults import OpFault
 from pipeline.admin.observe.moves import MoveRecord
 from pipeline.admin.observe.record import NodeRecord, ReadCount, Record, RedisRecord, ShardRecord
 from pipeline.cli.status_screen import lines, screen
-from pipeline.model.wait_reason import WaitReason
+from pipeline.model.wait_reason import WaitReason, sentences_of
 from pipeline.reads.health.report import NodeState
 
 REPLICA = NodeRecord("s0-r0", "replica", NodeState.IN, 123_456, 1_400, 40_000, 300)
@@ -71,6 +71,22 @@ def test_what_is_wrong_comes_first():
     assert places[-1] < next(n for n, line in enumerate(found) if line.startswith("shard"))
     assert [line.startswith(f"fault: {fault}") for line, fault in zip(plain, faults, strict=False)] == [True] * 3
     assert plain[3] == f"waiting: {SCHEMA.sentence()}"
+
+
+def test_what_stops_a_table_on_several_shards_is_said_once_since_when_the_first_was():
+    pauses = [WaitReason("paused", f"s{n}", "event", "by ann: a swap", 1_764_322_222_000 + n) for n in range(5)]
+    other = WaitReason("paused", "s1", "event", "by bob")
+
+    assert sentences_of([SCHEMA, *pauses[:3], other, replace(SCHEMA, shard="s1")]) == [
+        SCHEMA.sentence(),
+        "ops of event on s0, s1, s2 have waited since 2025-11-28 09:30:22 UTC because event is paused"
+        " (by ann: a swap); run: pipeline resume event",
+        other.sentence(),
+        replace(SCHEMA, shard="s1").sentence(),
+    ]
+    assert sentences_of(pauses)[0].startswith("ops of event on 5 shards have waited since ")
+    found = status(*(replace(FINE, shard=pause.shard, waits=(pause,)) for pause in pauses))
+    assert sum("is paused" in line for line in lines(found, max_age_s=60)) == 1
 
 
 def test_the_op_that_was_refused_last_is_named():

@@ -166,6 +166,26 @@ def test_what_a_worker_reads_is_what_it_applies(db: Any, monkeypatch: pytest.Mon
         assert max(at_once) <= 1_000_000 + 300_000 + 64 * 2_048
 
 
+def test_what_came_behind_large_ops_is_applied_before_them(db: Any):
+    with sandbox({"text": {"shard_key": "who"}}, shards=1, buckets=64) as box:
+        db.define_table("text", Field("who", "integer"), Field("body", "text"))
+        pipeline.define_tables(db)
+        large = [pipeline.enqueue_insert(db.text, who=who, body="x" * 200_000) for who in range(10)]
+        taken = {receipt.bucket for receipt in large}
+        free = next(who for who in range(100) if box.client.topology.bucket_of("text", who) not in taken)
+        small = pipeline.enqueue_insert(db.text, who=free, body="x")
+        seen = list[str]()
+
+        def step(name: str) -> None:
+            if name == "execute":
+                seen.append(small.status())
+
+        applier(box, step, max_bytes=100_000).apply()
+
+        assert seen == ["queued", "applied"]
+        assert [receipt.status() for receipt in large].count("applied") == 1
+
+
 def test_a_statement_that_the_server_cannot_take_is_rejected_alone(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ):

@@ -96,6 +96,27 @@ def test_an_error_that_goes_away_rejects_nothing(db: Any, box: Sandbox, monkeypa
     assert [row["note"] for row in box.rows("event")] == ["odd"]
 
 
+def test_another_worker_suspects_nothing_while_an_error_that_no_list_names_is_tried_again(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    change(box, UNHEARD_OF)
+    bad = pipeline.enqueue_insert(db.event, who=7, note="odd")
+    good = [pipeline.enqueue_insert(db.event, who=who, note=f"{who}") for who in range(OTHERS)]
+    others, alone, real = [applier(box)], list[int](), Applier._alone
+
+    def spy(worker: Applier, bucket: int, *arguments: Any) -> None:
+        alone.append(bucket)
+        real(worker, bucket, *arguments)
+
+    monkeypatch.setattr(Applier, "_alone", spy)
+    monkeypatch.setattr("pipeline.clock.sleep_s", lambda for_s: others and others.pop().apply())
+    applier(box).apply()
+
+    assert alone == []
+    assert {receipt.status() for receipt in good} == {"applied"}
+    assert bad.status() == "rejected"
+
+
 def test_deadlocks_before_it_do_not_make_an_error_believed_sooner(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ):

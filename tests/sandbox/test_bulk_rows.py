@@ -33,6 +33,7 @@ def box() -> Iterator[Sandbox]:
         db.define_table("free", *columns(), Field("tags", "list:string"))
         db.define_table("loose", *columns(), Field("made", default=lambda: "now"))
         db.define_table("plain", *columns())
+        db.define_table("long", *columns()[:1], Field("note", length=2_000))
         pipeline.define_tables(db)
         box.db = db  # type: ignore[attr-defined]
         yield box
@@ -69,6 +70,19 @@ def test_a_bulk_call_is_made_in_columns_and_its_receipts_name_the_rows(box: Sand
     found = {row.id: (row.shop, row.note) for row in pipeline.select(db.sale)}
     assert [found[receipt.id] for receipt in receipts] == [(n % 5, f"n{n}") for n in range(50)]
     assert len({(receipt.bucket, receipt.position) for receipt in receipts}) == 50
+
+
+def test_rows_that_become_larger_are_sent_in_smaller_parts(box: Sandbox, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(held_ops, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(held_ops, "SHEET_BYTES", 2_000)
+    rows = [{"shop": n % 5, "note": "x" * (1 if n < 10 else 1_000)} for n in range(40)]
+    db = box.db  # type: ignore[attr-defined]
+
+    chunks = list(box.client.op_builder.inserts(db.long, rows, at_once=True))
+
+    assert sum(len(of_chunk(one)) for one in chunks if isinstance(one, Chunk)) == 40
+    assert len(chunks) > 10
+    assert max(sum(map(len, one.payloads.values())) for one in chunks[1:]) <= 4
 
 
 def test_a_bulk_call_asks_for_ids_a_few_times(box: Sandbox, monkeypatch: pytest.MonkeyPatch):

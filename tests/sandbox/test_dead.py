@@ -120,7 +120,7 @@ def test_a_condition_that_is_not_understood_is_refused(pair: str, says: str):
 def test_one_op_is_shown_beside_the_row_as_it_is(db: Any, box: Sandbox):
     row = pipeline.enqueue_insert(db.sale, customer=7, code="A1", qty=5).id
     pipeline.enqueue_insert(db.sale, customer=7, code="B2")
-    receipt = pipeline.enqueue_update(db.sale.id == row, code="B2", qty=db.sale.qty + 1)
+    receipt = pipeline.enqueue_update(db.sale.id == row, code="B2", price="2.50", qty=db.sale.qty + 1)
     pipeline.enqueue_update(db.sale.id == row, qty=9)
     box.drain()
 
@@ -130,6 +130,7 @@ def test_one_op_is_shown_beside_the_row_as_it_is(db: Any, box: Sandbox):
     assert max(map(len, result.output.splitlines())) <= 80
     lines = [line.split() for line in result.output.splitlines()]
     assert ["code", "'A1'", "'B2'"] in lines
+    assert ["price", "None", "2.50"] in lines
     assert ["qty", "5", "qty", "+", "1"] in lines
     assert "ops that wait behind it: 1" in result.output
     shown = json.loads(run("show", place(receipt), "--json").output)

@@ -246,6 +246,30 @@ def test_what_is_paused_holds_up_the_deletes_of_a_bucket_once_and_not_each_by_it
     assert waited_s < 2 * ApplySettings().early_wait_s
 
 
+def test_deletes_behind_an_op_do_not_keep_it_waiting_once_its_time_is_over(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buckets = {pipeline.enqueue_insert(db.event, who=who).bucket: who for who in range(30)}
+    first, *others = buckets.values()
+    pipeline.enqueue_insert(db.event, who=first, note="a")
+    rows = [pipeline.enqueue_insert(db.child, who=first) for _ in others]
+    box.drain()
+    for who, row in zip(others, rows, strict=True):
+        pipeline.enqueue_insert(db.grandchild, who=who, up=row.id)
+    doubled = pipeline.enqueue_insert(db.event, who=first, note="a")
+    for row in rows:
+        pipeline.enqueue_delete(db.child.id == row.id)  # each waits for a bucket of its own
+    settings, now_s = ApplySettings(early_wait_s=1), clock.mono_s
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, settings)
+    for looks in range(3):
+        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
+        box.log.postpone("s0", list(buckets), 3_600_000)
+        box.log.postpone("s0", [doubled.bucket], 0)
+        worker.apply()
+
+    assert doubled.status() == "rejected"
+
+
 def test_refused_ops_wait_for_what_is_behind_a_batch_only_at_its_end(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -469,6 +493,146 @@ def test_a_delete_that_reaches_rows_through_others_waits_for_older_ops_that_do_n
     assert [row["id"] for row in box.rows("parent")] == [parent.id]
 
 
+def test_a_transaction_takes_what_its_early_ops_wait_for_though_older_ops_would_fill_it(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transaction, "FIRST_ROWS", 4)
+    first, second = two_buckets(box)
+    parent = pipeline.enqueue_insert(db.child, who=first)
+    box.drain()
+    at, now_s = after(monkeypatch), clock.mono_s()
+    at(500)
+    for _ in range(4):
+        pipeline.enqueue_insert(db.event, who=second)  # from another host, while what follows was in a spool
+    at(100)
+    child = pipeline.enqueue_insert(db.grandchild, who=second, up=parent.id)
+    at(200)
+    deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
+    for _ in range(8):
+        pipeline.enqueue_insert(db.event, who=first)
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=4))
+    for _ in range(20):
+        box.log.postpone("s0", [parent.bucket, child.bucket], 0)
+        worker.apply()
+    monkeypatch.undo()
+
+    assert states(child, deleted) == ["applied", "applied"]
+    assert [box.rows(name) for name in ("child", "grandchild")] == [[], []]
+
+
+def test_a_delete_ends_the_rest_of_an_older_child_at_once(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    parent = pipeline.enqueue_insert(db.child, who=first)
+    box.drain()
+    child = pipeline.enqueue_insert(db.grandchild, who=second, up=parent.id)
+    deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
+    box.log.postpone("s0", [child.bucket], 3_000)  # the shard's server was away
+    worker, now_s = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings()), clock.mono_s()
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s)
+    for _ in range(5):
+        box.log.postpone("s0", [parent.bucket], 0)
+        worker.apply()
+
+    assert states(child, deleted) == ["applied", "applied"]
+
+
+def test_a_delete_waits_for_a_child_whose_bucket_is_tried_again_for_four_seconds(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    parent = pipeline.enqueue_insert(db.child, who=first)
+    box.drain()
+    child = pipeline.enqueue_insert(db.grandchild, who=second, up=parent.id)
+    deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
+    worker, now_s = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings()), clock.mono_s
+    for looks in range(9):
+        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks / 2)
+        box.log.postpone("s0", [child.bucket], 3_600_000)
+        box.log.postpone("s0", [parent.bucket], 0)
+        worker.apply()
+    assert states(child, deleted) == ["queued", "queued"]
+    monkeypatch.undo()
+    box.log.postpone("s0", [parent.bucket, child.bucket], 0)
+    box.drain()
+
+    assert states(child, deleted) == ["applied", "applied"]
+
+
+@pytest.mark.parametrize("between", [1, 150, 450])
+def test_a_delete_waits_for_an_older_child_however_far_behind_in_its_bucket_and_whatever_else_is_older(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, between: int
+) -> None:
+    first, second, third = buckets_of(box, 3)
+    parent = pipeline.enqueue_insert(db.child, who=first)
+    box.drain()
+    at, now_s = after(monkeypatch), clock.mono_s()
+    at(100)
+    older = pipeline.enqueue_insert(db.event, who=third)
+    at(400)
+    pipeline.enqueue_bulk_insert(db.event, [{"who": second}] * between)  # of another host, not from a spool
+    at(200)
+    child = pipeline.enqueue_insert(db.grandchild, who=second, up=parent.id)
+    at(300)
+    deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    for _ in range(5):
+        box.log.postpone("s0", [older.bucket, child.bucket], 3_600_000)
+        box.log.postpone("s0", [parent.bucket], 0)
+        worker.apply()
+    assert states(child, deleted) == ["queued", "queued"]
+    monkeypatch.undo()
+    box.log.postpone("s0", [older.bucket, parent.bucket, child.bucket], 0)
+    box.drain()
+
+    assert states(child, deleted) == ["applied", "applied"]
+
+
+def test_a_delete_does_not_wait_for_many_older_ops_that_do_not_name_its_row(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    parent = pipeline.enqueue_insert(db.child, who=first)
+    box.drain()
+    now_s = clock.mono_s()
+    [older, *_] = pipeline.enqueue_bulk_insert(db.event, [{"who": second}] * 150)
+    deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    for _ in range(3):
+        box.log.postpone("s0", [older.bucket], 3_600_000)
+        box.log.postpone("s0", [parent.bucket], 0)
+        worker.apply()
+
+    assert states(older, deleted) == ["queued", "applied"]
+
+
+def test_two_deletes_do_not_wait_for_each_other_where_neither_sees_all_that_is_older(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.apply.earlier_ops.MOST_BYTES", 0)
+    monkeypatch.setattr(transaction, "FIRST_ROWS", 10)
+    places = two_buckets(box)
+    rows = [pipeline.enqueue_insert(db.child, who=who) for who in places]
+    box.drain()
+    at, now_s = after(monkeypatch), clock.mono_s()
+    at(500)
+    deletes = [pipeline.enqueue_delete(db.child.id == rows[n].id, shard_key=places[n]) for n in range(2)]
+    at(100)  # was in the spool of another host
+    for who in places:
+        pipeline.enqueue_bulk_insert(db.event, [{"who": who}] * 150)
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=10))
+    for _ in range(10):
+        box.log.postpone("s0", [row.bucket for row in rows], 0)
+        worker.apply()
+
+    assert "applied" in states(*deletes)
+
+
 def test_an_op_is_put_off_until_the_older_op_that_helps_it_is_committed(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -659,8 +823,14 @@ def states(*receipts: Any) -> list[str]:
 
 def two_buckets(box: Sandbox) -> tuple[int, int]:
     """Return two shard keys of different buckets."""
-    bucket_of = box.client.topology.bucket_of
-    return 0, next(who for who in range(1, 100) if bucket_of("event", who) != bucket_of("event", 0))
+    first, second = buckets_of(box, 2)
+    return first, second
+
+
+def buckets_of(box: Sandbox, count: int) -> list[int]:
+    """Return shard keys of different buckets."""
+    by_bucket = {box.client.topology.bucket_of("event", who): who for who in range(99, -1, -1)}
+    return sorted(by_bucket.values())[:count]
 
 
 def after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:

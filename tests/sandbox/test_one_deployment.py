@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -116,6 +118,7 @@ def test_a_file_that_does_not_fit_spools_nothing_though_the_caller_asks_for_the_
     ("differs", "why"),
     [
         ({"buckets": 48}, r"buckets is 48 in web.toml, but 64 in right.toml"),
+        ({"redis": {"prefix": "staging"}}, r"prefix is 'staging' in web.toml, but .* prefix 'pl' in right.toml"),
         ({"tables": {**BY_CUSTOMER, "purchase": {"shard_key": "qty"}}}, r"\[tables\.purchase\] is spread by .*'qty'"),
         ({"tables": {"country": {"reference": True}}}, r"\[tables\.purchase\] is spread by its own id"),
     ],
@@ -137,6 +140,24 @@ def test_while_redis_is_away_a_host_spools_only_by_the_file_that_was_compared_la
 
     drained(right)
     drain(right)
+    assert kept.status() == "applied"
+
+
+def test_a_spool_of_a_release_that_noted_no_prefix_takes_and_sends_ops(away_at_times: Switched, site: Site) -> None:
+    run(site)
+    first = site.client(spool="a.spool")
+    insert(first)
+    first.close()
+    with closing(sqlite3.connect(site.folder / "a.spool")) as db, db:
+        [(text,)] = db.execute("SELECT text FROM agreed")
+        db.execute("UPDATE agreed SET text = ?", (text.replace('"prefix":"pl"', '"prefix":""'),))
+    second = site.client(spool="a.spool")
+    away_at_times.away = True
+    kept = insert(second)
+    away_at_times.away = False
+    drained(second)
+    drain(second)
+
     assert kept.status() == "applied"
 
 

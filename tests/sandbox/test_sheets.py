@@ -88,6 +88,18 @@ def test_all_rows_but_the_accused_are_one_statement_again_and_a_wrong_word_chang
     assert [row[0] for row in found["plain"]] == [row for row in range(1, 19) if row != 13]
 
 
+def test_rows_are_inserted_in_the_order_of_their_ids_and_the_accused_is_counted_in_it(
+    database: Database, sheets: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    ops = [insert(PLAIN, row, {1: 9 if row == 13 else 1}) for row in range(27, 0, -1)]
+    monkeypatch.setattr(NodeSession, "bad_row", lambda self, error: 4)  # of 10, 11, 12, 13 …
+
+    found = database.apply(ops, at_once=AT_ONCE)
+
+    assert sheets == [9, 1, 8, 9]
+    assert found["rejects"] == [(15,)], "the fifteenth op is of row 13"
+
+
 def test_a_sheet_stays_whole_around_its_refused_row(database: Database, monkeypatch: pytest.MonkeyPatch):
     left: list[list[int]] = []
     taken_out = Batch.take_out

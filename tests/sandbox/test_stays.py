@@ -14,7 +14,7 @@ from pipeline.admin import stops
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.testing import Sandbox, sandbox
 from workers import process, stay
-from workers.stay import Stay
+from workers.stay import Stay, gather_s
 
 
 class Watched(SilentBell):
@@ -24,14 +24,14 @@ class Watched(SilentBell):
         super().__init__()
         self.box, self.db, self.ops, self.wanted, self.rung_meanwhile = box, db, ops, wanted, 0
 
-    def waits(self, shards: Collection[str]) -> bool:
+    def waits(self, shards: Collection[str]) -> Collection[str]:
         if self.ops:
             self.ops -= 1
             self.box.client.enqueue_insert(self.db.sale, customer=7)
             self.rung_meanwhile += len(self.box.bell.rung)
             self.box.bell.rung.clear()
         self.wanted -= 1
-        return not self.wanted
+        return shards if self.wanted <= 0 else ()
 
 
 @pytest.fixture
@@ -77,6 +77,16 @@ def test_who_leaves_because_others_wait_rings_for_what_came_meanwhile(box: Sandb
 
     assert done["applied"] == 1
     assert bell.rung == ["s0"]
+
+
+def test_who_has_work_leaves_for_no_shard_that_somebody_is_at_and_who_is_idle_does(box: Sandbox, db: Any):
+    box.log.due("s1", 1, "another")
+    bell = Watched(box, db, ops=5, wanted=1)
+
+    done = Stay("s0", bell, ["s1"]).run()
+
+    assert (done["applied"], bell.rung) == (6, [])
+    assert bell.wanted > -20, "it asked no more once nothing was due"
 
 
 def test_a_worker_that_is_asked_to_stop_leaves_after_its_batch(box: Sandbox):
@@ -131,6 +141,13 @@ def test_a_second_worker_at_a_shard_leaves_when_nothing_is_due(box: Sandbox):
 
     assert (done["applied"], bell.rung) == (0, [])
     assert box.log._get("bell:s0") == "l another"
+
+
+@pytest.mark.parametrize(
+    ("between_s", "wait_s"), [(0.0001, 0.01), (0.005, 0.01), (0.015, 0.03), (0.03, 0.04), (0.05, 0.0)]
+)
+def test_a_batch_waits_for_two_ops_and_where_these_take_long_for_none(between_s: float, wait_s: float):
+    assert gather_s(between_s) == pytest.approx(wait_s)
 
 
 class Knot:

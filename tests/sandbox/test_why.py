@@ -14,6 +14,7 @@ import pipeline
 from pipeline.admin import stops
 from pipeline.admin.why import Answer, why
 from pipeline.apply.applier import Applier
+from pipeline.cli.stops import folded
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import BadOp, LogUnavailable, ShardUnavailable, WaitTimeout
 from pipeline.oplog.waits import ALIVE, ALIVE_TOKEN
@@ -85,6 +86,18 @@ def test_a_paused_shard_is_named_by_its_ops_too(box: Sandbox, event: Any):
         sentence = only(box, name, "paused")
         assert f"because s0 is paused (by {stops.who()}: a swap); run: pipeline resume s0" in sentence
         assert "waited since 2" in sentence
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_on_a_terminal_each_sentence_is_seen_to_begin(width: int):
+    sentences = ["ops of event on s0 have waited since 2025-11-28 09:30:22 UTC because s0 is behind " * 3, "short"]
+
+    found = list(folded(sentences, width))
+
+    assert max(map(len, found)) <= width
+    assert [line[0] == " " for line in found] == [False, *[True] * (len(found) - 2), False]
+    assert " ".join(line.strip() for line in found[:-1]) == sentences[0].strip()
+    assert list(folded(sentences, 0)) == sentences  # a program reads a sentence a line
 
 
 def test_a_paused_table_is_named_once_its_op_was_met(box: Sandbox, event: Any):

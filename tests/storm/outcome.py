@@ -22,6 +22,7 @@ PROMISES = {
     "wrong": "wrong rows",
     "refused, and done": "refused, and done",
     "surprise": "errors that callers must not see",
+    "misplaced": "taken from a process with another configuration",
     "not recovered": "not recovered within 60 s",
     "worker ended": "main processes of workers that ended",
 }

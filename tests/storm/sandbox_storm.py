@@ -32,8 +32,9 @@ from pipeline.client import Client
 from pipeline.enqueue.acknowledged import Acknowledged
 from pipeline.enqueue.epochs import EpochCache
 from pipeline.enqueue.spooling.drain_thread import DrainThread
-from pipeline.errors import PipelineError, Unavailable
+from pipeline.errors import PipelineError, PipelineFull, Unavailable, WrongDeployment
 from pipeline.reads.routing.health_cache import OLD_S, HealthCache
+from pipeline.spool.sqlite_file import SpoolFile
 from pipeline.testing import Sandbox
 from pipeline.wait_budget import WaitBudgets
 from workers.chores import Chores
@@ -46,6 +47,12 @@ RECOVERY_S = 60.0
 TABLES = {**tomllib.loads(TABLES_TOML)["tables"], **families.TABLES}
 #: For so many turns after a worker was killed none is: an op that is alone in three that end badly is rejected.
 SPARED = 6
+#: What a process with another file has: each misplaces ops.
+OTHER_FILES: tuple[dict[str, Any], ...] = (
+    {"pipeline": {"buckets": 2 * BUCKETS}},
+    {"tables": {**TABLES, "event": {"shard_key": "body"}}},
+    {"redis": {"prefix": "other"}},
+)
 #: A schedule has one of these themes: what Redis forgets may be lost, a primary that lags must lose nothing.
 THEMES = ("servers", "forgetting", "primary")
 
@@ -58,8 +65,8 @@ def run(seed: int, steps: int = STEPS) -> Outcome:
     """Run one schedule, and judge it."""
     folder = Path(tempfile.mkdtemp(prefix="storm-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     try:
-        with virtual_time() as time, _no_threads(), _drawn_from(seed):
-            return _Schedule(seed, folder, time).run(steps)
+        with virtual_time() as time, _no_threads(), _drawn_from(seed), _full_disks() as full:
+            return _Schedule(seed, folder, time, full).run(steps)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -90,14 +97,31 @@ def _drawn_from(seed: int) -> Iterator[None]:
         chance.setstate(before)
 
 
+@contextmanager
+def _full_disks() -> Iterator[set[Path]]:
+    """Yield which spools' disks are full: none at first."""
+    full, writing = set[Path](), SpoolFile.writing
+
+    @contextmanager
+    def tried(self: SpoolFile, **options: Any) -> Iterator[sqlite3.Connection]:
+        if self.path in full:
+            raise PipelineFull("the disk is full on purpose")
+        with writing(self, **options) as db:
+            yield db
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SpoolFile, "writing", tried)
+        yield full
+
+
 def _fetch_if_old(self: HealthCache, here: Any, now_s: float) -> None:
     if now_s - here.fetched_at_s > OLD_S:
         self._fetch(here)
 
 
 class _Schedule:
-    def __init__(self, seed: int, folder: Path, time: VirtualTime):
-        self.luck, self.time, self.folder = random.Random(f"storm {seed}"), time, folder
+    def __init__(self, seed: int, folder: Path, time: VirtualTime, full: set[Path]):
+        self.luck, self.time, self.folder, self.full = random.Random(f"storm {seed}"), time, folder, full
         self.outcome = Outcome("sandbox", seed)
         self.box = Sandbox(folder, TABLES, 2, BUCKETS)
         self.log: Any = self.box.log
@@ -126,6 +150,8 @@ class _Schedule:
             for n, client in enumerate(self.clients)
         ]  # fmt: skip
         self._copy_primaries()
+        for caller in self.callers:
+            caller.act("event")  # each host knows then which configuration fits
         for _ in range(steps):
             self._step_of_anybody()
         self.outcome.broken += self._recover()
@@ -191,7 +217,7 @@ class _Schedule:
 
     def _always(self) -> list[Callable[[], str]]:
         common = [self._lethal, self._away, self._lossy_line]
-        return [*common, *common, self._clock, self._full, self._hash_deleted]
+        return [*common, *common, self._clock, self._full, self._hash_deleted, self._disk_full, self._other_file]
 
     def _servers(self) -> list[Callable[[], str]]:
         return [self._restart]
@@ -235,6 +261,23 @@ class _Schedule:
             self.log.set_full("full on purpose", 2000)
             return "redis full"
         return ""
+
+    def _disk_full(self) -> str:
+        path = self.folder / self.luck.choice(("a.spool", "b.spool"))
+        self.full ^= {path}
+        return "spool's disk full" if path in self.full else ""
+
+    def _other_file(self) -> str:
+        """Let a process call that has another file."""
+        client = self._client("b.spool", **self.luck.choice(OTHER_FILES))
+        try:
+            receipt = client.enqueue_insert(self.db.event, owner=0, body="misplaced")
+            self.outcome.broken.append(f"misplaced: {receipt}")
+        except (WrongDeployment, Unavailable):
+            pass
+        finally:
+            client.close()
+        return "another configuration calls"
 
     def _restart(self) -> str:
         self.log.restart()
@@ -292,6 +335,7 @@ class _Schedule:
         self.log.away, self.log.fault, self.log.ahead_ms, self._deadly = False, None, 0, 0.0
         self.time.wall_off_s = 0.0
         self.log.set_full(None)
+        self.full.clear()
         deadline_s = self.time.mono_s() + RECOVERY_S
         self._pass_of_all()
         for caller in self.callers if self.luck.random() < 0.5 else ():  # others send nothing more
@@ -331,15 +375,16 @@ class _Schedule:
 
     # parts --------------------------------------------------------------------------------------------------
 
-    def _client(self, spool: str) -> Client:
+    def _client(self, spool: str, **other: Any) -> Client:
         settings = self.box.client.settings
         made = Client(
             {
                 "pipeline": {"buckets": settings.buckets},
-                "redis": {"url": settings.redis.url},
+                "redis": {"url": settings.redis.url, **other.pop("redis", {})},
                 "shards": {name: {"primary": uri} for name, uri in self.primaries.items()},
                 "tables": TABLES,
                 "spool": {"path": str(self.folder / spool), "max_mb": 1},
+                **other,
             },
             log=self.log,
             bell=self.box.bell,
@@ -360,6 +405,7 @@ class _Schedule:
     def _settled_rows(self) -> dict[int, int]:
         """Make the rows that all callers write to."""
         made = {n: self.box.client.enqueue_insert(self.db.tally, owner=n, name="shared") for n in range(OWNERS)}
+        self.box.client.enqueue_insert(self.db.event, owner=0)  # a table without rows may be spread otherwise
         for applier in self.appliers.values():
             while applier.apply().left:
                 pass

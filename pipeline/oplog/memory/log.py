@@ -11,7 +11,7 @@ from pipeline import clock
 from pipeline.model.op import HEAD_BYTES, START, Entry, Position
 from pipeline.model.sheet import Read, in_sheets
 from pipeline.oplog.batches import MOST_NOTES
-from pipeline.oplog.contract import RECONCILE, SLICE_S
+from pipeline.oplog.contract import RECONCILE, SLICE_S, Looked
 from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.memory.appends import MemoryAppends
 from pipeline.oplog.memory.server import MemoryServer
@@ -194,16 +194,17 @@ class MemoryWork(MemoryEntries):
         with self._lock:
             return dict(self._server.attempts.get(shard, {}))
 
-    def listen(self, shard: str, holder: str, for_s: float) -> Generator[bool | None]:
+    def listen(self, shard: str, holder: str, for_s: float, limit: int) -> Generator[Looked]:
         until_s = clock.mono_s() + for_s
-        while True:
-            with self._lock:
-                held = (self._get(f"bell:{shard}") or "")[2:] == holder
-                woken, over = self._server.keys.pop(f"wake:{shard}", None), clock.mono_s() >= until_s
-            yield True if woken is not None else None if over and not held else False
-            if woken is not None or over:
-                return
+        while self._server.keys.pop(f"wake:{shard}", None) is None and clock.mono_s() < until_s:
+            yield False
             clock.sleep_s(SLICE_S)
+        due = self.due(shard, limit, holder)
+        yield due if due or (self._get(f"bell:{shard}") or "")[2:] == holder else None
+
+    def is_held(self, shard: str) -> bool:
+        with self._lock:
+            return (self._get(f"bell:{shard}") or "1") != "1"
 
     def leave(self, shard: str, holder: str, *, within_ms: int | None = None) -> tuple[bool, int]:
         with self._lock:

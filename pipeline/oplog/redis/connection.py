@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -11,16 +12,20 @@ from ssl import CERT_NONE, CERT_REQUIRED
 from typing import Any, Self, TypeVar
 
 import redis
+from hiredis import pack_command
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from pipeline import clock
 from pipeline.config.address import TLS, parse
 from pipeline.config.settings import RedisSettings
 from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model.op import Position
 from pipeline.oplog.redis.keys import Keys
 from pipeline.oplog.redis.signature import keys_of
+from pipeline.oplog.redis.wire import Wire
+from pipeline.per_process import PerProcess
 from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent
 
 #: A socket may idle this long behind a firewall before the next use checks it, s.
@@ -180,6 +185,8 @@ class RedisServer:
         self._quick = connect(url, read_s=self._reply_s, connect_s=timeout_s * 0.2)
         self._lines = self._quick.connection_pool
         self._wait_budgets = wait_budgets
+        #: The wire of each thread that applies, and when it was last used, s.
+        self._own = PerProcess(threading.local)
 
     @classmethod
     def of(cls, redis: RedisSettings, **times: Any) -> Self:
@@ -215,6 +222,36 @@ class RedisServer:
             except redis.exceptions.NoScriptError:
                 return client.eval(text, len(keys), *keys, *arguments)
 
+    def _run_own(self, name: str, keys: list[str], arguments: list[Any]) -> Any:
+        """Run a script as `_run` does, over a wire that this thread keeps: at half of the driver's work."""
+        [found] = self._told(("EVALSHA", script(name)[1], len(keys), *keys, *arguments))
+        if isinstance(found, redis.exceptions.NoScriptError):
+            return self._run(name, keys, arguments)
+        return result_of(found)
+
+    def _told(self, *commands: Sequence[Any]) -> list[Any]:
+        """Return the replies to commands that are sent together over this thread's wire; a refusal is among them."""
+        packed = b"".join(pack_command(tuple(command)) for command in commands)
+        with translated(), self._wire() as wire:
+            return wire.ask_all(packed, len(commands))
+
+    @contextmanager
+    def _wire(self) -> Iterator[Wire]:
+        """Yield this thread's own wire. It is made anew after an error, after a pause, and where the server is gone."""
+        own, now_s = self._own(), clock.mono_s()
+        wire: Wire | None = getattr(own, "wire", None)
+        if wire is not None and (now_s > own.used_s + HEALTH_CHECK_S or wire.readable()):
+            wire.drop()
+            wire = None
+        own.wire, own.used_s = None, now_s
+        wire = wire or Wire(self._client.connection_pool)
+        try:
+            yield wire
+        except BaseException:
+            wire.drop()
+            raise
+        own.wire = wire
+
     def _run_each(self, name: str, calls: Sequence[tuple[list[str], list[Any]]]) -> list[Any]:
         """Run a script several times, with keys and arguments, in one round trip."""
         pipe: Any = self._client.pipeline(transaction=False)
@@ -228,6 +265,21 @@ class RedisServer:
 
     def _despite_oom(self, command: str, key: str, *rest: Any) -> Any:
         return self._run("despite_oom", [key], [command, *rest])
+
+
+def result_of(reply: Any) -> Any:
+    """Return a reply that is no refusal.
+
+    Args:
+        reply: of a wire.
+
+    Raises:
+        PipelineFull, LogUnavailable: the server refused the command.
+    """
+    with translated():
+        if isinstance(reply, redis.exceptions.RedisError):
+            raise reply
+    return reply
 
 
 def text_of(value: Any) -> str:

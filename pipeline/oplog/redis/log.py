@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import redis
+from hiredis import pack_command
 
 from pipeline import clock
 from pipeline.errors import BadOp
@@ -16,7 +17,7 @@ from pipeline.model.op import HEAD_BYTES, Entry, Position
 from pipeline.model.schema import TableSchema
 from pipeline.model.sheet import Read, count_ops, singly
 from pipeline.oplog.batches import MOST_NOTES
-from pipeline.oplog.contract import RECONCILE, SLICE_S
+from pipeline.oplog.contract import RECONCILE, SLICE_S, Looked
 from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.redis.appends import RedisAppends
 from pipeline.oplog.redis.connection import (
@@ -26,6 +27,7 @@ from pipeline.oplog.redis.connection import (
     numbers_of,
     position_of,
     position_or_none,
+    result_of,
     ring_of,
     script,
     text_of,
@@ -95,13 +97,15 @@ class RedisEntries(RedisServer):
     def _ranges(self, after: Mapping[int, Position], asked: Mapping[int, int]) -> list[Any]:
         with translated():
             pipe: Any = self._client.pipeline(transaction=False)
-            return list(self._asking(pipe, after, asked).execute()) if asked else []
+            for command in self._asking(after, asked):
+                pipe.execute_command(*command)
+            return list(pipe.execute()) if asked else []
 
-    def _asking(self, pipe: Any, after: Mapping[int, Position], asked: Mapping[int, int]) -> Any:
-        for bucket, most in asked.items():
-            epoch, seq = after[bucket]
-            pipe.execute_command("XRANGE", self.keys.log(bucket), f"{epoch}-{seq + 1}", "+", "COUNT", most)
-        return pipe
+    def _asking(self, after: Mapping[int, Position], asked: Mapping[int, int]) -> list[tuple[Any, ...]]:
+        return [
+            ("XRANGE", self.keys.log(bucket), f"{after[bucket].epoch}-{after[bucket].seq + 1}", "+", "COUNT", most)
+            for bucket, most in asked.items()
+        ]
 
     def heads(self, after: Mapping[int, Position]) -> dict[int, Entry]:
         large, keys = self._large(after), self._sign_keys
@@ -272,9 +276,11 @@ class RedisWork(RedisEntries):
     """See `contract.Work`."""
 
     def due(self, shard: str, limit: int, holder: str = "") -> dict[int, int]:
-        flat = self._run("due", self._bell(shard), [limit, self.keys.bigs, holder, HELD_MS, BELL_MS])
-        due = {text_of(flat[i]): numbers_of(text_of(flat[i + 1]), " ", 1) for i in range(0, len(flat), 2)}
-        return {int(bucket): size[0] if size else 0 for bucket, size in due.items()}
+        return _due_of(self._run_own("due", self._bell(shard), self._looking(limit, holder)))
+
+    def _looking(self, limit: int, holder: str) -> list[Any]:
+        """Return the arguments of `due.lua`."""
+        return [limit, self.keys.bigs, holder, HELD_MS, BELL_MS]
 
     def sizes(self, after: Mapping[int, Position], count: int, most_bytes: int) -> dict[int, list[int]]:
         begins = [f"{epoch}-{seq + 1}" for epoch, seq in after.values()]
@@ -299,7 +305,7 @@ class RedisWork(RedisEntries):
         for bucket, (epoch, seq) in marks.items():
             arguments += (bucket, epoch, max(seq, 0) if epoch else 0, own.get(bucket, ""))
         arguments += (word for pair in counts.items() for word in pair)
-        return ring_of(self._run("finish", keys, arguments))
+        return ring_of(self._run_own("finish", keys, arguments))
 
     def batches(self, shard: str) -> list[str]:
         with translated():
@@ -326,42 +332,39 @@ class RedisWork(RedisEntries):
     ) -> tuple[dict[int, list[Read]], dict[int, str]]:
         if not after:
             return {}, {}
-        pipe: Any = self._client.pipeline(transaction=False)
-        pipe.evalsha(script("note_attempts")[1], 1, self.keys.attempts(shard), *_noting(notes, anew=anew))
         asked = self._asked(after, count)
-        with translated():
-            try:
-                earlier, *replies = self._asking(pipe, after, asked).execute()
-            except redis.exceptions.NoScriptError:
-                kept = self.note_attempts(shard, notes, anew=anew)
-                return self._read_on(after, count, asked, self._ranges(after, asked)), kept
-        return self._read_on(after, count, asked, replies), _notes_of(earlier)
+        keys, noting = [self.keys.attempts(shard)], _noting(notes, anew=anew)
+        note = ("EVALSHA", script("note_attempts")[1], 1, *keys, *noting)
+        earlier, *replies = self._told(note, *self._asking(after, asked))
+        if isinstance(earlier, redis.exceptions.NoScriptError):
+            earlier = self._run("note_attempts", keys, noting)
+        return self._read_on(after, count, asked, map(result_of, replies)), _notes_of(result_of(earlier))
 
     def attempts(self, shard: str) -> dict[int, str]:
         with translated():
             return by_bucket(self._client.hgetall(self.keys.attempts(shard)))
 
-    def listen(self, shard: str, holder: str, for_s: float) -> Generator[bool | None]:
-        pool: Any = self._client.connection_pool
-        # the second is answered with the first, so that one wake-up reads both
-        commands = (("BLPOP", self.keys.wake(shard), for_s), ("MGET", self.keys.bell(shard)))
+    def listen(self, shard: str, holder: str, for_s: float, limit: int) -> Generator[Looked]:
+        names, looking = self._bell(shard), self._looking(limit, holder)
+        # the look is answered with the wake-up, in one round trip
+        wait: tuple[Any, ...] = ("BLPOP", self.keys.wake(shard), for_s)
+        look: tuple[Any, ...] = ("EVALSHA", script("due")[1], len(names), *names, *looking)
+        with translated(), self._wire() as wire:  # one that is left before it has answered is dropped
+            wire.send(pack_command(wait) + pack_command(look))
+            # a server that idles ends a wait up to 100 ms late, as its timers run so often
+            while not wire.readable(SLICE_S):
+                yield False
+            woken, found = wire.replies(2)
+        result_of(woken)
+        if isinstance(found, redis.exceptions.NoScriptError):
+            found = self._run("due", names, looking)
+        due = _due_of(result_of(found))
+        yield due if due or found[0] else None
+
+    def is_held(self, shard: str) -> bool:
         with translated():
-            connection: Any = pool.get_connection()
-        answered = False
-        try:
-            with translated():
-                connection.send_packed_command(connection.pack_commands(commands))
-            while not answered:
-                with translated():
-                    # a server that idles ends a wait up to 100 ms late, as its timers run so often
-                    readable = connection.can_read(timeout=SLICE_S)
-                    woken, [bell] = [connection.read_response() for _ in commands] if readable else (None, [None])
-                    answered = readable
-                yield True if woken else None if answered and text_of(bell)[2:] != holder else False
-        finally:
-            if not answered:
-                connection.disconnect()  # the server takes nothing off for who is gone
-            pool.release(connection)
+            [bell] = self._client.mget([self.keys.bell(shard)])  # nothing, where there is no text
+        return text_of(bell) not in ("", "1")
 
     def leave(self, shard: str, holder: str, *, within_ms: int | None = None) -> tuple[bool, int]:
         return ring_of(self._run("leave", self._bell(shard), [holder, BELL_MS, "" if within_ms is None else within_ms]))
@@ -429,6 +432,12 @@ def _at_once(sizes: Mapping[int, int]) -> Iterator[list[int]]:
         size += more
     if some:
         yield some
+
+
+def _due_of(flat: list[Any]) -> dict[int, int]:
+    """Return the reply of `due.lua` as the bytes of the largest op by bucket."""
+    due = {text_of(flat[i]): numbers_of(text_of(flat[i + 1]), " ", 1) for i in range(1, len(flat), 2)}
+    return {int(bucket): size[0] if size else 0 for bucket, size in due.items()}
 
 
 def _noting(notes: Mapping[int, str], *, anew: bool) -> list[Any]:

@@ -6,6 +6,7 @@ The driver makes the connection (address, TLS, login, database, Sentinel) and cl
 from __future__ import annotations
 
 import _socket
+import select
 import socket
 import struct
 import sys
@@ -16,6 +17,8 @@ import redis
 
 #: More than any reply of the hot path; longer ones take several reads.
 READ_BYTES = 4096
+#: The same where replies hold ops.
+MANY_BYTES = 65_536
 _INCOMPLETE = object()
 _ERRORS: dict[str, type[redis.exceptions.RedisError]] = {
     "LOADING": redis.exceptions.BusyLoadingError,
@@ -68,6 +71,72 @@ class Wire:
         if isinstance(reply, redis.exceptions.RedisError):
             raise reply
         return reply
+
+    def ask_all(self, packed: bytes, count: int) -> list[Any]:
+        """Send packed commands together, and return their replies; what the server refused is an error among them.
+
+        Args:
+            packed: the commands.
+            count: how many they are.
+
+        Raises:
+            OSError, ConnectionError, ReadOnlyError: no answer in time, the connection is gone, or leads to a replica.
+        """
+        self.send(packed)
+        return self.replies(count)
+
+    def send(self, packed: bytes) -> None:
+        """Send packed commands, whose replies are taken with `replies`.
+
+        Args:
+            packed: the commands.
+
+        Raises:
+            OSError: the connection is gone.
+        """
+        try:
+            self._socket.sendall(packed)
+        except BaseException:
+            self._connection.disconnect()
+            raise
+
+    def replies(self, count: int) -> list[Any]:
+        """Return the replies to commands that were sent, see `ask_all`.
+
+        Args:
+            count: how many commands.
+        """
+        reader, found = self._reader, list[Any]()
+        try:
+            while True:
+                while len(found) < count and (reply := reader.gets()) is not _INCOMPLETE:
+                    if isinstance(reply, redis.exceptions.ReadOnlyError):
+                        raise reply  # a replica by now: another server has to be found
+                    if type(reply) is not hiredis.PushNotification:
+                        found.append(reply)
+                if len(found) == count:
+                    return found
+                received = self._socket.recv(MANY_BYTES)
+                if not received:
+                    raise redis.exceptions.ConnectionError("the server closed the connection")
+                reader.feed(received)
+        except BaseException:
+            self._connection.disconnect()
+            raise
+
+    def readable(self, within_s: float = 0.0) -> bool:
+        """Return whether there is a reply to read, or the connection is gone.
+
+        Args:
+            within_s: how long to wait for either.
+        """
+        if self._socket.fileno() < 0:
+            return True
+        if not hasattr(select, "poll"):  # eventlet takes it away
+            return bool(select.select([self._socket], [], [], within_s)[0])
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(1000 * within_s))
 
     def close(self) -> None:
         """Give the connection back to the pool."""

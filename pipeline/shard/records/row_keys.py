@@ -31,6 +31,17 @@ def row_keys(op: Op, schemas: Mapping[str, TableSchema]) -> frozenset[str]:
     return frozenset(key for one in op.named for key in _keys(one, schemas[one.schema]))
 
 
+def written_row(op: Op, schema: TableSchema) -> int | None:
+    """Return the id of the one row that an op writes, if at all; None where there may be others, or it has no id yet.
+
+    Args:
+        op: a row write.
+        schema: of its table.
+    """
+    row = pinned(op.where, schema.id_index) if op.id is None and op.where else op.id
+    return row if type(row) is int else None
+
+
 def table_keys(op: Op) -> frozenset[str]:
     """Return the keys that stand for all rows of each table that an op writes or reads.
 
@@ -42,8 +53,7 @@ def table_keys(op: Op) -> frozenset[str]:
 
 def _keys(op: Op, schema: TableSchema) -> Iterator[str]:
     table = schema.name_there
-    row = pinned(op.where, schema.id_index) if op.id is None and op.where else op.id
-    if type(row) is int:
+    if (row := written_row(op, schema)) is not None:
         yield _short(f"{table} {row}")
     if op.kind == UPSERT and op.key != (schema.id_index,):
         given = dict(zip(op.columns, op.values, strict=True))

@@ -26,9 +26,9 @@ def finish(log: Log, seq: int, holder: str = "me", bucket: int = 3) -> tuple[boo
     return log.finish("s0", {bucket: Position(EPOCH, seq)}, holder=holder)
 
 
-def listened(log: Log, holder: str = "me", for_s: float = 0.05) -> bool | None:
+def listened(log: Log, holder: str = "me", for_s: float = 0.05) -> dict[int, int] | bool | None:
     """Return what a wait ends with."""
-    return list(log.listen("s0", holder, for_s))[-1]
+    return list(log.listen("s0", holder, for_s, 10))[-1]
 
 
 def test_nobody_rings_while_the_bell_is_held_and_who_leaves_sees_what_came_meanwhile(log: Log, line: Line):
@@ -41,6 +41,21 @@ def test_nobody_rings_while_the_bell_is_held_and_who_leaves_sees_what_came_meanw
     assert log.leave("s0", "me") == (True, 1)
 
     assert append(line, (3, 4, [b"d"])).ring == [], "the one who left rings"
+
+
+def test_a_bell_is_held_by_who_is_at_the_shard_and_not_by_a_message(log: Log, line: Line):
+    assert not log.is_held("s0")
+    append(line, (3, 1, [b"a"]))
+    assert not log.is_held("s0"), "a message is on its way"
+
+    log.due("s0", 10, "me")
+    assert log.is_held("s0")
+    finish(log, 0)
+    log.due("s0", 10, "me")
+    assert log.is_held("s0"), "who listens is there, too"
+
+    log.leave("s0", "me")
+    assert not log.is_held("s0")
 
 
 def test_who_leaves_nothing_behind_rings_nobody_and_the_next_op_rings(log: Log, line: Line):
@@ -59,35 +74,36 @@ def test_an_op_wakes_who_listens_and_rings_nobody(log: Log, line: Line, one: boo
     log.due("s0", 10, "me")
     finish(log, 0)
     assert log.due("s0", 10, "me") == {}
-    assert listened(log) is False
+    assert listened(log) == {}
 
     ring = line.append_one(S0, EPOCH, PRODUCER, 3, 2, b"b") if one else append(line, (3, 2, [b"b"])).ring
 
     assert ring in ((Position(EPOCH, 1), False), [])
-    assert listened(log) is True
-    assert log.due("s0", 10, "me") == {3: 0}
+    assert listened(log) == {3: 0}
+    assert append(line, (4, 1, [b"c"])).ring == [], "the wait ended with a look, which holds the bell"
+    assert log.due("s0", 10, "me") == {3: 0, 4: 0}
 
 
 def test_an_op_that_comes_while_somebody_waits_ends_the_wait(log: Log, line: Line):
     assert log.due("s0", 10, "me") == {}
-    found: list[bool | None] = []
+    found: list[Any] = []
     waits = threading.Thread(target=lambda: found.append(listened(log, for_s=20)))
     waits.start()
 
     append(line, (3, 1, [b"a"]))
 
     waits.join(15)
-    assert found == [True]
+    assert found == [{3: 0}]
 
 
 def test_a_wait_that_is_broken_off_takes_no_wake_up_away(log: Log, line: Line):
     log.due("s0", 10, "me")
-    with closing(log.listen("s0", "me", 20)) as waiting:
+    with closing(log.listen("s0", "me", 20, 10)) as waiting:
         assert next(waiting) is False
 
     append(line, (3, 1, [b"a"]))
 
-    assert listened(log) is True
+    assert listened(log) == {3: 0}
 
 
 def test_the_bell_of_another_is_neither_taken_nor_given_up(log: Log, line: Line):
@@ -103,11 +119,11 @@ def test_the_bell_of_another_is_neither_taken_nor_given_up(log: Log, line: Line)
 def test_who_leaves_wakes_the_other_who_holds_the_bell_for_what_is_due(log: Log, line: Line):
     log.due("s0", 10, "other")
     append(line, (3, 1, [b"a"]))
-    assert listened(log, "me") is True, "the wake-up is another's"
+    assert listened(log, "me") == {3: 0}, "the wake-up is another's"
 
     assert log.leave("s0", "me") == (False, 1)
 
-    assert listened(log, "other") is True
+    assert listened(log, "other") == {3: 0}
 
 
 def test_nobody_is_rung_for_what_was_due_before_a_look_that_found_it_in_good_hands(log: Log, line: Line):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 from uuid import uuid4
 
@@ -346,3 +346,16 @@ def test_the_largest_op_is_what_the_server_says_and_not_known_where_it_hides_tha
         narrow.close()
         client.execute_command("ACL", "DELUSER", "narrow")
         client.config_set("proto-max-bulk-len", "512mb")
+
+
+def test_a_worker_whose_server_has_hung_up_meanwhile_connects_anew(log_server: Callable[[str], Any]):
+    server = log_server("redis")
+    log = RedisLog(server.url, prefix=f"pl:t{uuid4().hex[:12]}", timeout_s=5)
+    with closing(log), server.client() as admin:
+        assert log.due("s0", 10, "me") == {}
+
+        admin.client_kill_filter(_type="normal", skipme=True)
+
+        assert log.due("s0", 10, "me") == {}
+        assert list(log.listen("s0", "me", 0.05, 10))[-1] == {}
+        assert log.read_noted("s0", {3: START}, {3: 1}, {3: "0--1 1"}, anew=False) == ({3: []}, {})

@@ -248,6 +248,30 @@ def test_a_connection_that_died_while_it_was_idle_is_replaced_without_a_word(ses
 
 
 @mariadb
+def test_a_transaction_just_behind_another_begins_with_its_first_statement_and_is_one(
+    session: NodeSession, other: NodeSession, monkeypatch: pytest.MonkeyPatch
+):
+    table(session, "n INT")
+    run(session, "INSERT INTO t (n) VALUES (1)")
+    asked: list[str] = []
+    execute = session.adapter.execute
+    monkeypatch.setattr(session.adapter, "execute", lambda sql: (asked.append(sql), execute(sql))[1])
+
+    with pytest.raises(KeyError), session.transaction():  # noqa: PT012
+        session.execute("INSERT INTO t (n) VALUES (2)")
+        raise KeyError
+    assert asked == ["INSERT INTO t (n) VALUES (2)"]
+
+    run(session, "INSERT INTO t (n) VALUES (3)")
+    kill(session, other)
+    asked.clear()
+    run(session, "INSERT INTO t (n) VALUES (4)")
+    assert asked[0] == "START TRANSACTION", "where the server has hung up, it is asked first"
+
+    assert other.query("SELECT n FROM t ORDER BY n") == [(1,), (3,), (4,)]
+
+
+@mariadb
 def test_a_connection_that_dies_in_a_transaction_is_transient_and_nothing_of_it_stays(
     session: NodeSession, other: NodeSession
 ):

@@ -31,7 +31,7 @@ def command(*options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_one_command_brings_the_shop_up_without_any_server_installed_and_ctrl_c_takes_all_of_it_down():
-    needs_web2py()
+    needs_web2py(here=True)
     with command("--port", "0") as process:
         assert process.stdout is not None
         said = ""
@@ -58,7 +58,7 @@ def test_one_command_brings_the_shop_up_without_any_server_installed_and_ctrl_c_
 
 
 def test_a_port_that_is_taken_is_named_and_nothing_is_started():
-    needs_web2py()
+    needs_web2py(here=True)
     with socket.create_server(("127.0.0.1", 0)) as taken, command("--port", str(taken.getsockname()[1])) as process:
         said, _ = process.communicate(timeout=PATIENCE_S)
 

@@ -5,7 +5,8 @@
         assert ada.post("buy", qty=3).json()["id"]     # a ticket is an AssertionError with its traceback
 
 The server is that of `examples.web2py`; `serving` starts it as a process of its own. `$WEB2PY` is the folder of another
-web2py to serve with, such as a checkout of its newest release.
+web2py to serve with, such as a checkout of its newest release; behind a `:` may follow that of a pyDAL. web2py needs
+the older line of pyDAL. Where the tests run with the other one, so do the commands and the workers beside that web2py.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from http.cookiejar import CookieJar
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,12 +38,20 @@ from support.web.web2py_forms import form_fields, multipart
 
 START_S, ANSWER_S = 30, 30
 ROOT = Path(__file__).parents[3]
+#: A Python with the older line of pyDAL; the Makefile makes it.
+CLASSIC = ROOT / ".venv" / "bin" / "python"
 
 
-def needs_web2py() -> None:
-    """Skip the test, with the reason, where web2py cannot run."""
-    if reason := why_not():
+def needs_web2py(*, here: bool = False) -> None:
+    """Skip the test, with the reason, where web2py cannot run; *here*: in the Python that the tests run with."""
+    if (reason := why_not()) and (here or _python() == sys.executable):
         pytest.skip(reason)
+
+
+def _python() -> str:
+    """Return the Python to serve with."""
+    other_line = find_spec("pydal.adapters") is None and CLASSIC.exists()
+    return str(CLASSIC) if other_line else sys.executable
 
 
 class Answer(NamedTuple):
@@ -179,7 +189,7 @@ def start(folder: Path, **environment: str) -> Site:
     log = (folder / "server.log").open("ab")
     modules = [os.environ.get("WEB2PY", ""), environment.pop("PYTHONPATH", str(ROOT))]
     process = subprocess.Popen(
-        [sys.executable, "-m", "examples.web2py.server", str(folder), str(port)],
+        [_python(), "-m", "examples.web2py.server", str(folder), str(port)],
         env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, modules))},
         stdout=log,
         stderr=log,
