@@ -4,7 +4,8 @@ python -m benchmarks.counting --rounds 12
 
 Two deployments take turns on one Redis, each with its shard in SQLite, in one process. A figure is the CPU of this
 process and of Redis. Pieces of turns alternate, 10 to 40 ms each, since what others do on the machine changes what an
-op takes by a tenth. Python's collector leaves alone what was there before a round: that takes 50 ms, of either of them.
+op takes by a tenth. Python's collector has just run when a piece begins, and leaves alone what was there before the
+round: else its full runs, 2 to 50 ms each, fall on one of the two only, as the rhythm of pieces has it.
 A round takes the median of ten turns, and the share of what the bell's thread does in two seconds. Beside the mean of
 the rounds' ratios is its standard error. Last comes what a record takes, which one worker of the deployment makes each
 second.
@@ -104,11 +105,18 @@ class Deployment:
         sends.single, sends.taken, sends.asked = deque(maxlen=0), deque(maxlen=0), True
 
 
-def in_pieces(turns: Sequence[Iterator[None]], clock: Clock) -> list[float]:
-    """Return what each of two turns took, s, of which pieces were done in turn; the order changes."""
-    sums, left, first = [0.0, 0.0], [0, 1], 0
+def in_pieces(turns: Sequence[Iterator[None]], clock: Clock, first: int) -> list[float]:
+    """Return what each of two turns took, s, of which pieces were done in turn; the order changes.
+
+    Args:
+        turns: the two.
+        clock: of the CPU.
+        first: which begins, 0 or 1: it finds caches that have cooled down, a tenth of what a call takes.
+    """
+    sums, left = [0.0, 0.0], [0, 1]
     while left:
         for which in left[:: -1 if first else 1]:
+            gc.collect()
             began, ended = clock(), object()
             more = next(turns[which], ended)
             sums[which] += clock() - began
@@ -124,9 +132,9 @@ def one_round(
     """Return of each kind what an op takes in both deployments, µs: the median turn, and its share of what follows."""
     turns: dict[str, list[list[float]]] = {what: [] for what in kinds}
     after: dict[str, list[float]] = {what: [0.0, 0.0] for what in kinds}
-    for _ in range(TURNS):
+    for n in range(TURNS):
         for what, (_, turn) in kinds.items():
-            turns[what].append(in_pieces([turn(one) for one in both], clock))
+            turns[what].append(in_pieces([turn(one) for one in both], clock, first=n % 2))
             if turn is not Deployment.apply:
                 for which, one in enumerate(both):
                     after[what][which] += timed(one.publish, clock)

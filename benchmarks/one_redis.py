@@ -19,12 +19,12 @@ class OneRedis:
     """A Redis, and a folder for the shards of the deployments on it.
 
     Attributes:
-        pid: of the server.
+        pid: of the server; `url`: its address.
     """
 
     def __init__(self, cluster: Cluster, folder: str):
         [self.pid] = [one.pid for one in cluster.processes if one.name == "redis"]
-        self._url, self._folder = load(cluster.config).redis.url, folder
+        self.url, self._folder = load(cluster.config).redis.url, folder
 
     def client(self, name: str, db: Any, **redis: Any) -> Client:
         """Return the client of a deployment, whose tables are there.
@@ -36,7 +36,7 @@ class OneRedis:
         """
         made = Client(
             {
-                "redis": {"url": self._url, "prefix": name, "timeout_s": 10.0, **redis},  # others may use the machine
+                "redis": {"url": self.url, "prefix": name, "timeout_s": 10.0, **redis},  # others may use the machine
                 "shards": {"s0": {"primary": f"sqlite://{self._folder}/{name}.sqlite"}},
                 "spool": {"enabled": False},
             },

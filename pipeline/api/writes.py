@@ -61,10 +61,9 @@ def enqueue_insert(
         NotDurable: the op is queued, but has not reached its durability within 5 s.
     """
     client = api.client or api.configure()
-    if values is None:  # as one mapping they pass three calls without being copied
-        return client.enqueue_insert(
-            table, fields, shard_key=shard_key, idempotency_key=idempotency_key, durability=durability, again=again
-        )
+    usual = values is None and shard_key is None and idempotency_key is None and again is None
+    if usual and durability == "redis":  # as one mapping they pass three calls without being copied: 0.6 us
+        return client.enqueue_insert(table, fields)
     return client.enqueue_insert(
         table,
         values,

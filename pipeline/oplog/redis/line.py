@@ -102,7 +102,7 @@ class RedisLine:
             words = self._asked_again((*self._one(scope, epoch, producer, bucket), seq, value), error).split()
         ring = words[0]
         if ring == b"0" or ring == b"1":
-            return Position(int(words[1]), int(words[2])), ring == b"1"
+            return Position(epoch, int(words[2])), ring == b"1"  # the script has compared the epoch
         if ring == b"full":
             raise PipelineFull(b" ".join(words[1:]).decode(errors="replace")[:MOST_REASON])
         return self._one_by_append(scope, epoch, producer, bucket, seq, payload) if ring == b"room" else None
