@@ -12,7 +12,7 @@ from operator import attrgetter
 
 from pipeline.apply.grouping import Item, items_of
 from pipeline.apply.misfits import Shape, is_like, misfit, shape_in
-from pipeline.caches import MOST_DEFINITIONS
+from pipeline.bounds import MOST_DEFINITIONS
 from pipeline.errors import BadOp, NewerOp, NotAnOp
 from pipeline.events import Event
 from pipeline.model.op import DELETE, FORGED, INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind

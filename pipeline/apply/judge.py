@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pipeline.apply.batch import FactBook
 from pipeline.apply.pace import Lessons
-from pipeline.caches import keep_newest
+from pipeline.bounds import keep_newest
 from pipeline.errors import PipelineError, Rejected
 from pipeline.model.op import DELETE, Op
 from pipeline.model.wait_reason import WaitReason

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.apply.grouping import SHEETS_ROWS, Item, SheetItems
-from pipeline.caches import keep_newest
+from pipeline.bounds import keep_newest
 from pipeline.config.settings import ApplySettings
 from pipeline.model.op import INSERT, UPSERT, Position
 from pipeline.oplog.appends import BIG_BYTES

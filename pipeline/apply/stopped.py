@@ -13,7 +13,7 @@ from itertools import repeat
 
 from pipeline import clock
 from pipeline.apply.grouping import Item
-from pipeline.caches import keep_newest
+from pipeline.bounds import keep_newest
 from pipeline.errors import NotMigrated, Unavailable
 from pipeline.events import Event
 from pipeline.model.op import Position

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline.caches import keep_newest
+from pipeline.bounds import keep_newest
 from pipeline.config.settings import TableSettings
 from pipeline.errors import BadOp, BadValue
 from pipeline.events import Event

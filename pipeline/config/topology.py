@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from hashlib import blake2b
 from typing import Any
 
-from pipeline.caches import keep_newest
+from pipeline.bounds import keep_newest
 from pipeline.config.bucket_ranges import format_ranges, owners
 from pipeline.config.bucket_rules import Rule, compile_rule
 from pipeline.config.placement import NOWHERE, Placement

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import cycle
 from typing import Any
 
-from pipeline.caches import MOST_DEFINITIONS, keep_newest
+from pipeline.bounds import MOST_DEFINITIONS, keep_newest
 from pipeline.chance import chance
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import kind_of, query_of

@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any
 
 from pipeline import clock
-from pipeline.caches import keep_newest
+from pipeline.bounds import keep_newest
 from pipeline.dal.objects import has_filters, with_filters
 from pipeline.dal.trees import Tree, condition
 from pipeline.enqueue import held_ops

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pipeline import clock
-from pipeline.caches import keep_newest
+from pipeline.bounds import keep_newest
 from pipeline.errors import BadRead, ReadOnly, ShardUnavailable
 from pipeline.model.op import Position
 from pipeline.per_process import PerProcess

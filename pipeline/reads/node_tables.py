@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pipeline.caches import MOST_DEFINITIONS, keep_newest
+from pipeline.bounds import MOST_DEFINITIONS, keep_newest
 from pipeline.dal.filters import narrowed
 from pipeline.dal.objects import (
     compile_in_each_thread,

@@ -6,10 +6,11 @@ that differ travel. So what was copied before is sent once, although it is compa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
+from pipeline.bounds import portions
 from pipeline.clock import mono_s
 from pipeline.model.schema import TableSchema
 from pipeline.shard.columns import DatabaseColumn
@@ -94,7 +95,7 @@ class RowSync:
             had = self._target.having(wanted)
         self._cleared = False
         self._target.delete(had)
-        for some in _portions(dict.fromkeys(self._source.having(wanted), RENEWED_BYTES)):
+        for some in portions(dict.fromkeys(self._source.having(wanted), RENEWED_BYTES), WRITE_BYTES, WRITE_ROWS):
             self._write(self._source.read(some), until)
 
     def compare(self, after: int | None = None) -> Iterator[Compared]:
@@ -119,7 +120,7 @@ class RowSync:
                     found = self._look(after, pace, until)
                 if writing:
                     self._target.delete(found.stale)
-                    for ids in _portions(found.missing):
+                    for ids in portions(found.missing, WRITE_BYTES, WRITE_ROWS):
                         self._write(self._source.read(ids), found.upto)
             yield found
             if found.upto == until:
@@ -229,7 +230,7 @@ def sample(
             step, upto = pace.rows, stored.end(after, pace.rows)
             with as_it_is(session):
                 found = stored.each(after, upto)
-            for ids in _portions({id: row.bytes for id, row in found.items()}):
+            for ids in portions({id: row.bytes for id, row in found.items()}, WRITE_BYTES, WRITE_ROWS):
                 stored.read(ids)
         rows, size = rows + len(found), size + sum(one.bytes for one in found.values())
         looked, after = looked + step, upto
@@ -274,16 +275,3 @@ class _Pace:
         """Take far fewer rows at once; return whether that was possible."""
         before, self.rows = self.rows, max(1, self.rows // 8)
         return self.rows < before
-
-
-def _portions(sizes: Mapping[int, int]) -> Iterator[list[int]]:
-    portion: list[int] = []
-    size = 0
-    for id, more in sizes.items():
-        if portion and (len(portion) == WRITE_ROWS or size + more > WRITE_BYTES):
-            yield portion
-            portion, size = [], 0
-        portion.append(id)
-        size += more
-    if portion:
-        yield portion

@@ -17,7 +17,7 @@ LAYERS = {
     # words
     "pipeline.errors": 0,
     "pipeline.events": 0,
-    "pipeline.caches": 0,
+    "pipeline.bounds": 0,
     "pipeline.chance": 0,
     "pipeline.clock": 0,
     "pipeline.owners": 0,

@@ -9,7 +9,7 @@ import redis
 from hiredis import pack_command
 
 from pipeline import clock
-from pipeline.caches import keep_newest
+from pipeline.bounds import keep_newest
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.model.op import Position
 from pipeline.oplog.appends import (

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 import redis
 from hiredis import pack_command
 
 from pipeline import clock
+from pipeline.bounds import portions
 from pipeline.errors import BadOp
 from pipeline.events import Event
 from pipeline.model.op import HEAD_BYTES, Entry, Position
@@ -263,7 +264,7 @@ class RedisEntries(RedisServer):
         """
         now_s, found = clock.mono_s(), dict[int, Any]()
         late = {bucket: known[bucket][0] for bucket in large if bucket in known and now_s < known[bucket][1]}
-        for some in _at_once(large):
+        for some in portions(large, CUT_AT_ONCE_BYTES):
             calls = [([self.keys.log(b)], [command, *ranges[b], HEAD_BYTES, late.get(b, b"")]) for b in some]
             found |= {b: reply for b, reply in zip(some, self._run_each("cut", calls), strict=True) if reply}
         for bucket, [(id, _)] in found.items():
@@ -419,19 +420,6 @@ def _fault_of(name: str, hash: str, text: str) -> str:
     except BadOp as error:
         return str(error)
     return "" if schema.name == name else f"it is of the table {schema.name!r}"
-
-
-def _at_once(sizes: Mapping[int, int]) -> Iterator[list[int]]:
-    """Yield the buckets whose large ops are cut in one round trip."""
-    some, size = list[int](), 0
-    for bucket, more in sizes.items():
-        if some and size + more > CUT_AT_ONCE_BYTES:
-            yield some
-            some, size = [], 0
-        some.append(bucket)
-        size += more
-    if some:
-        yield some
 
 
 def _due_of(flat: list[Any]) -> dict[int, int]:

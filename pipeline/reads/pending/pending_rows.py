@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipeline.caches import keep_newest
+from pipeline.bounds import keep_newest
 from pipeline.dal.filters import narrowed_here
 from pipeline.dal.objects import has_filters, real_name
 from pipeline.errors import BadOp, NewerOp, NotAnOp, ShardUnavailable

@@ -1,10 +1,10 @@
-"""A cache keeps the newest of what is put in, and threads may share it."""
+"""A cache keeps the newest of what is put in, and threads may share it; what goes together keeps its bounds."""
 
 from __future__ import annotations
 
 import threading
 
-from pipeline.caches import keep_newest
+from pipeline.bounds import keep_newest, portions
 
 
 def test_from_a_full_cache_the_oldest_goes_and_what_is_there_takes_no_place_twice():
@@ -29,3 +29,11 @@ def test_threads_that_fill_a_cache_together_keep_its_bound():
         thread.join(60)
 
     assert 0 < len(cache) <= 10 + len(threads)
+
+
+def test_portions_keep_the_order_and_their_bounds_and_what_is_larger_goes_alone():
+    sizes = {7: 4, 3: 4, 9: 30, 1: 1, 2: 1, 4: 1, 5: 1}
+
+    assert list(portions(sizes, 10, 3)) == [[7, 3], [9], [1, 2, 4], [5]]
+    assert list(portions(sizes, 10)) == [[7, 3], [9], [1, 2, 4, 5]]
+    assert list(portions({}, 10)) == []

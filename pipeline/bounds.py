@@ -1,9 +1,11 @@
-"""Bound what a process keeps of each table, definition or shape: a program that defines tables of its users' names has
-no end of them.
+"""Bound what a process keeps of each table, definition or shape, and what it sends or reads at once.
+
+A program that defines tables of its users' names has no end of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 K = TypeVar("K")
@@ -31,3 +33,22 @@ def keep_newest(cache: dict[K, V], key: K, value: V, most: int = MOST_DEFINITION
         pass  # another thread makes room at this moment
     cache[key] = value
     return value
+
+
+def portions(sizes: Mapping[int, int], most_bytes: int, most: int | None = None) -> Iterator[list[int]]:
+    """Yield what goes together, in order: what is larger than a portion goes alone.
+
+    Args:
+        sizes: the bytes of each thing, by its number.
+        most_bytes: of a portion.
+        most: the most things of a portion; None: any number.
+    """
+    portion, size = list[int](), 0
+    for number, more in sizes.items():
+        if portion and (len(portion) == most or size + more > most_bytes):
+            yield portion
+            portion, size = [], 0
+        portion.append(number)
+        size += more
+    if portion:
+        yield portion
