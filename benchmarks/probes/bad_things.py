@@ -171,18 +171,20 @@ def _table_away(target: Target, purchase: Any) -> Iterator[Bad]:
 
 @contextmanager
 def _index_added(target: Target, purchase: Any) -> Iterator[Bad]:
-    """Add a unique index that the workers have not seen; one value comes, goes and comes again."""
+    """Add a unique index that the workers have not seen; values that are there go and come again.
+
+    Which of two ops has a value that both want is not promised between buckets, so the first ones are there before.
+    """
     everywhere(target, ODD.format(", body TEXT"))
     table = _odd()
-    pipeline.enqueue_insert(table, owner=1, n=0).wait(30)
+    there = [pipeline.enqueue_insert(table, owner=1, n=n) for n in range(8)]  # some of them on one shard
+    pipeline.wait_all(there, timeout_s=30)
     everywhere(target, "CREATE UNIQUE INDEX n ON odd (n)")
 
     def send() -> list[Any]:
         made = []
-        for n in range(1, 9):  # some of them on one shard
-            first = pipeline.enqueue_insert(table, owner=1, n=n)
-            gone = pipeline.enqueue_delete(table.id == first.id)
-            made += [first, gone, pipeline.enqueue_insert(table, owner=1, n=n)]
+        for n, row in enumerate(there):
+            made += [pipeline.enqueue_delete(table.id == row.id), pipeline.enqueue_insert(table, owner=1, n=n)]
         return made
 
     try:
