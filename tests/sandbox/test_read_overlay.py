@@ -127,3 +127,17 @@ def test_a_longer_queue_than_is_worth_it_is_waited_for(box: Sandbox, db: Any, mo
     with pytest.raises(StaleRead):
         pipeline.get(db.sale, row_id, pending=True, wait_s=0.01)
     box.drain()
+
+
+def test_a_reference_of_a_row_with_queued_ops_leads_on_as_that_of_any_other_row():
+    db = DAL("sqlite:memory", migrate=False)
+    db.define_table("owner", Field("name"))
+    db.define_table("pet", Field("name"), Field("owner", "reference owner"))
+    with sandbox({}, shards=1) as box:
+        pipeline.define_tables(db)
+        owner = pipeline.enqueue_insert(db.owner, name="Ada")
+        box.drain()
+        queued = pipeline.get(db.pet, pipeline.enqueue_insert(db.pet, name="cat", owner=owner.id).id, pending=True)
+
+        assert type(queued.owner).__name__ == "Reference"
+        assert (queued.owner, queued.owner.name) == (owner.id, "Ada")
