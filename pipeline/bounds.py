@@ -5,7 +5,7 @@ A program that defines tables of its users' names has no end of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 K = TypeVar("K")
@@ -35,20 +35,20 @@ def keep_newest(cache: dict[K, V], key: K, value: V, most: int = MOST_DEFINITION
     return value
 
 
-def portions(sizes: Mapping[int, int], most_bytes: int, most: int | None = None) -> Iterator[list[int]]:
+def portions(sized: Iterable[tuple[V, int]], most_bytes: int, most: int | None = None) -> Iterator[list[V]]:
     """Yield what goes together, in order: what is larger than a portion goes alone.
 
     Args:
-        sizes: the bytes of each thing, by its number.
+        sized: each thing, and its bytes.
         most_bytes: of a portion.
         most: the most things of a portion; None: any number.
     """
-    portion, size = list[int](), 0
-    for number, more in sizes.items():
+    portion, size = list[V](), 0
+    for thing, more in sized:
         if portion and (len(portion) == most or size + more > most_bytes):
             yield portion
             portion, size = [], 0
-        portion.append(number)
+        portion.append(thing)
         size += more
     if portion:
         yield portion

@@ -16,7 +16,7 @@ from pipeline.apply.batch import Batch
 from pipeline.apply.grouping import Item
 from pipeline.apply.order import sent_ms_of
 from pipeline.errors import PipelineError
-from pipeline.model.op import Entry, Position
+from pipeline.model.op import Entry, Op, Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
@@ -117,7 +117,7 @@ class EarlierOps:
         self._owned: list[int] = []
         self._queued: dict[int, float] | None = None
         self._looked_deep = False
-        #: By a table's name, see `is_named_by_id`: constraints may change between transactions.
+        #: By a table's name, see `named_row`: constraints may change between transactions.
         self._by_id: dict[str, bool] = {}
         #: The next entries of each bucket that are to be applied yet, once they were asked for; up to where they were
         #: read, which buckets have more, and how many bytes may still be read.
@@ -149,14 +149,11 @@ class EarlierOps:
         if self._queued is None:
             self._queued = self._oldest_queued()
         at_ms, bucket = item.op.at_ms, item.entry.bucket
-        row = written_row(item.op, deletes_from.schema) if deletes_from is not None else None
-        named = row is not None and deletes_from is not None and self.is_named_by_id(deletes_from)
-        younger_ms, share = (CLOCKS_MS, 1.0) if refused else (0.0, NAMED_DELETES if named else DELETES)
+        row = self.named_row(item.op, deletes_from) if deletes_from is not None else None
+        younger_ms, share = (CLOCKS_MS, 1.0) if refused else (0.0, DELETES if row is None else NAMED_DELETES)
         most_s = share * self._wait_s
-        near = (
-            self._naming(item, row) if named and row is not None else _until(at_ms + younger_ms, self._queued, bucket)
-        )
-        if not named and not self._looked_deep and not any(sent_ms < at_ms for sent_ms in near.values()):
+        near = _until(at_ms + younger_ms, self._queued, bucket) if row is None else self._naming(item, row)
+        if row is None and not self._looked_deep and not any(sent_ms < at_ms for sent_ms in near.values()):
             self._looked_deep = True  # else the database's word would be final, and the row gone
             self._queued = self._oldest_queued(self._queued, DEEP)
             near = _until(at_ms + younger_ms, self._queued, bucket)
@@ -187,12 +184,17 @@ class EarlierOps:
         self._waiting.add(bucket)
         return self._reason(item)
 
-    def is_named_by_id(self, facts: Facts) -> bool:
-        """Return whether whatever a delete from a table may reach refers to the row by its id.
+    def named_row(self, delete: Op, facts: Facts) -> int | None:
+        """Return the id of the row that a delete takes, if whatever it may reach refers to the row by its id.
 
         Args:
-            facts: of the table.
+            delete: the op.
+            facts: of its table.
         """
+        row = written_row(delete, facts.schema)
+        return row if row is not None and self._is_named_by_id(facts) else None
+
+    def _is_named_by_id(self, facts: Facts) -> bool:
         name, children = facts.database_name, facts.constraints.children
         if name not in self._by_id:
             theirs = constraints_in(self._session, children).values() if children else ()

@@ -28,7 +28,6 @@ from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
 from pipeline.shard.records import ledger
 from pipeline.shard.records.ledger import HOLDING, Mark, Reject
-from pipeline.shard.records.row_keys import written_row
 from pipeline.shard.records.set_aside import REJECTED
 from pipeline.shard.session import NodeSession
 
@@ -290,9 +289,8 @@ class ApplyTransaction:
         facts = self.facts.known[delete.schema]
         if not facts.constraints.children:
             return ()
-        row = written_row(delete, facts.schema)
-        by_id = row is not None and self._earlier is not None and self._earlier.is_named_by_id(facts)
-        return (row,) if by_id and row is not None else None
+        row = self._earlier.named_row(delete, facts) if self._earlier is not None else None
+        return None if row is None else (row,)
 
     def _stay(self, batch: Batch, locked: Mapping[int, Mark], take: Take) -> bool:
         """Return whether sheets are inserted as they are: nothing is unusual, and no other op is of their tables."""

@@ -95,7 +95,7 @@ class RowSync:
             had = self._target.having(wanted)
         self._cleared = False
         self._target.delete(had)
-        for some in portions(dict.fromkeys(self._source.having(wanted), RENEWED_BYTES), WRITE_BYTES, WRITE_ROWS):
+        for some in portions(((id, RENEWED_BYTES) for id in self._source.having(wanted)), WRITE_BYTES, WRITE_ROWS):
             self._write(self._source.read(some), until)
 
     def compare(self, after: int | None = None) -> Iterator[Compared]:
@@ -120,7 +120,7 @@ class RowSync:
                     found = self._look(after, pace, until)
                 if writing:
                     self._target.delete(found.stale)
-                    for ids in portions(found.missing, WRITE_BYTES, WRITE_ROWS):
+                    for ids in portions(found.missing.items(), WRITE_BYTES, WRITE_ROWS):
                         self._write(self._source.read(ids), found.upto)
             yield found
             if found.upto == until:
@@ -230,7 +230,7 @@ def sample(
             step, upto = pace.rows, stored.end(after, pace.rows)
             with as_it_is(session):
                 found = stored.each(after, upto)
-            for ids in portions({id: row.bytes for id, row in found.items()}, WRITE_BYTES, WRITE_ROWS):
+            for ids in portions(((id, row.bytes) for id, row in found.items()), WRITE_BYTES, WRITE_ROWS):
                 stored.read(ids)
         rows, size = rows + len(found), size + sum(one.bytes for one in found.values())
         looked, after = looked + step, upto

@@ -34,6 +34,6 @@ def test_threads_that_fill_a_cache_together_keep_its_bound():
 def test_portions_keep_the_order_and_their_bounds_and_what_is_larger_goes_alone():
     sizes = {7: 4, 3: 4, 9: 30, 1: 1, 2: 1, 4: 1, 5: 1}
 
-    assert list(portions(sizes, 10, 3)) == [[7, 3], [9], [1, 2, 4], [5]]
-    assert list(portions(sizes, 10)) == [[7, 3], [9], [1, 2, 4, 5]]
-    assert list(portions({}, 10)) == []
+    assert list(portions(sizes.items(), 10, 3)) == [[7, 3], [9], [1, 2, 4], [5]]
+    assert list(portions(sizes.items(), 10)) == [[7, 3], [9], [1, 2, 4, 5]]
+    assert list(portions([], 10)) == []

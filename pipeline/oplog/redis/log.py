@@ -264,7 +264,7 @@ class RedisEntries(RedisServer):
         """
         now_s, found = clock.mono_s(), dict[int, Any]()
         late = {bucket: known[bucket][0] for bucket in large if bucket in known and now_s < known[bucket][1]}
-        for some in portions(large, CUT_AT_ONCE_BYTES):
+        for some in portions(large.items(), CUT_AT_ONCE_BYTES):
             calls = [([self.keys.log(b)], [command, *ranges[b], HEAD_BYTES, late.get(b, b"")]) for b in some]
             found |= {b: reply for b, reply in zip(some, self._run_each("cut", calls), strict=True) if reply}
         for bucket, [(id, _)] in found.items():

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from msgspec import structs
 
+from pipeline.bounds import portions
 from pipeline.errors import NewerOp, NotAnOp
 from pipeline.model.op import FORGED, Entry, Position, decode, encode
 from pipeline.shard.records.ledger import HALTED, HOLDING, Reject, text_literal
@@ -202,18 +203,8 @@ def _set_state(session: NodeSession, buckets: Iterable[int], state: str) -> None
 def _statements(session: NodeSession, ops: Sequence[Reject]) -> Iterator[list[str]]:
     """Yield rows for one INSERT each: few enough for the server, and one at least."""
     now, most_bytes = session.dialect.now_ms, session.statement_bytes() - _REST_BYTES
-    rows: list[str] = []
-    size = 0
-    for op in ops:
-        row = _row(op, now, most_bytes)
-        length = len(row.encode())
-        if rows and (size + length > min(most_bytes, _AIM_BYTES) or len(rows) == _MOST_KEYS):
-            yield rows
-            rows, size = [], 0
-        rows.append(row)
-        size += length
-    if rows:
-        yield rows
+    rows = (_row(op, now, most_bytes) for op in ops)
+    return portions(((row, len(row.encode())) for row in rows), min(most_bytes, _AIM_BYTES), _MOST_KEYS)
 
 
 def _row(op: Reject, now: str, most_bytes: int) -> str:
