@@ -119,7 +119,7 @@ def test_a_child_before_its_parent_is_not_rejected_because_the_log_goes_away_bef
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = two_buckets(box)
-    enqueued, now_s, steps = enqueuing(monkeypatch), clock.mono_s, list[str]()
+    enqueued, steps = enqueuing(monkeypatch), list[str]()
 
     def step(name: str) -> None:
         steps.append(name)
@@ -130,10 +130,7 @@ def test_a_child_before_its_parent_is_not_rejected_because_the_log_goes_away_bef
     child = enqueued(0, db.child, who=second, up=parent.id)  # on a host whose clock is behind
     monkeypatch.undo()
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), step)
-    for looks in range(20):
-        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + 60 * looks)
-        box.log.postpone("s0", [parent.bucket, child.bucket], 0)
-        worker.apply()
+    look(box, monkeypatch, worker, 20, due=[parent.bucket, child.bucket], each_s=60)
 
     assert steps.count("mark") > 1
     assert [parent.status(), child.status()] == ["applied", "applied"]
@@ -259,13 +256,9 @@ def test_deletes_behind_an_op_do_not_keep_it_waiting_once_its_time_is_over(
     doubled = pipeline.enqueue_insert(db.event, who=first, note="a")
     for row in rows:
         pipeline.enqueue_delete(db.child.id == row.id)  # each waits for a bucket of its own
-    settings, now_s = ApplySettings(early_wait_s=1), clock.mono_s
+    settings = ApplySettings(early_wait_s=1)
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, settings)
-    for looks in range(3):
-        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
-        box.log.postpone("s0", list(buckets), 3_600_000)
-        box.log.postpone("s0", [doubled.bucket], 0)
-        worker.apply()
+    look(box, monkeypatch, worker, 3, due=[doubled.bucket], resting=list(buckets), each_s=1)
 
     assert doubled.status() == "rejected"
 
@@ -275,7 +268,7 @@ def test_refused_ops_wait_for_what_is_behind_a_batch_only_at_its_end(
 ) -> None:
     """Each that waited would else be something that the one before it waits for, back to the first of all."""
     monkeypatch.setattr(transaction, "FIRST_ROWS", 20)
-    places, began_ns, now_s = two_buckets(box), clock.wall_ns(), clock.mono_s()
+    places, began_ns = two_buckets(box), clock.wall_ns()
     taken = [pipeline.enqueue_insert(db.event, who=who, note=f"{who}") for who in places]
     box.drain()
     doubled = []
@@ -284,10 +277,7 @@ def test_refused_ops_wait_for_what_is_behind_a_batch_only_at_its_end(
         doubled.append(pipeline.enqueue_insert(db.event, who=places[n % 2], note=f"{places[n % 2]}"))
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=20, breaker=False))
 
-    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for a second
-    for _ in range(20):
-        box.log.postpone("s0", [one.bucket for one in taken], 0)
-        worker.apply()
+    look(box, monkeypatch, worker, 20, due=[one.bucket for one in taken])
     monkeypatch.undo()
 
     assert {one.status() for one in doubled} == {"rejected"}
@@ -299,7 +289,7 @@ def test_no_op_waits_for_what_is_sent_again_and_was_applied_before(
 ) -> None:
     monkeypatch.setattr(transaction, "FIRST_ROWS", 4)
     first, second = two_buckets(box)
-    at, now_s = after(monkeypatch), clock.mono_s()
+    at = after(monkeypatch)
 
     def deleted(row: Any, who: int) -> None:
         pipeline.enqueue_delete((db.parent.id == row.id) & (db.parent.who == who))
@@ -317,11 +307,8 @@ def test_no_op_waits_for_what_is_sent_again_and_was_applied_before(
     pipeline.enqueue_insert(db.event, who=second)  # a batch ends behind it
     box.log.fail_over(box.log.replica())
     box.client.publisher.resend(kept[0].producer, {bucket: Run(1, [entry.payload for entry in kept])})
-    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=4))
-    for _ in range(30):
-        box.log.postpone("s0", [0, 1, 2, 3], 0)
-        worker.apply()
+    look(box, monkeypatch, worker, 30, due=[0, 1, 2, 3])
     monkeypatch.undo()
 
     assert (box.rows("parent"), len(box.rows("event"))) == ([], times + 1)
@@ -331,7 +318,7 @@ def test_an_older_op_is_waited_for_though_one_that_is_hardly_younger_stands_befo
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = two_buckets(box)
-    at, now_s = after(monkeypatch), clock.mono_s
+    at = after(monkeypatch)
     at(350)
     pipeline.enqueue_insert(db.event, who=first)  # from another host, while what follows was in a spool
     at(200)
@@ -339,11 +326,7 @@ def test_an_older_op_is_waited_for_though_one_that_is_hardly_younger_stands_befo
     at(300)
     child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
-    for looks in range(5):
-        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
-        box.log.postpone("s0", [parent.bucket], 3_600_000)
-        box.log.postpone("s0", [child.bucket], 0)
-        worker.apply()
+    look(box, monkeypatch, worker, 5, due=[child.bucket], resting=[parent.bucket], each_s=1)
     assert child.status() == "queued"
     monkeypatch.undo()
     box.log.postpone("s0", [parent.bucket, child.bucket], 0)
@@ -424,7 +407,7 @@ def test_a_delete_does_not_pass_what_the_delete_before_it_has_held_up(
     first, second = two_buckets(box)
     one, two = (pipeline.enqueue_insert(db.parent, who=second) for _ in range(2))
     box.drain()
-    at, now_s = after(monkeypatch), clock.mono_s
+    at = after(monkeypatch)
     at(200)
     pipeline.enqueue_delete((db.parent.id == one.id) & (db.parent.who == second))
     at(100)
@@ -436,10 +419,7 @@ def test_a_delete_does_not_pass_what_the_delete_before_it_has_held_up(
     at(400)
     pipeline.enqueue_delete((db.parent.id == two.id) & (db.parent.who == second))
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
-    for looks in range(20):
-        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
-        box.log.postpone("s0", [parent.bucket, children[0].bucket], 0)
-        worker.apply()
+    look(box, monkeypatch, worker, 20, due=[parent.bucket, children[0].bucket], each_s=1)
     monkeypatch.undo()
 
     assert [child.status() for child in children] == ["applied", "applied"]
@@ -452,18 +432,14 @@ def test_a_delete_waits_for_older_ops_that_name_its_row_and_for_no_others(
     first, second = two_buckets(box)
     one, two = (pipeline.enqueue_insert(db.child, who=second) for _ in range(2))
     box.drain()
-    at, now_s = after(monkeypatch), clock.mono_s()
+    at = after(monkeypatch)
     at(100)
     below = pipeline.enqueue_insert(db.grandchild, who=first, up=two.id)
     at(200)
     pipeline.enqueue_delete(db.child.id == one.id)
     pipeline.enqueue_delete(db.child.id == two.id)
-    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
-    for _ in range(5):
-        box.log.postpone("s0", [below.bucket], 3_600_000)
-        box.log.postpone("s0", [one.bucket], 0)
-        worker.apply()
+    look(box, monkeypatch, worker, 5, due=[one.bucket], resting=[below.bucket])
 
     assert [row["id"] for row in box.rows("child")] == [two.id]
     monkeypatch.undo()
@@ -481,13 +457,8 @@ def test_a_delete_that_reaches_rows_through_others_waits_for_older_ops_that_do_n
     box.drain()
     below = pipeline.enqueue_insert(db.grandchild, who=first, up=child.id)
     pipeline.enqueue_delete(db.parent.id == parent.id)
-    now_s = clock.mono_s()
-    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
-    for _ in range(5):
-        box.log.postpone("s0", [below.bucket], 3_600_000)
-        box.log.postpone("s0", [parent.bucket], 0)
-        worker.apply()
+    look(box, monkeypatch, worker, 5, due=[parent.bucket], resting=[below.bucket])
     monkeypatch.undo()
 
     assert [row["id"] for row in box.rows("parent")] == [parent.id]
@@ -500,7 +471,7 @@ def test_a_transaction_takes_what_its_early_ops_wait_for_though_older_ops_would_
     first, second = two_buckets(box)
     parent = pipeline.enqueue_insert(db.child, who=first)
     box.drain()
-    at, now_s = after(monkeypatch), clock.mono_s()
+    at = after(monkeypatch)
     at(500)
     for _ in range(4):
         pipeline.enqueue_insert(db.event, who=second)  # from another host, while what follows was in a spool
@@ -510,11 +481,8 @@ def test_a_transaction_takes_what_its_early_ops_wait_for_though_older_ops_would_
     deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
     for _ in range(8):
         pipeline.enqueue_insert(db.event, who=first)
-    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=4))
-    for _ in range(20):
-        box.log.postpone("s0", [parent.bucket, child.bucket], 0)
-        worker.apply()
+    look(box, monkeypatch, worker, 20, due=[parent.bucket, child.bucket])
     monkeypatch.undo()
 
     assert states(child, deleted) == ["applied", "applied"]
@@ -530,11 +498,8 @@ def test_a_delete_ends_the_rest_of_an_older_child_at_once(
     child = pipeline.enqueue_insert(db.grandchild, who=second, up=parent.id)
     deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
     box.log.postpone("s0", [child.bucket], 3_000)  # the shard's server was away
-    worker, now_s = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings()), clock.mono_s()
-    monkeypatch.setattr(clock, "mono_s", lambda: now_s)
-    for _ in range(5):
-        box.log.postpone("s0", [parent.bucket], 0)
-        worker.apply()
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    look(box, monkeypatch, worker, 5, due=[parent.bucket])
 
     assert states(child, deleted) == ["applied", "applied"]
 
@@ -547,12 +512,8 @@ def test_a_delete_waits_for_a_child_whose_bucket_is_tried_again_for_four_seconds
     box.drain()
     child = pipeline.enqueue_insert(db.grandchild, who=second, up=parent.id)
     deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
-    worker, now_s = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings()), clock.mono_s
-    for looks in range(9):
-        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks / 2)
-        box.log.postpone("s0", [child.bucket], 3_600_000)
-        box.log.postpone("s0", [parent.bucket], 0)
-        worker.apply()
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    look(box, monkeypatch, worker, 9, due=[parent.bucket], resting=[child.bucket], each_s=0.5)
     assert states(child, deleted) == ["queued", "queued"]
     monkeypatch.undo()
     box.log.postpone("s0", [parent.bucket, child.bucket], 0)
@@ -568,7 +529,7 @@ def test_a_delete_waits_for_an_older_child_however_far_behind_in_its_bucket_and_
     first, second, third = buckets_of(box, 3)
     parent = pipeline.enqueue_insert(db.child, who=first)
     box.drain()
-    at, now_s = after(monkeypatch), clock.mono_s()
+    at = after(monkeypatch)
     at(100)
     older = pipeline.enqueue_insert(db.event, who=third)
     at(400)
@@ -577,12 +538,8 @@ def test_a_delete_waits_for_an_older_child_however_far_behind_in_its_bucket_and_
     child = pipeline.enqueue_insert(db.grandchild, who=second, up=parent.id)
     at(300)
     deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
-    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
-    for _ in range(5):
-        box.log.postpone("s0", [older.bucket, child.bucket], 3_600_000)
-        box.log.postpone("s0", [parent.bucket], 0)
-        worker.apply()
+    look(box, monkeypatch, worker, 5, due=[parent.bucket], resting=[older.bucket, child.bucket])
     assert states(child, deleted) == ["queued", "queued"]
     monkeypatch.undo()
     box.log.postpone("s0", [older.bucket, parent.bucket, child.bucket], 0)
@@ -597,15 +554,10 @@ def test_a_delete_does_not_wait_for_many_older_ops_that_do_not_name_its_row(
     first, second = two_buckets(box)
     parent = pipeline.enqueue_insert(db.child, who=first)
     box.drain()
-    now_s = clock.mono_s()
     [older, *_] = pipeline.enqueue_bulk_insert(db.event, [{"who": second}] * 150)
     deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
-    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
-    for _ in range(3):
-        box.log.postpone("s0", [older.bucket], 3_600_000)
-        box.log.postpone("s0", [parent.bucket], 0)
-        worker.apply()
+    look(box, monkeypatch, worker, 3, due=[parent.bucket], resting=[older.bucket])
 
     assert states(older, deleted) == ["queued", "applied"]
 
@@ -618,17 +570,14 @@ def test_two_deletes_do_not_wait_for_each_other_where_neither_sees_all_that_is_o
     places = two_buckets(box)
     rows = [pipeline.enqueue_insert(db.child, who=who) for who in places]
     box.drain()
-    at, now_s = after(monkeypatch), clock.mono_s()
+    at = after(monkeypatch)
     at(500)
     deletes = [pipeline.enqueue_delete(db.child.id == rows[n].id, shard_key=places[n]) for n in range(2)]
     at(100)  # was in the spool of another host
     for who in places:
         pipeline.enqueue_bulk_insert(db.event, [{"who": who}] * 150)
-    monkeypatch.setattr(clock, "mono_s", lambda: now_s)  # no op has waited for as long as it may
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=10))
-    for _ in range(10):
-        box.log.postpone("s0", [row.bucket for row in rows], 0)
-        worker.apply()
+    look(box, monkeypatch, worker, 10, due=[row.bucket for row in rows])
 
     assert "applied" in states(*deletes)
 
@@ -639,7 +588,7 @@ def test_an_op_is_put_off_until_the_older_op_that_helps_it_is_committed(
     first, second = two_buckets(box)
     other = pipeline.enqueue_insert(db.parent, who=second)
     box.drain()
-    at, now_s = after(monkeypatch), clock.mono_s
+    at = after(monkeypatch)
     at(400)  # without the child this waits for it, and the parent behind it, too
     pipeline.enqueue_delete((db.parent.id == other.id) & (db.parent.who == second))
     at(200)
@@ -647,10 +596,7 @@ def test_an_op_is_put_off_until_the_older_op_that_helps_it_is_committed(
     at(300)
     child = pipeline.enqueue_insert(db.child, who=first, up=parent.id)
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
-    for looks in range(20):
-        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
-        box.log.postpone("s0", [parent.bucket, child.bucket], 0)
-        worker.apply()
+    look(box, monkeypatch, worker, 20, due=[parent.bucket, child.bucket], each_s=1)
     monkeypatch.undo()
 
     assert [parent.status(), child.status()] == ["applied", "applied"]
@@ -663,7 +609,7 @@ def test_an_op_is_put_off_no_more_where_nothing_is_committed_without_it(
     first, second = two_buckets(box)
     taken = pipeline.enqueue_insert(db.event, who=first, note="a")
     box.drain()
-    at, now_s = after(monkeypatch), clock.mono_s
+    at = after(monkeypatch)
     at(500)  # from another host; what frees its value comes behind it, from a spool
     doubled = pipeline.enqueue_insert(db.event, who=first, note="a")
     at(100)
@@ -675,10 +621,7 @@ def test_an_op_is_put_off_no_more_where_nothing_is_committed_without_it(
     if behind:
         pipeline.enqueue_insert(db.event, who=second)
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
-    for looks in range(20):
-        monkeypatch.setattr(clock, "mono_s", lambda looks=looks: now_s() + looks)
-        box.log.postpone("s0", [parent.bucket, child.bucket], 0)
-        worker.apply()
+    look(box, monkeypatch, worker, 20, due=[parent.bucket, child.bucket], each_s=1)
     monkeypatch.undo()
 
     assert states(doubled, parent, child) == ["rejected", "applied", "applied"]
@@ -815,6 +758,29 @@ def test_a_child_waits_for_as_long_as_the_shard_is_behind_its_parents_definition
         box.drain()
 
     assert states(parent, child) == ["applied", "applied"]
+
+
+def look(
+    box: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    worker: Applier,
+    times: int,
+    *,
+    due: list[int],
+    resting: list[int] | None = None,
+    each_s: float = 0.0,
+) -> None:
+    """Let a worker look so often at buckets that are due, while others rest.
+
+    From one look to the next so much time passes; if none, the clock stands still, so that no op has waited.
+    """
+    real, began_s = clock.mono_s, clock.mono_s()
+    with monkeypatch.context() as patched:
+        for n in range(times):
+            patched.setattr(clock, "mono_s", (lambda n=n: real() + n * each_s) if each_s else lambda: began_s)
+            box.log.postpone("s0", resting or [], 3_600_000)
+            box.log.postpone("s0", due, 0)
+            worker.apply()
 
 
 def states(*receipts: Any) -> list[str]:
