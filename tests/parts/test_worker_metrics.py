@@ -55,6 +55,28 @@ def test_a_process_that_takes_the_place_of_another_goes_on_with_its_numbers():
     assert pages.totals() == {"s0": {"batches": 6}}
 
 
+def test_a_number_is_read_whole_while_it_is_written():
+    """2 to the power of 16 lies between: a number that is written byte by byte would be read as another one."""
+    pages, low = Tally(1), (1 << 16) - 1
+    page_of(pages, 0).add("s0", {"batches": low})
+    page = page_of(pages, 0)
+    writes = multiprocessing.get_context("fork").Process(target=lambda: count_around(page, low))
+    writes.start()
+    try:
+        assert {pages.totals()["s0"]["batches"] for _ in range(100_000)} <= {low, low + 1}
+    finally:
+        writes.kill()
+        writes.join()
+
+
+def count_around(page: Page, low: int) -> None:
+    at = page._known["s0"]["batches"][0]
+    while True:
+        page._known["s0"]["batches"] = at, low
+        page.add("s0", {"batches": 0})
+        page.add("s0", {"batches": 1})
+
+
 def test_a_full_page_shows_no_new_number_and_keeps_the_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
@@ -194,3 +216,17 @@ def test_a_worker_without_any_free_port_goes_on_and_says_so(
 def test_nothing_else_is_served(port: int):
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10)
+
+
+def test_a_scrape_that_fails_is_answered_and_logged(
+    port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def broken(pages: Tally) -> None:
+        raise RuntimeError("no page")
+
+    monkeypatch.setattr(Tally, "totals", broken)
+
+    with pytest.raises(urllib.error.HTTPError, match="500"):
+        scraped(port)
+
+    assert 'metrics_failed error="RuntimeError: no page"' in caplog.text

@@ -97,7 +97,12 @@ class _Request(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         encode, kind = choose_encoder(self.headers.get("Accept", ""))
-        body = encode(self.server.registry)
+        try:
+            body = encode(self.server.registry)
+        except Exception as error:
+            logger.exception(Event("metrics_failed", error=error))
+            self.send_error(500)
+            return
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))

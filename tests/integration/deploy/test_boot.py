@@ -29,7 +29,6 @@ from support.servers.units import PIPELINE, WEB, Host, install_pipeline
 
 from pipeline.clock import polls
 from pipeline.devcluster.processes import free_ports
-from workers.metrics.port import PORTS
 
 pytestmark = [
     pytest.mark.mariadb,
@@ -398,11 +397,13 @@ def scraped(text: str) -> dict[tuple[str, ...], float]:
 
 
 def workers_metrics(deployed: Deployment) -> dict[tuple[str, ...], float]:
-    """Return what all workers show; each worker has one shard."""
-    first, found = deployed.host.ports["9540"], {}
-    for port in range(first, first + PORTS):
-        with suppress(urllib.error.URLError):
-            found |= scraped(scrape(f"http://127.0.0.1:{port}/metrics"))
+    """Return what all workers show; each worker has one shard, and says at which port it shows."""
+    logs = "".join((deployed.home / f"worker-{shard}").read_text() for shard in SHARDS)
+    ports = re.findall(r"metrics_served host=127\.0\.0\.1 port=(\d+)", logs)
+    assert len(ports) == len(SHARDS), logs[-5000:]
+    found: dict[tuple[str, ...], float] = {}
+    for port in ports:
+        found |= scraped(scrape(f"http://127.0.0.1:{port}/metrics"))
     return found
 
 
