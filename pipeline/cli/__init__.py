@@ -6,8 +6,7 @@ import sys
 
 import click
 
-from pipeline.cli.adopt import adopt_command
-from pipeline.cli.check import check_command
+from pipeline.cli.check import adopt_command, check_command
 from pipeline.cli.cluster import cluster
 from pipeline.cli.dead import dead_group
 from pipeline.cli.demo import demo

@@ -1,16 +1,23 @@
-"""Run `pipeline check`: print every fault at once, each with what to do about it."""
+"""Run `pipeline check` and `pipeline adopt`: print every fault at once, each with what to do about it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import click
 from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
 from rich.text import Text
 
+from pipeline.admin.adopt import Advice
 from pipeline.admin.check import Verdict
-from pipeline.admin.check.finding import Finding
+from pipeline.admin.check.finding import ERROR, Finding
 from pipeline.cli.options import config_option, max_age_option
+from pipeline.config.settings import TableSettings, load
+from pipeline.config.uris import with_all_characters
+from pipeline.errors import ConfigError, did_you_mean
 
 #: Columns where there is no terminal.
 PLAIN_WIDTH = 100
@@ -86,3 +93,99 @@ def _show_one(console: Console, finding: Finding) -> None:
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}{'s' if number != 1 else ''}" if number else ""
+
+
+@click.command("adopt")
+@click.argument("database", required=False)
+@config_option
+@click.option("--shards", type=click.IntRange(1, 64), help="How many there shall be; default: as configured, else 2.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--sql", "sql_only", is_flag=True, help="Print the SQL alone, to be read and then piped to mariadb.")
+@click.pass_context
+def adopt_command(
+    context: click.Context, database: str | None, config: str | None, shards: int | None, as_json: bool, sql_only: bool
+) -> None:
+    """Say what must change in an existing MySQL or MariaDB database before the pipeline can take its tables.
+
+    DATABASE is an address such as 'mysql:pymysql://app:${DB_PASSWORD}@db0/shop', or a shard of the configuration; by
+    default its first shard. Reads in a session that refuses every write, and prints the SQL for you to run. Exits with
+    1 if something must change.
+
+    \f
+
+    Args:
+        context: Click's context, for the exit code.
+        database: an address or a shard's name; None for the first shard.
+        config: see `options.config_option`.
+        shards: how many there shall be; None for the configured number.
+        as_json: whether to print JSON.
+        sql_only: whether to print the SQL alone.
+    """
+    from pipeline.admin.adopt import adopt as look
+
+    uri, count, tables = _adopted(database, config)
+    advice = look(uri, shards or count, tables)
+    if as_json:
+        click.echo(json.dumps(advice.as_json(), indent=2))
+    elif sql_only:
+        click.echo("".join(f"{sql};\n" for sql in advice.sql), nl=False)
+    else:
+        _show_advice(advice)
+    if not advice.ready:
+        context.exit(1)
+
+
+def _adopted(database: str | None, config: str | None) -> tuple[str, int, Mapping[str, TableSettings]]:
+    """Return the address, the number of shards, and the tables that the configuration names."""
+    if database and "://" in database:
+        # read like a configuration's address: ${NAME} is filled in, and an error does not repeat a bad address
+        alone = {
+            "redis": {"url": "redis://unused.invalid"},
+            "shards": {"database": {"primary": with_all_characters(database)}},
+        }
+        uri = load(alone).shards["database"].primary
+        if config is None:
+            return uri, 2, {}
+        settings = load(config)
+        return uri, len(settings.shards), settings.tables
+    settings = load(config)
+    name = database or next(iter(settings.shards))
+    if name not in settings.shards:
+        raise ConfigError([f"there is no shard {name!r}{did_you_mean(name, settings.shards)}"])
+    return settings.shards[name].primary, len(settings.shards), settings.tables
+
+
+def _show_advice(advice: Advice) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    console.print()
+    if advice.findings:
+        console.print(_advice_table(advice))
+    if advice.sql:
+        console.print(Text("\n  The SQL, in order. With the application stopped, and after a backup:\n", style="bold"))
+        # never folded: people copy it
+        console.print(
+            Syntax("\n".join(f"{sql};" for sql in advice.sql), "sql", background_color="default"), soft_wrap=True
+        )
+    if advice.tables:
+        console.print(Text("\n  For pipeline.toml:\n", style="bold"))
+        console.print(Syntax(advice.tables, "toml", background_color="default"), soft_wrap=True)
+    must = sum(finding.severity == ERROR for finding in advice.findings)
+    verdict = (f"{must} things must change", "bold red") if must else ("nothing must change", "bold green")
+    console.print(Text.assemble("\n  ", verdict, (f" in {advice.looked_at}", "dim")))
+    console.print()
+
+
+def _advice_table(advice: Advice) -> Table:
+    table = Table(box=None, pad_edge=True, padding=(0, 2, 0, 0))
+    table.add_column("")
+    table.add_column("where", style="bold", overflow="fold")
+    table.add_column("what is there", ratio=1, overflow="fold")
+    for finding in advice.findings:
+        word = Text("must", style="bold red") if finding.severity == ERROR else Text("note", style="yellow")
+        what = Text(finding.what)
+        if finding.severity != ERROR:
+            what.append(f"\n→ {finding.fix}", style="cyan")
+        table.add_row(word, finding.place, what)
+    return table
