@@ -7,9 +7,8 @@ import sys
 import click
 
 from pipeline.cli.check import adopt_command, check_command, healthcheck
-from pipeline.cli.cluster import cluster
+from pipeline.cli.cluster import cluster, demo
 from pipeline.cli.dead import dead_group
-from pipeline.cli.demo import demo
 from pipeline.cli.deployment import adopt_rows_command, rebalance_command, restore_command, shard_group
 from pipeline.cli.maintenance import outbox, rebuilt_command, spool
 from pipeline.cli.migrate import migrate_command, tables

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from rich.console import Console
 from support.sandbox.demo import SHARDS, Shards, played
 
-from pipeline.cli.demo import demo as command
+from pipeline.cli.cluster import demo as command
 from pipeline.demo import demo, meter, system
 from pipeline.demo.data import COLUMNS, Dataset
 from pipeline.demo.screen import Screen
