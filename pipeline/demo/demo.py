@@ -8,12 +8,11 @@ from pipeline.clock import mono_s, sleep_s
 from pipeline.demo import data
 from pipeline.demo.data import COLUMNS, Correction, Dataset, find_dataset, shard_key
 from pipeline.demo.growth import Growth
-from pipeline.demo.meter import LOOK_S, Meter
 from pipeline.demo.reads import Mixed, OwnWrite, read_mixed, read_own_write
 from pipeline.demo.screen import Screen
 from pipeline.demo.summary import Summary
 from pipeline.demo.system import DemoOptions, System, require_server, running_system
-from pipeline.demo.traffic import CHUNK_ROWS, Traffic
+from pipeline.demo.traffic import CHUNK_ROWS, LOOK_S, Meter, Traffic
 from pipeline.demo.verify import Comparison, compare, expected_digests
 from pipeline.errors import PipelineError, WaitTimeout
 
