@@ -1,6 +1,6 @@
 """Send the traffic: a year of an airline's desk as the calls of an application, one method per kind of write.
 
-These are the lines to read for how the pipeline is used.
+`Traffic` has the lines to read for how the pipeline is used; `Meter` counts what it sends.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _PENDING = frozenset({"queued", "spooled"})
 
 
 class Meter:
-    """Counts of a run.
+    """Counts of a run: ops that are enqueued, ops that are applied, and how long a single enqueue takes.
+
+    Receipts say what is applied. About one in a thousand is a milestone, and the oldest queued milestone's status is
+    read. Buckets advance side by side, so the number is exact only at the end, after the barrier.
 
     Attributes:
         enqueued, applied: ops so far.
