@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from pipeline.chance import chance
-from pipeline.config.placement import NOWHERE, Placement
+from pipeline.config.bucket_ranges import NOWHERE, Placement
 from pipeline.config.settings import TableSettings
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import conjuncts, field_table, kind_of, op_name, pinned_values, real_name

@@ -27,7 +27,7 @@ from pipeline.admin.reshape import renew_epochs
 from pipeline.apply.follow import CopyBehind, Differs
 from pipeline.chance import chance
 from pipeline.client import Client
-from pipeline.config.placement import Placement
+from pipeline.config.bucket_ranges import Placement
 from pipeline.enqueue import bucket_map
 from pipeline.errors import PipelineError, ShardUnavailable
 from pipeline.events import Event
