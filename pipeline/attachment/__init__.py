@@ -6,6 +6,12 @@
 Forms, grids, appadmin and CSV import use the same words, so they work unchanged. Reads go where they went; before the
 first of a request, its database is given the time to get what the user has written before. What the request itself has
 written is seen with `reads = "own"`; else a warning says that it is not.
+
+pyDAL's writes all end in a few methods of the DAL's adapter, after defaults, `compute`, filters and the `_before_*`
+callbacks, and before the `_after_*` ones. Those methods are replaced on the one adapter, once; they look at the table.
+
+Invariant: a write to an attached table becomes ops or an error, never SQL. `executesql` alone goes around it: nothing
+can catch SQL text, so one that names an attached table is logged.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ from contextlib import suppress
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from pipeline.attachment import files
 from pipeline.attachment.allowed import check_attachable, refuse_large, warn_narrow
 from pipeline.attachment.changes import Changes
 from pipeline.attachment.forms import editing, enqueue_form
@@ -50,7 +57,6 @@ __all__ = [
     "sees_own",
     "unheard",
 ]
-
 
 #: Where the adapter keeps its attached tables, and whose calls each makes.
 _ATTRIBUTE = "_pipeline_attached"
@@ -283,7 +289,11 @@ def unwarn(db: Any) -> None:
 
 
 def map_ids(db: Any) -> None:
-    """Let `db.import_from_csv_file` map each id, unless the caller gives a map."""
+    """Let `db.import_from_csv_file` map each id, unless the caller gives a map.
+
+    By default pyDAL adds one offset to all ids of a table, as a database numbers its rows. The pipeline's ids do not
+    follow each other, so references would point nowhere.
+    """
     own = db.import_from_csv_file
 
     def import_from_csv_file(ifile: Any, id_map: Any = None, *rest: Any, **options: Any) -> Any:

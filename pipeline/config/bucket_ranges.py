@@ -122,7 +122,10 @@ def named_buckets(text: str) -> list[int]:
 
 
 class Placement(NamedTuple):
-    """A map.
+    """Where buckets are that have moved: the map that all processes of a deployment act on.
+
+    The shards themselves say who owns a bucket, in the state of its watermark; the configuration only says where it
+    began. The map is a copy of that in Redis, made anew from the shards wherever Redis has lost it.
 
     Attributes:
         version: grows with each change of the owners; 0: nothing has moved yet.
