@@ -16,7 +16,7 @@ from pipeline import clock
 from pipeline.admin.adopt import Advice
 from pipeline.admin.check import Verdict
 from pipeline.admin.check.finding import ERROR, Finding
-from pipeline.admin.health import flower, sign, web
+from pipeline.admin.health import sign, web
 from pipeline.cli.options import config_option, max_age_option
 from pipeline.config.settings import TableSettings, load
 from pipeline.config.uris import with_all_characters
@@ -262,7 +262,7 @@ def flower_command(config: str | None, url: str, as_json: bool) -> None:
         url: where it listens.
         as_json: whether to print JSON.
     """
-    _say(flower.judge_flower(load(config), url), as_json)
+    _say(web.judge_flower(load(config), url), as_json)
 
 
 def _sign_as_json(one: sign.Sign, now_s: float, why: str) -> dict[str, Any]:
