@@ -150,6 +150,9 @@ def first_with(
 ) -> NodeReader | None:
     """Return the first node that has it all; None when the time is over, after at least one question to each.
 
+    Probes their watermarks at growing intervals. There is no server-side wait: MASTER_GTID_WAIT needs the GTID of a
+    commit that another process made, and on a promoted server it blocks until its time-out (docs/notes/04-reads.md).
+
     Args:
         readers: of the nodes, asked in this order.
         needs: what the read must see, by bucket.
