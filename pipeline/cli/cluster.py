@@ -197,7 +197,7 @@ def demo(
         keep: whether the cluster stays up.
         as_json: whether to print JSON.
     """
-    from pipeline.demo.demo import run
+    from pipeline.demo import run
     from pipeline.demo.screen import Screen
     from pipeline.demo.system import DemoOptions
 

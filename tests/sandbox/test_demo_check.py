@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from rich.console import Console
 from support.sandbox.demo import SHARDS, Shards, played
 
+from pipeline import demo
 from pipeline.cli.cluster import demo as command
-from pipeline.demo import demo, system, traffic
+from pipeline.demo import system, traffic
 from pipeline.demo.data import COLUMNS, Dataset
 from pipeline.demo.screen import Screen
 from pipeline.demo.summary import Summary
