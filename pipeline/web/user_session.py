@@ -1,4 +1,9 @@
-"""Keep what a request's user has written and seen, and refuse what a visitor may have put into a write."""
+"""Keep what a request's user has written and seen, and refuse what a visitor may have put into a write.
+
+A keyword does not tell who has named it, the code or the request: `**request.vars` may bring options among the fields.
+So in a web request options go with fields in a mapping: there every key is a field. A field with `writable=False`, and
+the id, have no value that the request brought.
+"""
 
 from __future__ import annotations
 
