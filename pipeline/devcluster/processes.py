@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from pipeline.chance import chance
 from pipeline.clock import polls
 from pipeline.devcluster.state import ClusterFailed, Process, Service
+from pipeline.per_process import chance
 
 LOOPBACK = "127.0.0.1"
 

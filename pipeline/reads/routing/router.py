@@ -9,12 +9,11 @@ from collections.abc import Callable, Mapping, Set
 from types import TracebackType
 
 from pipeline import clock
-from pipeline.chance import chance
 from pipeline.config.sections import Load
 from pipeline.config.topology import Topology
 from pipeline.errors import ShardUnavailable, StaleRead
 from pipeline.model.op import Position
-from pipeline.per_process import PerProcess
+from pipeline.per_process import PerProcess, chance
 from pipeline.reads.connections import NodeReader, NodeReaders
 from pipeline.reads.node_dal import ReadInfo
 from pipeline.reads.read_place import ReadPlace
