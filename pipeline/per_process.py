@@ -47,6 +47,8 @@ class PerProcess(Generic[T]):
         return value
 
 
+#: Draws at random. An application that has seeded Python's own generator, or a tool that watches it, meets no draw of
+#: ours.
 chance = random.Random()
 # as Python's own: a forked child goes its own way
 os.register_at_fork(after_in_child=chance.seed)
