@@ -136,6 +136,8 @@ def end(processes: Sequence[Process], *, grace_s: float = 0.0) -> None:
         # a process that has only just ended may not have its exit code yet
         if process.pid in _children and any(exit_code(process) is not None for _ in polls(1)):
             _children.pop(process.pid)
+    for child in list(_children.values()):  # one that another process has ended, such as a command of an operator
+        child.poll()
 
 
 def log_path(directory: Path, name: str) -> Path:
