@@ -112,6 +112,11 @@ def wait_gone(process: Process, timeout_s: float) -> bool:
     return any(not is_alive(process) for _ in polls(timeout_s))
 
 
+def wait_stopped(process: Process, timeout_s: float) -> bool:
+    """Return whether the *process* and its children stood within *timeout_s* seconds; a busy machine delays SIGSTOP."""
+    return any(all(one.state[0] in "Tt" for one in members(process.pid)) for _ in polls(timeout_s))
+
+
 def end(processes: Sequence[Process], *, grace_s: float = 0.0) -> None:
     """End the processes and all their children.
 
