@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,8 @@ def test_the_documented_commands_add_a_shard_to_two_under_load_and_even_out(rig:
     assert len(commands) <= 4
     said = ""
     for command in commands:
-        weighed = weigh(rig.client, 0)
+        with closing(Client(rig.cluster.config)) as other:
+            weighed = weigh(other, 0)
         said = run_under(trial, load, command, tmp_path)
         if "restart" in command:  # what the last word of it does to a site
             rig.client.close()
