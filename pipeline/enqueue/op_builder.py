@@ -9,7 +9,6 @@ from itertools import cycle
 from typing import Any
 
 from pipeline.bounds import MOST_DEFINITIONS, keep_newest
-from pipeline.chance import chance
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import kind_of, query_of
 from pipeline.dal.sql_texts import vouch_for_selects
@@ -26,6 +25,7 @@ from pipeline.events import Event
 from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipt
 from pipeline.model.schema import schema_of, signature_of
+from pipeline.per_process import chance
 
 #: Where a table object carries its plan. web2py makes its tables anew at each request: in the builder, plans would
 #: outlive them. A thousand of them made each of web2py's garbage collections, one per 100 requests, take 50 ms.
