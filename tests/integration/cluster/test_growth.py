@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -29,8 +28,6 @@ pytestmark = pytest.mark.mariadb
 DOCUMENT = Path(__file__).parents[3] / "docs" / "operations.md"
 #: Rows that are there before, and customers who have them.
 ROWS, OWNERS = 12_000, 600
-#: What is sent meanwhile: no versions, which a slow machine's spool may take.
-DEEDS = {"insert": 2, "bump": 8, "upsert": 1, "delete": 1}
 #: How long all the commands may take.
 COMMANDS_S = 300
 
@@ -54,18 +51,17 @@ def test_the_documented_commands_add_a_shard_to_two_under_load_and_even_out(rig:
     trial, commands = Trial(rig, "growth", tmp_path), printed_commands(rig.cluster)
     before = events_of(fill(rig), rig.primaries)
     # so many owners that each bucket is about as busy: what is busy counts too
-    load = trial.load(owners=trial.choose_owners(OWNERS), weights=DEEDS)
+    load = trial.load(owners=trial.choose_owners(OWNERS), weights={"insert": 2, "bump": 8, "upsert": 1, "delete": 1})
 
     assert len(commands) <= 4
     said = ""
     for command in commands:
-        with closing(Client(rig.cluster.config)) as other:
-            weighed = weigh(other, 0)
+        weighed = weigh(rig.client, 0)
         said = run_under(trial, load, command, tmp_path)
         if "restart" in command:  # what the last word of it does to a site
             rig.client.close()
-            rig.client = Client(rig.cluster.config)
-            load = trial.load(owners=trial.owners, weights=DEEDS)
+            rig.client = Client(rig.config_through({}))
+            load = trial.load(owners=trial.owners)
     trial.send(load, 50)
 
     accounts = trial.holds()
