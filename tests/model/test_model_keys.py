@@ -28,10 +28,8 @@ CLEAN = (
 THOROUGHLY_CLEAN = (
     Bounds((K, K_ID), forgets=1, backs=1),
     Bounds((REFUSABLE, K_ID), failovers=1, late=1, backs=1),
-    Bounds((K,), failovers=2, late=1, given_up=1, backs=1),
     Bounds((K, GROUP), failovers=1, backs=1),
     Bounds((K_ID,), backs=1, reads=1),
-    Bounds((REFUSABLE,), failovers=1, backs=1, reads=1),
 )
 #: What shows the need of each rule.
 NEEDED = {
