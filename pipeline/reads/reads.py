@@ -20,7 +20,7 @@ from pipeline.reads.onward import Onward
 from pipeline.reads.pending.pending_rows import CannotOverlay, Overlay
 from pipeline.reads.read_place import ReadPlace, needs_at, place_of_id, place_of_key, whole_id
 from pipeline.reads.routing.health_cache import HealthCache
-from pipeline.reads.routing.moving import Elsewhere, MovingRead
+from pipeline.reads.routing.moving import Elsewhere, MovingRead, check_served
 from pipeline.reads.routing.policy import Bounds
 from pipeline.reads.routing.router import Read
 from pipeline.reads.routing.traced import router_type
@@ -247,6 +247,8 @@ class Reads:
             read = tried_on(lambda: leaving.enter_context(self._open(place, onward)), Elsewhere)
             read.reader.table(table)
             yield NodeDAL(read.reader, read.read_info, onward, self._find_table)
+            if self._router.served.changed(read):  # a block may outlast all news of the map
+                check_served(read)
 
     def _open(self, place: ReadPlace, onward: Onward) -> Read | MovingRead:
         """Return a read of the shard that serves the buckets of a place now."""

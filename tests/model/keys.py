@@ -1,182 +1,216 @@
-"""A model of a shard key that gets a bucket of its own: its ops are in one log before, and in another after.
+"""A model of one shard key that has a shard of its own, though its ops stay in the log of its bucket.
 
-The bucket of the key begins on the shard that has the old bucket. A move of it is a move as of any bucket. Ids of rows
-that are there go on to name the old bucket: an op by id alone may be about the key's row, or about another's.
+Two shards read the one log, as all shards read the reference log. The *bucket's shard* A applies the ops of all other
+keys, the *key's shard* B those of the key. An op by id alone names no key: both read it, and one of them has its row.
+Whatever the key's move has in common with a bucket's (chunks, outcomes, comparisons) is in `moves.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from model.keys_mover import KEY_PART, OTHERS_PART, Mover
+from model.keys_reads import Reads
+from model.keys_values import (
+    AWAY,
+    BOTH,
+    CATCHING,
+    COPYING,
+    ID_KINDS,
+    KEY_KINDS,
+    NAMES,
+    OTHER_KINDS,
+    OWNED,
+    RULES,
+    Bounds,
+    Left,
+    Node,
+    Part,
+    Place,
+    Shard,
+    State,
+    appended,
+    less,
+    next_entry,
+    place_of,
+    put_node,
+)
 from model.search import Model, Move
-
-#: What can be switched off, and what each rule says.
-RULES = {
-    "old log first": "the new bucket is applied once the old one's watermark has passed the epoch that ended",
-    "epoch ends": "with the map the epoch of the scope ends, so that nothing more of the key gets into the old log",
-    "held along": "ops of the key that are set aside in the old bucket are those of the new one from then on",
-    "by id to both": "an op by id alone is appended to both logs, in one step",
-    "own rows": "entries behind the end of the epoch touch rows of their own bucket's keys only",
-    "asked first": "an op whose reply was lost is sent to the new bucket once its old number is known to be in no log",
-}
-OLD, NEW = 0, 1
-#: What an op is about, and how it says so: the key's row by the key, by its id alone; another key's row by its id.
-KEY, KEY_ID, OTHER_ID = "key", "key by id", "other by id"
-
-
-class Bounds(NamedTuple):
-    """How much may happen in one run."""
-
-    ops: tuple[str, ...] = (KEY, KEY)
-    doubts: int = 0  # requests whose reply is lost, or which come late
-    refusals: int = 0  # by the database
-
-
-class State(NamedTuple):
-    doubts: int
-    refusals: int
-    split: bool = False  # the map says that the key has a bucket of its own
-    epoch: int = 1
-    known: tuple[bool, int] = (False, 1)  # the producer's map and epoch
-    logs: tuple[tuple[tuple[int, int], ...], ...] = ((), ())  # (epoch, op)
-    marks: tuple[int, int] = (0, 0)
-    rows: tuple[int, ...] = ()
-    others: tuple[int, ...] = ()  # what the other key's row has had
-    aside: tuple[tuple[int, int], ...] = ()  # (bucket, op)
-    begun: bool = False  # the new bucket is applied
-    sent: int = 0
-    doubt: tuple[int, int] = (0, 0)  # (op, epoch) that was sent to the old bucket, and its reply was lost
-    late: tuple[int, int] = (0, 0)  # (op, epoch) of a request that is under way
 
 
 def model(bounds: Bounds, off: frozenset[str] = frozenset()) -> Model[State]:
     """Return the model with some rules switched off."""
     assert off <= RULES.keys(), off
-    key = _Key(bounds.ops, off)
-    return Model(State(bounds.doubts, bounds.refusals), key.moves, key.wrong, key.done, key.describe)
+    a, b = Node(OWNED), Node(AWAY)
+    start = State((Shard(a, a), Shard(b, b)), Left(*bounds[1:]))
+    key = _Key(bounds, off)
+    return Model(start, key.moves, key.wrong, key.done, key.describe)
 
 
 class _Key:
-    def __init__(self, ops: tuple[str, ...], off: frozenset[str]):
-        self.ops, self.off = ops, off
+    def __init__(self, bounds: Bounds, off: frozenset[str]):
+        self.ops, self.off = bounds.ops, off
+        self.mover, self.reads = Mover(bounds.ops, off), Reads(off)
 
     def describe(self, s: State) -> str:
         """Return what a state shows to a reader."""
-        return f"rows {s.rows}, aside {s.aside}, logs {s.logs}"
+        return ", ".join(f"{name} {shard.primary}" for name, shard in zip(NAMES, s.shards, strict=True))
+
+    # what must never be, and what must come to be ------------------------------------------------------------
 
     def wrong(self, s: State) -> str:
         """Return what is wrong with a state, whatever comes after it."""
-        for row in (s.rows, s.others):
-            if len(set(row)) < len(row):
-                return f"doubled: {row}"
-            if list(row) != sorted(row):
-                return f"out of order: {row}"
-        overtaken = [op for _, op in s.aside if any(one > op for one in s.rows)]
-        return f"op {overtaken[0]} is set aside and overtaken" if overtaken else ""
+        if s.fault:
+            return s.fault
+        a, b = (shard.primary for shard in s.shards)
+        if a.applies_key and b.applies_key:
+            return "two owners of the key"
+        if all(node.piece == AWAY for shard in s.shards for node in shard):
+            return "nobody has the key, and nobody will"
+        if a.applies_key and a.key.mark != a.others.mark:
+            return f"A has the key at {a.key.mark}, and the bucket at {a.others.mark}"
+        for node, other in ((a, b), (b, a)):
+            if node.piece == AWAY and other.piece == OWNED and {*node.key.aside} & {*range(other.key.seen + 1)}:
+                return f"{node.key.aside} is set aside by the shard that does not have the key"
+        parts = [("A's others", a.others, OTHER_KINDS)]
+        parts += [(f"{n}'s key", x.key, KEY_KINDS) for n, x in zip(NAMES, (a, b), strict=True) if x.follows]
+        return next(filter(None, (self._wrong_part(*part) for part in parts)), "") or self._wrong_whole(s)
+
+    def _wrong_part(self, name: str, part: Part, kinds: frozenset[str]) -> str:
+        decided = [op for op in (*part.rows, *part.aside, *part.dropped) if self.ops[op - 1].kind != BOTH]
+        mine = [op for op in range(1, part.seen + 1) if self.ops[op - 1].kind in kinds - {BOTH}]
+        if sorted(decided) != mine:
+            return f"{name}: {sorted(decided)} are decided, and should be {mine}"
+        if list(part.rows) != sorted(set(part.rows)):
+            return f"{name}: {part.rows} is doubled, or out of order"
+        late = [op for op in part.aside if any(one > op for one in part.rows)]
+        return f"{name}: op {late[0]} is set aside and overtaken" if late else ""
+
+    def _wrong_whole(self, s: State) -> str:
+        """Return what is wrong between the shards: with a group of both keys, or with what a receipt says."""
+        a, key = s.shards[0].primary, self._serving(s)
+        for op, (kind, _) in enumerate(self.ops, 1):
+            if kind == BOTH and min(a.others.seen, key.seen) >= op and (op in a.others.rows) != (op in key.rows):
+                return f"half of the group {op} is applied"
+            if kind == BOTH and op in a.others.aside and a.piece == AWAY:
+                return f"the group {op} may be replayed, though its keys are on two shards"
+            part = key if kind in KEY_KINDS - {BOTH} else a.others
+            if self._told(s, op) and op not in (*part.rows, *part.aside, *part.dropped):
+                return f"the receipt of op {op} says that it is applied, and it is not"
+        return ""
+
+    def _serving(self, s: State) -> Part:
+        """Return what readers of the key see."""
+        a, b = (shard.primary for shard in s.shards)
+        return b.key if b.piece == OWNED and (not b.stopped or a.piece != OWNED) else a.key
+
+    def _told(self, s: State, op: int) -> bool:
+        """Whether the receipt of an op says that it is applied: it knows no key, as that of an op by id alone."""
+        a, b = (shard.primary for shard in s.shards)
+        place = place_of(s.log, op)
+        if place is None:
+            return False
+        if self.ops[op - 1].kind in ID_KINDS and a.piece != OWNED and self._on("receipt both"):
+            return a.others.mark >= place and b.key.mark >= place
+        of_key = self.ops[op - 1].kind in KEY_KINDS - ID_KINDS - {BOTH}
+        return (self._serving(s).mark if of_key else a.others.mark) >= place
+
+    def _told_so_far(self, s: State) -> tuple[Place, tuple[int, ...]]:
+        """Return which ops of the key's row receipts call applied, and the place of the last one."""
+        told = tuple(op for op in self._serving(s).rows if self.ops[op - 1].kind != BOTH and self._told(s, op))
+        return max((place for op in told if (place := place_of(s.log, op))), default=(0, 0)), told
 
     def done(self, s: State) -> bool:
-        """Whether all is decided, and the key has its bucket."""
-        decided = len(s.rows) + len(s.others) + len(s.aside) == len(self.ops)
-        applied = all(mark == len(log) for mark, log in zip(s.marks, s.logs, strict=True))
-        return decided and applied and s.split and s.begun and s.sent == len(self.ops) and not s.doubt[0]
+        """Whether the key is where it should be, all is decided, and nothing is left elsewhere."""
+        a = s.shards[0].primary
+        owner, other = s.shards[s.want].primary, s.shards[1 - s.want].primary
+        settled = owner.piece == OWNED and not owner.stopped and other.piece == AWAY and not a.stopped
+        level = all(part.seen == len(self.ops) and not next_entry(s.log, part.mark) for part in (a.others, owner.key))
+        return settled and level and not other.key.rows
 
     def moves(self, s: State) -> Iterator[Move]:
-        if not s.split:
-            ended = s.epoch + 1 if self._on("epoch ends") else s.epoch
-            yield Move("the map gives the key a bucket", s._replace(split=True, epoch=ended))
-        yield from self._sends(s)
-        yield from self._applies(s, OLD)
-        if s.begun:
-            yield from self._applies(s, NEW)
-        elif s.split and self._passed(s):
-            aside = tuple((NEW, op) for _, op in s.aside) if self._on("held along") else s.aside
-            yield Move("the new bucket begins", s._replace(begun=True, aside=aside))
+        yield from self._enqueued(s)
+        yield from self._bucket_applied(s)
+        if s.shards[1].primary.applies_key:
+            yield from self.mover.decided(s, 1, (KEY_PART,))
+        yield from self.mover.moves(s)
+        place, told = self._told_so_far(s)
+        yield from self.reads.moves(s, told, place)
+        yield from self._databases(s)
+        yield from self._log(s)
 
-    def _passed(self, s: State) -> bool:
-        """Whether the old log has nothing of an epoch that ended behind the watermark."""
-        return all(epoch >= s.epoch for epoch, _ in s.logs[OLD][s.marks[OLD] :]) or not self._on("old log first")
+    # ops and workers -----------------------------------------------------------------------------------------
 
-    def _sends(self, s: State) -> Iterator[Move]:
-        if s.doubt[0]:
-            yield from self._asks(s)
-        elif s.sent < len(self.ops):
-            yield from self._appends(s, s.sent + 1)
-        if s.late[0]:
-            op, epoch = s.late
-            gone = s._replace(late=(0, 0))
-            seen = any(one >= op for _, one in s.logs[OLD])
-            if epoch != s.epoch or seen:
-                yield Move(f"the late request of op {op} is refused", gone)
+    def _enqueued(self, s: State) -> Iterator[Move]:
+        if s.sent < len(self.ops):
+            op = s.sent + 1
+            yield Move(f"op {op} is appended", s._replace(log=appended(s.log, s.epoch, (op,)), sent=op))
+        if s.sent and s.left.again:
+            twice = s._replace(log=appended(s.log, s.epoch, (s.sent,)), left=less(s, "again"))
+            yield Move(f"op {s.sent} is appended again", twice, work=False)
+
+    def _bucket_applied(self, s: State) -> Iterator[Move]:
+        """Let a worker of A take the next entry: it decides for all keys, or for all but one."""
+        a = s.shards[0].primary
+        parts = (KEY_PART, OTHERS_PART) if a.applies_key else (OTHERS_PART,)
+        waits = a.stopped and self._on("bucket waits")
+        if s.worker:
+            let_go = s._replace(worker=())
+            if self._on("state locked") and (waits or parts != s.worker):
+                yield Move("the slow worker of A lets go", let_go)
             else:
-                yield Move(f"the late request of op {op} arrives", _append(gone, (OLD,), op), work=False)
+                yield from self.mover.decided(let_go, 0, s.worker)
+        elif not waits:
+            yield from self.mover.decided(s, 0, parts)
+            if s.left.slow and next_entry(s.log, a.others.mark):
+                slow = s._replace(worker=parts, left=less(s, "slow"))
+                yield Move(f"a slow worker of A looks for {' and '.join(parts)}", slow, work=False)
 
-    def _appends(self, s: State, op: int) -> Iterator[Move]:
-        split, epoch = s.known
+    # the world -----------------------------------------------------------------------------------------------
+
+    def _databases(self, s: State) -> Iterator[Move]:
+        for n, shard in enumerate(s.shards):
+            if shard.replica != shard.primary:
+                replicated = put_node(s, n, shard.primary, replica=shard.primary)
+                yield Move(f"{NAMES[n]} replicates", replicated)
+                if s.left.failovers:
+                    failed = put_node(s, n, shard.replica)
+                    # a copy is kept where all nodes of its source have it, and none of its chunks was lost
+                    kept = s.copy if s.copy is not None and s.copy.move % 2 == n else None
+                    failed = failed._replace(copy=kept, reader=None, left=less(s, "failovers"))
+                    yield Move(f"{NAMES[n]} FAILS OVER", failed, work=False)
+
+    def _log(self, s: State) -> Iterator[Move]:
+        if s.left.forgets and s.log:
+            yield from self._forgotten(s)
+        bound = min(self._holding(s, all_shards=self._on("trim both")))
+        if s.left.trims and bound > s.trimmed:
+            trimmed = s._replace(trimmed=bound, left=less(s, "trims"))
+            yield Move(f"the log is trimmed up to {bound}", trimmed, work=False)
+
+    def _forgotten(self, s: State) -> Iterator[Move]:
+        """Let Redis forget the end of the log and its epoch; producers send again what not every node has."""
+        epoch, ops = s.log[-1]
         if epoch != s.epoch:
-            yield Move("the producer is refused, and reads map and epoch", s._replace(known=(s.split, s.epoch)))
             return
-        if split != s.split and not self._on("epoch ends"):
-            yield Move("the producer reads the map", s._replace(known=(s.split, s.epoch)))
-        logs = self._logs(op) if split else (OLD,)
-        names = " and ".join(map(str, logs))
-        yield Move(f"op {op} is appended to log {names}", _append(s, logs, op)._replace(sent=op))
-        if s.doubts and not split:
-            doubtful = s._replace(doubt=(op, s.epoch), doubts=s.doubts - 1, sent=op)
-            yield Move(f"op {op} is appended, and the reply is lost", _append(doubtful, (OLD,), op), work=False)
-            yield Move(f"op {op} gets no reply", doubtful._replace(late=(op, s.epoch)), work=False)
+        known = self._holding(s, all_shards=self._on("piece counts"), low=False)
+        safe = min(self._holding(s, all_shards=self._on("resend both")))
+        for kept in range(len(ops)):
+            log = (*s.log[:-1], (epoch, ops[:kept])) if kept else s.log[:-1]
+            after = 1 + max(place[0] for place in (*known, *((one, 0) for one, _ in log)))
+            again = [op for place, op in enumerate(ops[kept:], kept + 1) if (epoch, place) > safe]
+            again = sorted({*again})
+            gone = s._replace(log=appended(log, after, again), epoch=after, left=less(s, "forgets"))
+            yield Move(f"REDIS FORGETS {ops[kept:]}, epoch {after}, again {again}", gone, work=False)
 
-    def _asks(self, s: State) -> Iterator[Move]:
-        """Find out whether an op in doubt is in the old log. A late request has the old epoch, and is refused."""
-        op, _ = s.doubt
-        if s.known != (s.split, s.epoch):
-            yield Move("the producer reads map and epoch", s._replace(known=(s.split, s.epoch)))
-            return
-        there = any(one == op for _, one in s.logs[OLD])
-        known = s._replace(doubt=(0, 0))
-        if not s.split:
-            again = known if there else _append(known, (OLD,), op)
-            yield Move(f"op {op} is sent again under its number", again)
-        elif there and self._on("asked first"):
-            yield Move(f"op {op} is in the old log", known)
-        else:
-            yield Move(f"op {op} is sent by the new map", _append(known, self._logs(op), op))
-
-    def _logs(self, op: int) -> tuple[int, ...]:
-        """Return the logs that take an op once the key has its bucket. Its id alone does not say whose row it is."""
-        if self.ops[op - 1] == KEY:
-            return (NEW,)
-        return (OLD, NEW) if self._on("by id to both") else (OLD,)
-
-    def _applies(self, s: State, bucket: int) -> Iterator[Move]:
-        at = s.marks[bucket]
-        if at == len(s.logs[bucket]):
-            return
-        epoch, op = s.logs[bucket][at]
-        marks = (at + 1, s.marks[NEW]) if bucket == OLD else (s.marks[OLD], at + 1)
-        after = s._replace(marks=marks)
-        if self.ops[op - 1] == OTHER_ID:
-            touched = bucket == OLD or not self._on("own rows")
-            yield Move(f"op {op} of log {bucket} is applied", after._replace(others=s.others + (op,) * touched))
-            return
-        # the key's row is on this shard whichever log is applied, and its ops of before are in the old log
-        if bucket == OLD and s.split and epoch == s.epoch and self._on("own rows"):
-            yield Move(f"op {op} of log {bucket} finds no row of its bucket", after)
-            return
-        if any(where == bucket for where, _ in s.aside):
-            yield Move(f"op {op} is parked", after._replace(aside=(*s.aside, (bucket, op))))
-            return
-        yield Move(f"op {op} of log {bucket} is applied", after._replace(rows=(*s.rows, op)))
-        if s.refusals:
-            refused = after._replace(aside=(*s.aside, (bucket, op)), refusals=s.refusals - 1)
-            yield Move(f"op {op} of log {bucket} is set aside", refused)
+    def _holding(self, s: State, *, all_shards: bool, low: bool = True) -> list[tuple[int, int]]:
+        """Return the watermarks of the log on every node, or on those of the bucket's shard."""
+        nodes = [(n, node) for n, shard in enumerate(s.shards) for node in shard]
+        found = [node.others.mark for n, node in nodes if n == 0]
+        states = (COPYING, CATCHING, OWNED) if low else (CATCHING, OWNED)
+        if all_shards:
+            found += [node.key.mark for _, node in nodes if node.piece in states]
+        return found
 
     def _on(self, rule: str) -> bool:
         return rule not in self.off
-
-
-def _append(s: State, buckets: tuple[int, ...], op: int) -> State:
-    logs = list(s.logs)
-    for bucket in buckets:
-        logs[bucket] = (*logs[bucket], (s.epoch, op))
-    return s._replace(logs=tuple(logs))

@@ -429,6 +429,22 @@ def test_a_move_that_begins_within_a_read_is_noticed_behind_its_rows(
     assert found in map(expected, mover.truths(0))
 
 
+def test_a_block_in_which_news_of_the_map_ends_says_at_its_end_that_the_bucket_has_left(world: World) -> None:
+    mover, sale = Mover(world, random.Random(1), deaf=True), world.db.sale
+    block = pipeline.read(sale, world.customer)
+    node = block.__enter__()
+    whole = _by_n(world, node(node.sale.customer == world.customer).select())
+
+    mover.go(14)
+    world.forget_news()
+    deleted = node(node.sale.customer == world.customer).select()
+
+    assert whole == BEFORE
+    assert not deleted
+    with pytest.raises(Elsewhere):
+        block.__exit__(None, None, None)
+
+
 @pytest.fixture
 def sent(world: World, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """The statements that readers send, each with its node."""

@@ -60,7 +60,7 @@ class Served:
         return clock.mono_s() - self.topology.heard_at_s > OLD_MAP_S
 
     def changed(self, read: Any) -> bool:
-        """Return whether the map has changed since a read of all shards was placed, or is no news since.
+        """Return whether the map has changed since a read was placed, or is no news since.
 
         Args:
             read: that has rows.
@@ -293,7 +293,7 @@ def _serves(mark: Mark) -> bool:
 
 
 def check_served(read: Any) -> None:
-    """Check, behind the rows of a read, that the node still has all rows of its buckets: the map has changed meanwhile.
+    """Check, behind the rows of a read, that the node still has all rows of its buckets: they may have left meanwhile.
 
     Args:
         read: on a node.
