@@ -17,9 +17,7 @@ BIGINT, VARCHAR = 8, 253
 
 
 def packets(*payloads: bytes, first: int = 1) -> bytes:
-    return b"".join(
-        len(one).to_bytes(3, "little") + bytes([(first + n) % 256]) + one for n, one in enumerate(payloads)
-    )
+    return b"".join(len(one).to_bytes(3, "little") + bytes([(first + n) % 256]) + one for n, one in enumerate(payloads))
 
 
 def column(kind: int) -> bytes:
