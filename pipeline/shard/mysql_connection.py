@@ -112,7 +112,7 @@ class NodeConnection(_Connection):
 
     def commit(self) -> None:
         """Commit."""
-        super().commit()
+        self.ask(["COMMIT"])
         self._committed_s = clock.mono_s()
 
     def ask(self, statements: Sequence[str]) -> list[list[tuple[Any, ...]]]:
