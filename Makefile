@@ -13,9 +13,9 @@ IN_MEMORY := $(if $(shell df -k --output=avail /dev/shm 2>/dev/null | awk 'NR ==
 # tests that start no servers that others use, or have a server per process. All tests wait for half of
 # their time and more, so there are two for a core
 AT_ONCE := -n $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? 2 * n : 8))) --dist worksteal
-# tests that share servers within a file; one more than two cores. By name, not by number: few tests may take long. The
-# longest files come first
-BY_FILE := -n 3 --dist loadfile --no-loadscope-reorder
+# tests that share servers within a file: they wait for half of their time too. `tests/conftest.py` puts the longest
+# files first
+BY_FILE := -n 4 --dist loadfile --no-loadscope-reorder
 SMALL := tests/pure tests/parts tests/model tests/sandbox
 # each of some thousand processes would compile all modules again: half of its start
 unexport PYTHONDONTWRITEBYTECODE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from pipeline.chance import chance
+from pipeline.per_process import chance
 
 
 def wall_ms() -> int:

@@ -1,4 +1,4 @@
-"""`PerProcess`: a value that a forked child makes anew.
+"""Keep what each process has of its own: a value that a forked child makes anew, and a generator of random numbers.
 
 uWSGI and gunicorn fork after import. A child that goes on with its parent's socket, lock or thread corrupts or blocks
 both. uWSGI does not run the hooks of `os.register_at_fork`. So each use compares the process id.
@@ -7,6 +7,7 @@ both. uWSGI does not run the hooks of `os.register_at_fork`. So each use compare
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -44,3 +45,10 @@ class PerProcess(Generic[T]):
         for other in set(self._held) - {pid}:
             self._held.pop(other, None)
         return value
+
+
+#: Draws at random. An application that has seeded Python's own generator, or a tool that watches it, meets no draw of
+#: ours.
+chance = random.Random()
+# as Python's own: a forked child goes its own way
+os.register_at_fork(after_in_child=chance.seed)

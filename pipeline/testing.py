@@ -16,6 +16,7 @@ import pipeline
 from pipeline import api, clock
 from pipeline.admin.migrate import migrate
 from pipeline.apply.traced import applier_type
+from pipeline.apply.transaction import LOCK_REST_S
 from pipeline.client import Client
 from pipeline.errors import PipelineError
 from pipeline.model.op import START, Op, decode
@@ -53,8 +54,8 @@ def sandbox(
             api.client = before
 
 
-#: A drain looks again after so long where buckets rest, s, and so often in a row at most.
-REST_S, MOST_RESTS = 0.01, 50
+#: A drain looks again after so long where buckets rest, s, and for so long at most.
+REST_S, MOST_RESTS_S = 0.01, 4 * LOCK_REST_S
 
 
 class Drained(NamedTuple):
@@ -136,23 +137,25 @@ class Sandbox:
         """Apply everything that is queued, as the workers would, and return how many ops were applied and rejected.
 
         Raises:
-            PipelineError: an op cannot be applied yet, such as after a table's definition has changed.
+            PipelineError: an op cannot be applied yet, such as after a table's definition has changed; or a bucket
+                rests again and again, such as where the database is locked.
         """
         applied = rejected = 0
         for applier in self._appliers.values():
-            rests = 0
+            rests = clock.Deadline(MOST_RESTS_S)
             while True:
                 outcome = applier.apply()
                 applied, rejected = applied + outcome.applied, rejected + outcome.rejected
                 if outcome.waiting and not outcome.ring:
                     raise PipelineError(f"ops on shard {applier.shard!r} wait: {outcome.waiting}")
                 if outcome.left:
-                    rests = 0
-                elif self.log.dirty(applier.shard) and rests < MOST_RESTS:
-                    rests += 1
-                    clock.sleep_s(REST_S)  # on a busy machine a statement may take too long: its bucket rests
-                else:
+                    rests = clock.Deadline(MOST_RESTS_S)
+                elif not self.log.dirty(applier.shard):
                     break
+                elif rests.passed:
+                    raise PipelineError(f"buckets of shard {applier.shard!r} rest; the log `pipeline.apply` says why")
+                else:
+                    clock.sleep_s(REST_S)  # on a busy machine a statement may take too long: its bucket rests
         return Drained(applied, rejected)
 
     def enqueued(self, table: Any = None) -> list[Enqueued]:

@@ -47,7 +47,7 @@ def show_tab(handlers: list[Any], settings: dict[str, Any]) -> None:
         handlers: Flower's own list.
         settings: of Flower's application.
     """
-    from workers.pipeline_tab.install import add_tab  # only Flower's process needs it
+    from workers.pipeline_tab import add_tab  # only Flower's process needs it
 
     add_tab(handlers, settings)
 

@@ -12,10 +12,9 @@ import signal
 
 from pipeline.apply.applier import Applier
 from pipeline.apply.traced import applier_type
-from pipeline.chance import chance
 from pipeline.client import Client
 from pipeline.enqueue.deployment import verify
-from pipeline.per_process import PerProcess
+from pipeline.per_process import PerProcess, chance
 
 #: This process's client.
 process_client = PerProcess(Client)

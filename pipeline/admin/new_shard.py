@@ -18,8 +18,7 @@ from pipeline.admin import reshape
 from pipeline.admin.check.finding import ERROR
 from pipeline.admin.check.servers import server
 from pipeline.client import Client
-from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
-from pipeline.config.placement import Placement
+from pipeline.config.bucket_ranges import Placement, format_ranges, numbers, parse_ranges
 from pipeline.config.settings import Settings, ShardSettings, load
 from pipeline.config.shard_section import with_shard, without_shard
 from pipeline.config.topology import Topology

@@ -6,13 +6,45 @@
 Forms, grids, appadmin and CSV import use the same words, so they work unchanged. Reads go where they went; before the
 first of a request, its database is given the time to get what the user has written before. What the request itself has
 written is seen with `reads = "own"`; else a warning says that it is not.
+
+pyDAL's writes all end in a few methods of the DAL's adapter, after defaults, `compute`, filters and the `_before_*`
+callbacks, and before the `_after_*` ones. Those methods are replaced on the one adapter, once; they look at the table.
+
+Invariant: a write to an attached table becomes ops or an error, never SQL. `executesql` alone goes around it: nothing
+can catch SQL text, so one that names an attached table is logged.
 """
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from pipeline.attachment import files
+from pipeline.attachment.allowed import check_attachable, refuse_large, warn_narrow
+from pipeline.attachment.changes import Changes
 from pipeline.attachment.forms import editing, enqueue_form
-from pipeline.attachment.hooks import attach, attached, detach, sees_own
-from pipeline.attachment.reads import Reading, reads_own, unheard
+from pipeline.attachment.reads import Reading, reads_own, unheard, watch_reads
+from pipeline.attachment.versions import (
+    archives_of,
+    keep_versions,
+    noted,
+    refuse_callbacks,
+    refuse_unadopted,
+    watch_enabling,
+)
+from pipeline.calls import Calls
+from pipeline.client import Client
+from pipeline.dal.objects import kind_of, real_name, reference_to
+from pipeline.dal.sql_texts import guard, unguard
+from pipeline.enqueue.final_values import Final
+from pipeline.enqueue.version_copy import Archive
+from pipeline.errors import BadOp, Unavailable
+from pipeline.events import Event
+from pipeline.model.values.numbers import rounded
 
 __all__ = [
     "Reading",
@@ -25,3 +57,251 @@ __all__ = [
     "sees_own",
     "unheard",
 ]
+
+#: Where the adapter keeps its attached tables, and whose calls each makes.
+_ATTRIBUTE = "_pipeline_attached"
+_METHODS = ("insert", "bulk_insert", "update", "delete", "truncate", "drop_table")
+#: A pair of a pyDAL field and its value, as the adapter is given them.
+Pairs = Iterable[tuple[Any, Any]]
+
+
+class _Attached(NamedTuple):
+    """Whose calls an attached table makes; as for `attach`.
+
+    Attributes:
+        own: whether its readers see what their own request has written.
+        written: the table's name in SQL, in small letters; *qualified*: the last of its words.
+    """
+
+    calls: Callable[[], Calls]
+    client: Callable[[], Client]
+    before_read: Callable[[Reading], object]
+    own: bool
+    written: str
+    qualified: bool
+
+
+def attach(
+    table: Any,
+    calls: Callable[[], Calls],
+    client: Callable[[], Client],
+    before_read: Callable[[Reading], object] = lambda reading: None,
+    *,
+    own: bool = False,
+) -> None:
+    """Queue what pyDAL would write to a table and to the archive of its versions. Again: its calls are replaced.
+
+    Args:
+        table: a table of the application's DAL.
+        calls: returns who takes the table's writes, a web request or a client; called at each.
+        client: returns the client behind them, also where writes are refused.
+        before_read: called ahead of each statement that reads, of any table: it gives the primaries the time to get
+            what the user has written. What a client sends is nobody's, so its readers wait for nothing.
+        own: whether readers see what their own request has written: see `reads.reads_own`.
+
+    Raises:
+        BadOp: a table that must be written at once, or whose rows need what only its database knows; it says why.
+    """
+    if kind_of(table) != "Table":
+        raise BadOp(f"attach takes a table of the DAL, such as db.purchase, not {type(table).__name__}")
+    check_attachable(table, client().topology.table(real_name(table)))
+    with suppress(Unavailable):  # a page that only reads must not fail for it; the first write asks again
+        client().op_builder.plan(table)
+
+    def take_archive(archive: Archive) -> None:
+        client().op_builder.check_archive(table, archive)
+        refuse_callbacks(table, archive.table)
+        attach(archive.table, calls, client, before_read, own=own)
+
+    keep_versions(table, attached, take_archive)
+    adapter = table._db._adapter
+    if _ATTRIBUTE not in vars(adapter):
+        _replace(adapter)
+        warn(table._db, lambda: vars(adapter).get(_ATTRIBUTE, ()))
+        map_ids(table._db)
+    *schema, written = _WORDS.findall((table._rname or real_name(table)).casefold())
+    getattr(adapter, _ATTRIBUTE)[real_name(table)] = _Attached(calls, client, before_read, own, written, bool(schema))
+    watch_enabling(table, _attach_again)
+    files.delay_removal(table, attached)
+    files.sweep()
+
+
+def detach(table: Any) -> None:
+    """Let pyDAL write a table, and the archive of its versions, to its own database again."""
+    for archive in archives_of(table):
+        detach(archive)
+    adapter = table._db._adapter
+    tables = vars(adapter).get(_ATTRIBUTE, {})
+    tables.pop(real_name(table), None)
+    if not tables and _ATTRIBUTE in vars(adapter):
+        delattr(adapter, _ATTRIBUTE)
+        unwarn(table._db)
+        unmap(table._db)
+        for name in (*_METHODS, "execute"):
+            delattr(adapter, name)
+        unguard(adapter)
+
+
+def attached(table: Any) -> bool:
+    """Return whether a table's writes are queued."""
+    return real_name(table) in vars(table._db._adapter).get(_ATTRIBUTE, {})
+
+
+def sees_own(table: Any) -> bool:
+    """Return whether a table is attached so that a request's reads see its own writes."""
+    found = vars(table._db._adapter).get(_ATTRIBUTE, {}).get(real_name(table))
+    return found is not None and found.own
+
+
+def _attach_again(table: Any) -> None:
+    if attached(table):
+        one = getattr(table._db._adapter, _ATTRIBUTE)[real_name(table)]
+        attach(table, one.calls, one.client, one.before_read, own=one.own)
+
+
+def _replace(adapter: Any) -> None:
+    """Put methods on this adapter that check first whether the table is attached."""
+    writes = _Writes(adapter)
+    for name in _METHODS:
+        setattr(adapter, name, getattr(writes, name))
+    watch_reads(adapter, writes.tables)
+    guard(adapter, writes.tables)
+    setattr(adapter, _ATTRIBUTE, writes.tables)
+
+
+class _Writes:
+    """The adapter's methods that write, under pyDAL's names: queued for an attached table, else its own."""
+
+    def __init__(self, adapter: Any):
+        self.tables: dict[str, _Attached] = {}
+        self._own = {name: getattr(adapter, name) for name in _METHODS}
+
+    def insert(self, table: Any, fields: Pairs) -> Any:
+        found = self._found(table)
+        if found is None:
+            warn_narrow(table, fields := list(fields))
+            return self._own["insert"](table, fields)
+        return reference_to(table, found.enqueue_insert(table, _values(table, fields)).id)
+
+    def bulk_insert(self, table: Any, items: Iterable[Pairs]) -> Any:
+        found = self._found(table)
+        if found is None:
+            return self._own["bulk_insert"](table, items)
+        receipts = found.enqueue_bulk_insert(table, [_values(table, item) for item in items])
+        return [reference_to(table, receipt.id) for receipt in receipts]
+
+    def update(self, table: Any, query: Any, fields: Pairs) -> Any:
+        found = self._found(table)
+        if found is None:
+            warn_narrow(table, fields := list(fields))
+            return self._own["update"](table, query, fields)
+        pairs = list(fields)
+        changes = Changes(found, table, noted(query, pairs), own=sees_own(table))
+        count = changes.update(query, _values(table, pairs))
+        return _cleared(query, pairs, changes, count)
+
+    def delete(self, table: Any, query: Any) -> Any:
+        found = self._found(table)
+        if found is None:
+            return self._own["delete"](table, query)
+        changes = Changes(found, table, own=sees_own(table))
+        return _cleared(query, None, changes, changes.delete(query))
+
+    def truncate(self, table: Any, mode: str = "") -> Any:
+        if real_name(table) not in self.tables:
+            return self._own["truncate"](table, mode)
+        raise BadOp(
+            f"table {table._tablename!r} is attached and cannot be truncated: ops that are queued would come after it; "
+            "delete its rows, or call detach first when nothing is queued"
+        )
+
+    def drop_table(self, table: Any, mode: str = "") -> Any:
+        if real_name(table) not in self.tables:
+            return self._own["drop_table"](table, mode)
+        raise BadOp(
+            f"table {table._tablename!r} is attached and cannot be dropped: ops may be queued for it; detach it"
+        )
+
+    def _found(self, table: Any) -> Calls | None:
+        """Return who takes the writes of a table; None: its own database."""
+        found = self.tables.get(real_name(table))
+        if found is not None:
+            refuse_unadopted(table)
+        return found and found.calls()
+
+
+def _cleared(query: Any, pairs: Any, changes: Changes, count: int) -> int:
+    """Let the files go that a change leaves behind, and return how many ops it became."""
+    files.leave(query, pairs, changes.receipts)
+    files.sweep()
+    return count
+
+
+def _values(table: Any, fields: Pairs) -> Final:
+    values = Final(
+        (field.name, rounded(field.type, value) if isinstance(value, _ROUNDED) and _is_decimal(field) else value)
+        for field, value in fields
+    )
+    refuse_large(table, values)
+    return values
+
+
+def _is_decimal(field: Any) -> bool:
+    return isinstance(field.type, str) and field.type.startswith("decimal(")
+
+
+#: Values of these types pyDAL leaves to MySQL, which rounds them to a decimal's digits.
+_ROUNDED = (Decimal, float, str)
+_WRITES = re.compile(r"\s*(insert|replace|update|delete|truncate|load)\b", re.IGNORECASE)
+_WORDS = re.compile(r"\w+")
+logger = logging.getLogger("pipeline.attachment")
+
+
+def warn(db: Any, attached: Callable[[], Iterable[str]]) -> None:
+    """Let `db.executesql` log what goes around the pipeline.
+
+    Args:
+        db: the DAL.
+        attached: returns the names of its attached tables.
+    """
+    own = db.executesql
+
+    def executesql(query: Any, *rest: Any, **options: Any) -> Any:
+        if _WRITES.match(str(query)):
+            for name in sorted(set(attached()) & set(_WORDS.findall(str(query)))):
+                logger.warning(
+                    Event(
+                        "write_around",
+                        table=name,
+                        text="executesql writes around the pipeline: ops that are queued for its rows come after it, "
+                        "and other shards and the users' own reads know nothing of it; use enqueue_update or "
+                        "enqueue_delete",
+                    )
+                )
+        return own(query, *rest, **options)
+
+    object.__setattr__(db, "executesql", executesql)
+
+
+def unwarn(db: Any) -> None:
+    """Let `executesql` of *db* log nothing any more."""
+    vars(db).pop("executesql", None)
+
+
+def map_ids(db: Any) -> None:
+    """Let `db.import_from_csv_file` map each id, unless the caller gives a map.
+
+    By default pyDAL adds one offset to all ids of a table, as a database numbers its rows. The pipeline's ids do not
+    follow each other, so references would point nowhere.
+    """
+    own = db.import_from_csv_file
+
+    def import_from_csv_file(ifile: Any, id_map: Any = None, *rest: Any, **options: Any) -> Any:
+        return own(ifile, {} if id_map is None else id_map, *rest, **options)
+
+    object.__setattr__(db, "import_from_csv_file", import_from_csv_file)
+
+
+def unmap(db: Any) -> None:
+    """Let *db* import as pyDAL does."""
+    vars(db).pop("import_from_csv_file", None)

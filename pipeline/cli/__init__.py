@@ -6,19 +6,14 @@ import sys
 
 import click
 
-from pipeline.cli.adopt import adopt_command
-from pipeline.cli.check import check_command
-from pipeline.cli.cluster import cluster
+from pipeline.cli.check import adopt_command, check_command, healthcheck
+from pipeline.cli.cluster import cluster, demo
 from pipeline.cli.dead import dead_group
-from pipeline.cli.demo import demo
-from pipeline.cli.deployment import adopt_rows_command, restore_command, shard_group
-from pipeline.cli.healthcheck import healthcheck
-from pipeline.cli.maintenance import outbox, rebuilt_command, spool
+from pipeline.cli.deployment import adopt_rows_command, rebalance_command, restore_command, shard_group
+from pipeline.cli.maintenance import drain_command, outbox, pause_command, rebuilt_command, resume_command, spool
 from pipeline.cli.migrate import migrate_command, tables
 from pipeline.cli.move import move_group
-from pipeline.cli.rebalance import rebalance_command
-from pipeline.cli.status import status_command, trace_command
-from pipeline.cli.stops import drain_command, pause_command, resume_command, why_command
+from pipeline.cli.status import status_command, trace_command, why_command
 from pipeline.cli.top import top_command
 from pipeline.errors import PipelineError
 from pipeline.owners import unsafe_import

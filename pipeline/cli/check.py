@@ -1,16 +1,26 @@
-"""Run `pipeline check`: print every fault at once, each with what to do about it."""
+"""Run `pipeline check`, `adopt` and `healthcheck`: look for faults, say what to do about each, and exit with 1."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import click
 from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
 from rich.text import Text
 
+from pipeline import clock
+from pipeline.admin.adopt import Advice
 from pipeline.admin.check import Verdict
-from pipeline.admin.check.finding import Finding
+from pipeline.admin.check.finding import ERROR, Finding
+from pipeline.admin.health import sign, web
 from pipeline.cli.options import config_option, max_age_option
+from pipeline.config.settings import TableSettings, load
+from pipeline.config.uris import with_all_characters
+from pipeline.errors import ConfigError, did_you_mean
 
 #: Columns where there is no terminal.
 PLAIN_WIDTH = 100
@@ -86,3 +96,181 @@ def _show_one(console: Console, finding: Finding) -> None:
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}{'s' if number != 1 else ''}" if number else ""
+
+
+@click.command("adopt")
+@click.argument("database", required=False)
+@config_option
+@click.option("--shards", type=click.IntRange(1, 64), help="How many there shall be; default: as configured, else 2.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--sql", "sql_only", is_flag=True, help="Print the SQL alone, to be read and then piped to mariadb.")
+@click.pass_context
+def adopt_command(
+    context: click.Context, database: str | None, config: str | None, shards: int | None, as_json: bool, sql_only: bool
+) -> None:
+    """Say what must change in an existing MySQL or MariaDB database before the pipeline can take its tables.
+
+    DATABASE is an address such as 'mysql:pymysql://app:${DB_PASSWORD}@db0/shop', or a shard of the configuration; by
+    default its first shard. Reads in a session that refuses every write, and prints the SQL for you to run. Exits with
+    1 if something must change.
+
+    \f
+
+    Args:
+        context: Click's context, for the exit code.
+        database: an address or a shard's name; None for the first shard.
+        config: see `options.config_option`.
+        shards: how many there shall be; None for the configured number.
+        as_json: whether to print JSON.
+        sql_only: whether to print the SQL alone.
+    """
+    from pipeline.admin.adopt import adopt as look
+
+    uri, count, tables = _adopted(database, config)
+    advice = look(uri, shards or count, tables)
+    if as_json:
+        click.echo(json.dumps(advice.as_json(), indent=2))
+    elif sql_only:
+        click.echo("".join(f"{sql};\n" for sql in advice.sql), nl=False)
+    else:
+        _show_advice(advice)
+    if not advice.ready:
+        context.exit(1)
+
+
+def _adopted(database: str | None, config: str | None) -> tuple[str, int, Mapping[str, TableSettings]]:
+    """Return the address, the number of shards, and the tables that the configuration names."""
+    if database and "://" in database:
+        # read like a configuration's address: ${NAME} is filled in, and an error does not repeat a bad address
+        alone = {
+            "redis": {"url": "redis://unused.invalid"},
+            "shards": {"database": {"primary": with_all_characters(database)}},
+        }
+        uri = load(alone).shards["database"].primary
+        if config is None:
+            return uri, 2, {}
+        settings = load(config)
+        return uri, len(settings.shards), settings.tables
+    settings = load(config)
+    name = database or next(iter(settings.shards))
+    if name not in settings.shards:
+        raise ConfigError([f"there is no shard {name!r}{did_you_mean(name, settings.shards)}"])
+    return settings.shards[name].primary, len(settings.shards), settings.tables
+
+
+def _show_advice(advice: Advice) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    console.print()
+    if advice.findings:
+        console.print(_advice_table(advice))
+    if advice.sql:
+        console.print(Text("\n  The SQL, in order. With the application stopped, and after a backup:\n", style="bold"))
+        # never folded: people copy it
+        console.print(
+            Syntax("\n".join(f"{sql};" for sql in advice.sql), "sql", background_color="default"), soft_wrap=True
+        )
+    if advice.tables:
+        console.print(Text("\n  For pipeline.toml:\n", style="bold"))
+        console.print(Syntax(advice.tables, "toml", background_color="default"), soft_wrap=True)
+    must = sum(finding.severity == ERROR for finding in advice.findings)
+    verdict = (f"{must} things must change", "bold red") if must else ("nothing must change", "bold green")
+    console.print(Text.assemble("\n  ", verdict, (f" in {advice.looked_at}", "dim")))
+    console.print()
+
+
+def _advice_table(advice: Advice) -> Table:
+    table = Table(box=None, pad_edge=True, padding=(0, 2, 0, 0))
+    table.add_column("")
+    table.add_column("where", style="bold", overflow="fold")
+    table.add_column("what is there", ratio=1, overflow="fold")
+    for finding in advice.findings:
+        word = Text("must", style="bold red") if finding.severity == ERROR else Text("note", style="yellow")
+        what = Text(finding.what)
+        if finding.severity != ERROR:
+            what.append(f"\n→ {finding.fix}", style="cyan")
+        table.add_row(word, finding.place, what)
+    return table
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
+@click.group("healthcheck")
+def healthcheck() -> None:
+    """Prove that a worker, a web host or Flower of this machine does its work. Exits with 0, or with 1 if it does not.
+
+    Nothing fails because Redis or a database is away: a restart would mend neither.
+    """
+
+
+@healthcheck.command("worker")
+@config_option
+@click.option("--shard", help="Only workers that hear this shard's doorbells.")
+@click.option(
+    "--within", "within_s", type=click.FloatRange(2, 3600), default=sign.WITHIN_S, show_default=True,
+    help="Seconds for which a worker may do nothing although there is something to do.",
+)  # fmt: skip
+@_json_option
+def worker_command(config: str | None, shard: str | None, within_s: float, as_json: bool) -> None:
+    """Say whether this host's workers consume, or have nothing to do. Asks no server.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        shard: of which workers.
+        within_s: how long a worker may do nothing, seconds.
+        as_json: whether to print JSON.
+    """
+    spool = load(config).spool.path
+    found = [one for one in sign.signs(spool) if shard is None or shard in one.shards]
+    now_s = clock.mono_s()
+    faults = [sign.sickness_of(one, now_s, within_s) for one in found]
+    names = {f"{one.name} ({one.pid})": why for one, why in zip(found, faults, strict=True)}
+    workers = [_sign_as_json(one, now_s, why) for one, why in zip(found, faults, strict=True)]
+    _say(sign.judge_workers(names, shard, spool), as_json, workers=workers)
+
+
+@healthcheck.command("web")
+@config_option
+@_json_option
+def web_command(config: str | None, as_json: bool) -> None:
+    """Say whether what this host enqueues leaves it: to Redis, or into the spool and out again. Run it as its web user.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        as_json: whether to print JSON.
+    """
+    _say(web.judge_web(load(config)), as_json)
+
+
+@healthcheck.command("flower")
+@config_option
+@click.option("--url", default="http://127.0.0.1:5555", show_default=True, help="With Flower's prefix, if it has one.")
+@_json_option
+def flower_command(config: str | None, url: str, as_json: bool) -> None:
+    """Say whether Flower answers, and hears the workers that run.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        url: where it listens.
+        as_json: whether to print JSON.
+    """
+    _say(web.judge_flower(load(config), url), as_json)
+
+
+def _sign_as_json(one: sign.Sign, now_s: float, why: str) -> dict[str, Any]:
+    told = {"name": one.name, "pid": one.pid, "shards": one.shards, "taken": one.taken}
+    return {**told, "age_s": round(now_s - one.at_s, 1), "ok": not why, "why": why}
+
+
+def _say(answer: tuple[bool, str], as_json: bool, **more: Any) -> None:
+    well, sentence = answer
+    click.echo(json.dumps({"ok": well, "sentence": sentence, **more}) if as_json else sentence)
+    raise SystemExit(0 if well else 1)

@@ -1,11 +1,14 @@
-"""Run `pipeline status` and `pipeline trace`: print how far each shard is, and one op's story."""
+"""Run `pipeline status`, `trace` and `why`: print how far each shard is, one op's story, and what ops wait for."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from textwrap import wrap
+from dataclasses import asdict
 
 import click
 from rich.console import Console
@@ -15,6 +18,7 @@ from pipeline.admin.observe.observer import Observer
 from pipeline.admin.observe.record import OWN_LOOK
 from pipeline.admin.story import INDENT
 from pipeline.admin.trace import story
+from pipeline.admin.why import why
 from pipeline.cli.options import config_option, max_age_option, opened
 from pipeline.cli.status_screen import lines, screen
 from pipeline.config.settings import load
@@ -104,8 +108,52 @@ def _fitted(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
         if console.is_terminal:
             indent = " " * INDENT
-            yield from wrap(
+            yield from textwrap.wrap(
                 line, console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
             )
         else:
             yield line
+
+
+@click.command("why")
+@config_option
+@click.argument("name", metavar="[RECEIPT|SHARD|TABLE|BUCKET]", default="")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_context
+def why_command(context: click.Context, config: str | None, name: str, as_json: bool) -> None:
+    """Say what waits, since when, because of what, and the command that mends it. Exits with 1 if something waits.
+
+    Without a name it says what waits anywhere.
+
+    \f
+
+    Args:
+        context: Click's context, for the exit code.
+        config: see `options.config_option`.
+        name: a receipt's text, the name of a shard or a table, or a bucket's number; empty for all shards.
+        as_json: whether to print JSON.
+    """
+    with opened(config) as pipeline:
+        answer = why(pipeline, name)
+    if as_json:
+        reasons = [asdict(reason) for reason in answer.reasons]
+        found = {"what": answer.what, "state": answer.state, "sentences": answer.sentences, "reasons": reasons}
+        click.echo(json.dumps(found, indent=2))
+    else:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        click.echo("\n".join(folded(answer.sentences, width)))
+    if answer.reasons:
+        context.exit(1)
+
+
+def folded(sentences: Iterable[str], width: int) -> Iterator[str]:
+    """Yield a line of each sentence; on a terminal lines that fit, so that each sentence is seen to begin.
+
+    Args:
+        sentences: what to print.
+        width: of the terminal, columns; 0: there is none.
+    """
+    for sentence in sentences:
+        yield from (
+            textwrap.wrap(sentence, width, subsequent_indent="  ", break_on_hyphens=False) if width else [sentence]
+        )

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from pipeline.config import ini
 from pipeline.config.bucket_ranges import placement_faults
-from pipeline.config.lines import with_lines
 from pipeline.config.sections import (
     ApplySettings,
     Head,
@@ -33,7 +32,7 @@ from pipeline.config.sections import (
     TableSettings,
 )
 from pipeline.config.uris import redact, same_database_faults, server_of
-from pipeline.config.validators import a, raise_faults
+from pipeline.config.validators import a, raise_faults, with_lines
 from pipeline.errors import ConfigError, did_you_mean
 
 __all__ = [

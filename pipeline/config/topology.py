@@ -14,9 +14,8 @@ from hashlib import blake2b
 from typing import Any
 
 from pipeline.bounds import keep_newest
-from pipeline.config.bucket_ranges import format_ranges, owners
+from pipeline.config.bucket_ranges import NOWHERE, Placement, format_ranges, owners
 from pipeline.config.bucket_rules import Rule, compile_rule
-from pipeline.config.placement import NOWHERE, Placement
 from pipeline.config.settings import Settings, TableSettings
 from pipeline.config.uris import database_of, server_of
 from pipeline.errors import WrongDeployment

@@ -1,4 +1,4 @@
-"""Check configured values: one small function per kind of value.
+"""Check configured values, one small function per kind, and find the line of the file that a fault is about.
 
 A check takes the value and returns None, or the rest of a sentence that begins with the key. No sentence repeats a
 configured text, since any text may hold a password; numbers are shown.
@@ -7,8 +7,9 @@ configured text, since any text may hold a password; numbers are shown.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 from pipeline.errors import ConfigError, did_you_mean
 
@@ -153,3 +154,38 @@ def a(value: object) -> str:
         return "a list"
     name = type(value).__name__
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+
+#: The section and perhaps the key that a fault's sentence names, in a TOML file or in an ini file.
+_NAMED = re.compile(r"\[([\w.-]+)\](?: ([\w-]+))?")
+_SECTION = re.compile(r"\s*\[\s*([\w.\"' -]+?)\s*\]")
+_KEY = re.compile(r"\s*\"?([\w-]+)\"?\s*[=:]")
+
+
+def with_lines(faults: Iterable[str], label: str) -> Iterator[str]:
+    """Yield each fault with its file and line behind it, as far as the file has them.
+
+    Args:
+        faults: sentences that name a section and perhaps a key.
+        label: the file's path; anything else changes nothing.
+    """
+    try:
+        lines = Path(label).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    for fault in faults:
+        named = _NAMED.search(fault)
+        line = named and _line(lines, *named.groups())
+        yield f"{fault} ({Path(label).name}, line {line})" if line else fault
+
+
+def _line(lines: list[str], section: str, key: str | None) -> int | None:
+    """Return the number of the line of a key, else of its section."""
+    inside, found = False, None
+    for number, line in enumerate(lines, 1):
+        if match := _SECTION.match(line):
+            inside = match[1].replace('"', "").replace("'", "").replace(" ", "") == section
+            found = number if inside else found
+        elif inside and (match := _KEY.match(line)) and match[1] == key:
+            return number
+    return found

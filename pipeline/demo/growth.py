@@ -19,7 +19,7 @@ from pipeline.client import Client
 from pipeline.clock import Deadline, mono_s, sleep_s
 from pipeline.config.settings import load
 from pipeline.config.shard_section import replace_file
-from pipeline.demo.meter import LOOK_S, Meter
+from pipeline.demo.traffic import LOOK_S, Meter
 from pipeline.devcluster.cluster import Cluster
 from pipeline.errors import PipelineError
 from pipeline.reads.routing.moving import OLD_MAP_S

@@ -16,8 +16,8 @@ from rich.text import Text
 from pipeline.cli.status_screen import reads_table
 from pipeline.clock import mono_s
 from pipeline.demo.growth import Growth
-from pipeline.demo.meter import Meter
 from pipeline.demo.summary import Summary
+from pipeline.demo.traffic import Meter
 
 #: Columns where there is no terminal; rich would fold lines at 80.
 LOG_WIDTH = 100

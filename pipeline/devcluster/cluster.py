@@ -19,7 +19,8 @@ from pipeline.devcluster.state import ClusterFailed, Process, Shard
 #: How long workers may finish their batch when the cluster goes down, s.
 WORKER_GRACE_S = 5.0
 
-#: How long a single process may take to stop by itself, s.
+#: How long a single process may take to stand after SIGSTOP, and to stop by itself, s.
+STAND_TIMEOUT_S = 1.0
 STOP_TIMEOUT_S = 30.0
 
 
@@ -172,7 +173,7 @@ class Cluster:
     def stop(self, name: str, signal: int = signals.SIGTERM) -> None:
         """Send a signal that stops a process, and wait until it and its children are gone.
 
-        SIGSTOP and SIGCONT go to its children too, and nothing is waited for.
+        SIGSTOP and SIGCONT go to its children too. After SIGSTOP they all stand, or a second is over.
 
         Args:
             name: the process's name.
@@ -184,6 +185,8 @@ class Cluster:
         process = self._process(name)
         if signal in (signals.SIGSTOP, signals.SIGCONT):
             processes.send_group(process, signal)
+            if signal == signals.SIGSTOP:
+                processes.wait_stopped(process, STAND_TIMEOUT_S)
             return
         processes.send(process, signal)
         if not processes.wait_gone(process, STOP_TIMEOUT_S):

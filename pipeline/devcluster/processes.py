@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from pipeline.chance import chance
 from pipeline.clock import polls
 from pipeline.devcluster.state import ClusterFailed, Process, Service
+from pipeline.per_process import chance
 
 LOOPBACK = "127.0.0.1"
 
@@ -112,6 +112,11 @@ def wait_gone(process: Process, timeout_s: float) -> bool:
     return any(not is_alive(process) for _ in polls(timeout_s))
 
 
+def wait_stopped(process: Process, timeout_s: float) -> bool:
+    """Return whether the *process* and its children stood within *timeout_s* seconds; a busy machine delays SIGSTOP."""
+    return any(all(one.state[0] in "Tt" for one in members(process.pid)) for _ in polls(timeout_s))
+
+
 def end(processes: Sequence[Process], *, grace_s: float = 0.0) -> None:
     """End the processes and all their children.
 
@@ -136,6 +141,8 @@ def end(processes: Sequence[Process], *, grace_s: float = 0.0) -> None:
         # a process that has only just ended may not have its exit code yet
         if process.pid in _children and any(exit_code(process) is not None for _ in polls(1)):
             _children.pop(process.pid)
+    for child in list(_children.values()):  # one that another process has ended, such as a command of an operator
+        child.poll()
 
 
 def log_path(directory: Path, name: str) -> Path:

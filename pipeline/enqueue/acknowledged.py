@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pipeline import clock
 from pipeline.config.topology import Topology
@@ -20,6 +20,7 @@ from pipeline.enqueue.shipment import Acked, Sender
 from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import PipelineError
 from pipeline.events import Event
+from pipeline.model.fingerprint import Fingerprint
 from pipeline.model.op import Position
 from pipeline.oplog.appends import EVERYWHERE, Appends, Scope, scopes_of
 
@@ -48,6 +49,22 @@ class Acknowledged:
         self._epochs = EpochCache(log, authority, away.wait_budgets)
         self._watching: threading.Thread | None = None
         self._start()
+
+    @property
+    def deployment(self) -> Fingerprint | None:
+        """The deployment's fingerprint, as it was compared last; None: it was not yet."""
+        return self._authority.deployment
+
+    def admit(self, tables: Collection[str]) -> bool:
+        """See that it is noted how tables are spread before their first op; else the next op has it compared and noted.
+
+        Args:
+            tables: of which this process sends ops from now on.
+
+        Returns:
+            Whether it is noted already.
+        """
+        return self._epochs.admit(tables)
 
     def scope_of(self, bucket: int) -> Scope:
         """Return the scope of a bucket's log."""
@@ -140,7 +157,7 @@ class Acknowledged:
     def _learn_epochs(self) -> bool:
         """Learn the epochs of all scopes that were sent to; whether all are known."""
         try:
-            for name in list(self._epochs.known):
+            for name in list(self._epochs.last):
                 self._epochs.asked(self.scopes[name])
         except PipelineError as error:
             logger.warning(Event("losses_not_known", error=error))

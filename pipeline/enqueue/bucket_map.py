@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from pipeline.config.placement import Placement
+from pipeline.config.bucket_ranges import Placement
 from pipeline.config.topology import Topology
 from pipeline.errors import LogUnavailable, Unavailable, WrongDeployment
 from pipeline.events import Event

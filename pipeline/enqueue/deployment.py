@@ -1,12 +1,13 @@
 """Compare this process's configuration with the fingerprint of its deployment: in Redis, and in each shard's database.
 
 Redis has a copy, so that a process that gets its epoch asks no database. A database is asked only where Redis has
-forgotten the fingerprint, or does not know the database's address. A table without rows may change its spread.
+forgotten the fingerprint, or does not know the database's address. How a table is spread is noted before its first op.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Iterable
 from uuid import uuid4
 
 from msgspec.structs import replace
@@ -91,17 +92,18 @@ class Agreement:
         text, self._names[shard] = ledger_queries.fingerprint_of(self._nodes.primary(shard))
         self.shards[shard] = Fingerprint.from_json(text) if text else None
 
-    def faults(self, *, running: bool = False) -> list[str]:
+    def faults(self, *, running: bool = False, used: Collection[str] = ()) -> list[str]:
         """Return what does not fit, a sentence each; see `model.fingerprint`.
 
         Args:
             running: whether a shard may be missing that owns no bucket: one is added while processes run.
+            used: the tables that this process sends ops of.
         """
         noted = self.noted
         if noted is None:
             return []
         mine = self.mine.beside(noted) if running else self.mine
-        return self.strangers() or [*differences(mine, noted), *self.standing(noted)]
+        return self.strangers() or [*differences(mine, noted), *self.standing(noted, used)]
 
     def strangers(self) -> list[str]:
         """Return a sentence for each server that belongs to another deployment, or that nobody knows."""
@@ -129,16 +131,16 @@ class Agreement:
                 )
         return found
 
-    def refuse(self, *, running: bool = False) -> None:
+    def refuse(self, *, running: bool = False, used: Collection[str] = ()) -> None:
         """Raise where something does not fit.
 
         Args:
-            running: see `faults`.
+            running, used: see `faults`.
 
         Raises:
             WrongDeployment: with a sentence for each fault.
         """
-        if found := self.faults(running=running):
+        if found := self.faults(running=running, used=used):
             raise WrongDeployment(found)
 
     @property
@@ -147,16 +149,22 @@ class Agreement:
         names = [(one, tuple(sorted({*self.mine.known(one), self._names[one]} - {""}))) for one in self.shards]
         return replace(self.mine, databases=tuple(names))
 
-    def settled(self) -> Fingerprint:
+    def settled(self, used: Iterable[str] = ()) -> Fingerprint:
         """Return the fingerprint that the deployment is to keep, where nothing is at fault; draw one where it has none.
 
-        The fingerprint learns the names of the databases that were asked, and how tables without rows are spread.
+        The fingerprint learns the names of the databases that were asked, and how tables are spread that it lacks. That
+        a table is spread by its own id is noted in Redis alone: a database that has no word of the table says the same.
+
+        Args:
+            used: the tables that this process sends ops of.
         """
         noted, mine = self.noted, self.named
         if noted is None:
             return replace(mine, deployment=uuid4().hex)
         met = noted.meeting(replace(mine, redis=(self._redis,)))  # the other Redis are met with their own scopes
-        return met if met.tables == mine.tables else replace(met, tables=mine.tables, version=met.version + 1)
+        told = met.with_tables(mine.tables)
+        told = told if told is met else replace(told, version=met.version + 1)
+        return told.with_tables((name, mine.spread(name)) for name in used)
 
     def keep(self, new: Fingerprint) -> bool:
         """Store a fingerprint where it is not yet: in Redis, and in the databases that were asked; a change in all.
@@ -168,22 +176,37 @@ class Agreement:
             Whether it is kept; False where another process has noted another one meanwhile.
         """
         text, changes = new.to_json(), self.noted is not None and new.version > self.noted.version
+        if changes:
+            self._refuse_elsewhere(new)
         if self.redis != new and not self._log.note_deployment(self._seen, text, self._scope):
             return False
         if changes:
-            self._note_elsewhere(text)
+            self._note_elsewhere(new)
         for shard in self._nodes.shards if changes else self.shards:
             if changes or self.shards[shard] != new:
                 ledger_queries.keep_fingerprint(self._nodes.primary(shard), text)
         self._seen, self.redis = text, new
         return True
 
-    def _note_elsewhere(self, text: str) -> None:
+    def _refuse_elsewhere(self, new: Fingerprint) -> None:
+        """Raise where the Redis of a group has noted of a table that a change adds that its ops go elsewhere."""
+        before = self.noted or new
+        added = {name for name, _ in new.tables if not before.names(name)}
+        for scope in self._scopes if added else ():
+            there = Fingerprint.noted(self._log.deployment(scope))
+            found = table_differences(self.mine, there) if there is not None else {}
+            if faults := [
+                why for name, why in found.items() if name in added and there is not None and there.names(name)
+            ]:
+                raise WrongDeployment(faults)
+
+    def _note_elsewhere(self, new: Fingerprint) -> None:
         """Note a change in the Redis of every other group, unless that is another deployment's."""
         for scope in self._scopes:
             seen = self._log.deployment(scope)
             there = Fingerprint.noted(seen)
             ours = there is None or self.noted is None or there.deployment == self.noted.deployment
+            text = new.with_tables(there.tables if there is not None else ()).to_json()
             if seen != text and not (ours and self._log.note_deployment(seen, text, scope)):
                 raise WrongDeployment([f"the Redis of {scope} keeps another deployment's queue under this prefix"])
 
@@ -199,19 +222,27 @@ class Agreement:
         if not self.keep(new):
             raise WrongDeployment(["another process changes the deployment's fingerprint right now; try again"])
 
-    def standing(self, noted: Fingerprint) -> list[str]:
-        """Return the differences of those tables that have a row on some shard.
+    def standing(self, noted: Fingerprint, used: Collection[str] = ()) -> list[str]:
+        """Return the differences of those tables that both name, or that have a row on some shard.
+
+        A table that only the deployment names is none of this process's, until it is used.
 
         Args:
             noted: the deployment's fingerprint.
+            used: the tables that this process sends ops of.
         """
         found = table_differences(self.mine, noted)
         if not found:
             return []
+        firm = {name for name in found if noted.names(name) and (self.mine.names(name) or name in used)}
+        if found.keys() == firm:
+            return [*found.values()]
         published = {name: TableSchema.from_json(text) for name, text in self._log.newest_schemas().items()}
         named = {name: published[name].name_there if name in published else name for name in found}
         primaries = [self._nodes.primary(shard) for shard in self._nodes.shards]
-        return [why for name, why in found.items() if any(holds_rows(one, named[name]) for one in primaries)]
+        return [
+            why for name, why in found.items() if name in firm or any(holds_rows(one, named[name]) for one in primaries)
+        ]
 
 
 def asked(log: Log, nodes: Nodes, topology: Topology) -> Agreement:
@@ -241,8 +272,10 @@ def scopes_of_servers(topology: Topology) -> list[str]:
     return [EVERYWHERE, *(shard for group, shard in groups.items() if group)]
 
 
-def verify(log: Log, nodes: Nodes, topology: Topology, scope: Scope, *, asking: bool = False) -> None:
-    """Raise unless the configuration fits the deployment; give Redis what it has forgotten, or has not known.
+def verify(
+    log: Log, nodes: Nodes, topology: Topology, scope: Scope, *, asking: bool = False, used: Collection[str] = ()
+) -> Fingerprint:
+    """Return what is noted, where the configuration fits it; give Redis what it has forgotten, or has not known.
 
     Args:
         log: has Redis's copy of the fingerprint.
@@ -250,6 +283,7 @@ def verify(log: Log, nodes: Nodes, topology: Topology, scope: Scope, *, asking: 
         topology: the configuration.
         scope: what is about to be written to; its Redis is asked, and its shards.
         asking: whether to ask their databases, too, that Redis knows.
+        used: the tables that this process sends ops of.
 
     Raises:
         WrongDeployment: it does not fit; nothing was changed.
@@ -263,14 +297,14 @@ def verify(log: Log, nodes: Nodes, topology: Topology, scope: Scope, *, asking: 
                 notes.ask(shard)
             elif notes.by_another_name:
                 _ask_if_there(notes, shard)
-        if scope.name != EVERYWHERE and notes.faults(running=True):
+        if scope.name != EVERYWHERE and notes.faults(running=True, used=used):
             for shard in scope.shards:  # a change may not have reached this copy
                 notes.ask(shard)
-        notes.refuse(running=True)
+        notes.refuse(running=True, used=used)
         if notes.noted is None:
             raise NotMigrated(", ".join(scope.shards), "it keeps no fingerprint")
-        if notes.keep(notes.settled()):
-            return
+        if notes.keep(noted := notes.settled(used)):
+            return noted
     raise LogUnavailable("the deployment's fingerprint keeps changing", sent=False)
 
 

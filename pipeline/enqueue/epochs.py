@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 
 from pipeline import clock
@@ -23,6 +23,7 @@ from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.shipment import Acked, Sender
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.events import Event
+from pipeline.model.fingerprint import Fingerprint, newest
 from pipeline.model.seal import Seal
 from pipeline.oplog.appends import Appends, Scope
 from pipeline.oplog.contract import Log
@@ -48,13 +49,15 @@ class EpochCache:
         wait_budgets: of the callers: no caller waits longer for a new epoch.
 
     Attributes:
-        known: of each scope the last epoch.
+        known: of each scope the epoch to send under, until it is over or something has to be compared before.
+        last: of each scope the last epoch that was known.
         learnt: how often an epoch that this process had sent under was over.
     """
 
     def __init__(self, log: Appends, authority: Authority, wait_budgets: WaitBudgets):
         self._log, self._authority, self._wait_budgets = log, authority, wait_budgets
         self.known: dict[str, int] = {}
+        self.last: dict[str, int] = {}
         self.start()
 
     def start(self) -> None:
@@ -66,6 +69,19 @@ class EpochCache:
     def of(self, scope: Scope) -> int:
         """Return a scope's epoch, learnt if need be; see `after`."""
         return self.known.get(scope.name) or self.after(scope, 0)
+
+    def admit(self, tables: Collection[str]) -> bool:
+        """See that it is noted how tables are spread; else epochs are learnt anew, which compares and notes it.
+
+        Args:
+            tables: of which this process sends ops from now on.
+
+        Returns:
+            Whether it is noted already.
+        """
+        if not self._authority.agrees(tables):
+            self.known = {}
+        return bool(self.known)
 
     def asked(self, scope: Scope) -> int:
         """Read a scope's epoch from the server, and learn it; raise it if it was given out on another; see `after`."""
@@ -115,17 +131,20 @@ class EpochCache:
         with self._raising:
             known = self.known.get(scope.name, 0)
             if known == stale:
-                known = self.known[scope.name] = self._authority.raise_epoch(scope, known)
-                self.learnt += stale > 0
-                if self._lineage_changed(scope, stale):
+                last = self.last.get(scope.name, 0)
+                known = self._authority.raise_epoch(scope, last)
+                over = stale > 0 or last not in (0, known)
+                self.known[scope.name] = self.last[scope.name] = known
+                self.learnt += over
+                if over or self._lineage_changed(scope):
                     self._authority.renew()
             return known
 
-    def _lineage_changed(self, scope: Scope, stale: int) -> bool:
-        """Whether the server is another than the one that took what this process has sent so far."""
+    def _lineage_changed(self, scope: Scope) -> bool:
+        """Whether the server is another than the one that gave another scope's epoch."""
         together = self._authority.together
-        other = next((name for name in self.known if name != scope.name and together(name, scope.name)), None)
-        return stale > 0 or (other is not None and self._log.epoch(other)[:2] != (self.known[other], True))
+        other = next((one for one in self.known.items() if one[0] != scope.name and together(one[0], scope.name)), None)
+        return other is not None and self._log.epoch(other[0])[:2] != (other[1], True)
 
 
 class Authority:
@@ -142,6 +161,27 @@ class Authority:
     def __init__(self, log: Log, nodes: Nodes, topology: Topology, schemas: SchemaPublisher, seal: Seal):
         self._log, self._nodes, self._topology, self._schemas = log, nodes, topology, schemas
         self._seal = seal
+        self._used: set[str] = set()
+        self._noted: dict[str, Fingerprint] = {}
+
+    @property
+    def deployment(self) -> Fingerprint | None:
+        """The deployment's fingerprint, as it was compared last; None: it was not yet."""
+        return newest(self._noted.values())
+
+    def agrees(self, tables: Collection[str]) -> bool:
+        """Return whether the deployment has noted that tables are spread as this process does it.
+
+        Args:
+            tables: their names; the next comparison notes them.
+        """
+        self._used.update(tables)
+        mine = self._topology.fingerprint
+        return all(
+            noted.names(name) and noted.spread(name) == mine.spread(name)
+            for noted in tuple(self._noted.values())
+            for name in tables
+        )
 
     def raise_epoch(self, scope: Scope, known: int = 0) -> int:
         """Return the scope's epoch on the server as it is now, raised if it was given out on another.
@@ -160,7 +200,9 @@ class Authority:
             epoch, current, seen = log.epoch(scope.name)
             # after the epoch was read: a change of the fingerprint is noted before it raises the epochs
             given = bool(epoch and current and epoch >= known)
-            verify(log, self._nodes, self._topology, scope, asking=not given)
+            self._noted[scope.name] = verify(
+                log, self._nodes, self._topology, scope, asking=not given, used=frozenset(self._used)
+            )
             self._seal.learn()
             # after the epoch, too: a change of the map is noted before it raises the epochs
             bucket_map.follow(log, self._nodes, self._topology, anew=not given)

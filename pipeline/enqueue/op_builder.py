@@ -9,13 +9,13 @@ from itertools import cycle
 from typing import Any
 
 from pipeline.bounds import MOST_DEFINITIONS, keep_newest
-from pipeline.chance import chance
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import kind_of, query_of
 from pipeline.dal.sql_texts import vouch_for_selects
 from pipeline.dal.trees import Tree, is_query, table_of
 from pipeline.enqueue.final_values import CompiledTable
 from pipeline.enqueue.held_ops import Chunk
+from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.row_ids import RowIds
 from pipeline.enqueue.schemas import SchemaPublisher
 from pipeline.enqueue.table_plan import TablePlan
@@ -25,6 +25,7 @@ from pipeline.events import Event
 from pipeline.model.op import Addressed
 from pipeline.model.receipt import Receipt
 from pipeline.model.schema import schema_of, signature_of
+from pipeline.per_process import chance
 
 #: Where a table object carries its plan. web2py makes its tables anew at each request: in the builder, plans would
 #: outlive them. A thousand of them made each of web2py's garbage collections, one per 100 requests, take 50 ms.
@@ -39,10 +40,11 @@ class OpBuilder:
         topology: where rows belong.
         row_ids: makes the ids of new rows.
         schemas: publishes a definition before its first op, and refuses one that the database cannot hold.
+        publisher: has it compared how a table is spread before its first op.
     """
 
-    def __init__(self, topology: Topology, row_ids: RowIds, schemas: SchemaPublisher):
-        self._topology, self._row_ids, self._schemas = topology, row_ids, schemas
+    def __init__(self, topology: Topology, row_ids: RowIds, schemas: SchemaPublisher, publisher: Publisher):
+        self._topology, self._row_ids, self._schemas, self._publisher = topology, row_ids, schemas, publisher
         self._compiled: dict[tuple[Any, ...], CompiledTable] = {}
         self._ready: dict[CompiledTable, bool] = {}
         self._tables = threading.local()
@@ -106,6 +108,7 @@ class OpBuilder:
             if compiled not in self._ready:
                 self._schemas.publish([compiled.schema])
                 self._schemas.approve(compiled.schema)
+                self._publisher.admit([compiled.schema.name])
                 keep_newest(self._ready, compiled, True, self._most)
             plan = TablePlan(table, compiled, self._row_ids, self._turn)
             setattr(table, PLAN, plan)

@@ -72,7 +72,7 @@ def wire_writes(
     made = TracedPublisher if traced and not spools else Publisher
     publisher = made(log, topology, bell, authority, away=away)
     follower = Follower(topology, nodes, log, away.spool, publisher, seal)
-    op_builder = OpBuilder(topology, row_ids, schemas)
+    op_builder = OpBuilder(topology, row_ids, schemas, publisher)
     if not isinstance(away.spool, Spool):
         dispatch = Dispatch(publisher, follower, away, log, bell, topology)
         return Writes(op_builder, dispatch, publisher, follower, row_ids, None)

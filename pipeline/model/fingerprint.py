@@ -20,7 +20,8 @@ class Fingerprint(msgspec.Struct, frozen=True):
     Attributes:
         buckets: how many there are.
         shards: of each shard its name and its buckets as ranges, in the order of the file.
-        tables: of each table that is not spread by its own id: its name and how it is spread, in words; by name.
+        tables: of each table that a configuration names, or that had an op: its name and how it is spread, in words;
+            by name.
         prefix: of the keys in Redis.
         source: the file that it was read from, for people.
         deployment: names the deployment, drawn when it was made; empty in a process's own.
@@ -80,6 +81,23 @@ class Fingerprint(msgspec.Struct, frozen=True):
         """
         return dict(self.tables).get(table, BY_ID)
 
+    def names(self, table: str) -> bool:
+        """Return whether it says how a table is spread; another table is spread by its own id, or not known.
+
+        Args:
+            table: its name.
+        """
+        return any(name == table for name, _ in self.tables)
+
+    def with_tables(self, tables: Iterable[tuple[str, str]]) -> Fingerprint:
+        """Return this fingerprint with those tables that it lacks.
+
+        Args:
+            tables: of each its name and its spread.
+        """
+        both = tuple(sorted({**dict(tables), **dict(self.tables)}.items()))
+        return self if both == self.tables else msgspec.structs.replace(self, tables=both)
+
     def known(self, shard: str) -> frozenset[str]:
         """Return the addresses by which the databases of a shard are known.
 
@@ -99,7 +117,9 @@ class Fingerprint(msgspec.Struct, frozen=True):
         return not {*dict(self.databases)[shard][:1], name}.isdisjoint(other.known(shard))
 
     def changed(self, mine: Fingerprint) -> Fingerprint:
-        """Return this fingerprint with what *mine* says of buckets, shards, tables and prefix, as a new version.
+        """Return this fingerprint with what *mine* says of buckets, shards and prefix, as a new version.
+
+        It has the tables of both.
 
         Args:
             mine: a process's own.
@@ -110,7 +130,7 @@ class Fingerprint(msgspec.Struct, frozen=True):
             databases=tuple(pair for pair in met.databases if pair[0] in dict(mine.shards)),
             buckets=mine.buckets,
             shards=mine.shards,
-            tables=mine.tables,
+            tables=self.with_tables(mine.tables).tables,
             prefix=mine.prefix,
             source=mine.source,
             groups=mine.groups,
@@ -151,8 +171,8 @@ def table_differences(mine: Fingerprint, noted: Fingerprint) -> dict[str, str]:
     names = sorted({name for name, _ in (*mine.tables, *noted.tables)})
     return {
         name: f"[tables.{name}] is spread {mine.spread(name)} in {mine.source}, but {noted.spread(name)} in "
-        f"{noted.source}, and rows of the table stand; write it as it was, or, where every row is where the new "
-        f"key belongs, run: pipeline adopt-rows {name}"
+        f"{noted.source}; write it as it was, or, where there is no row yet or each is where the new key belongs, run: "
+        f"pipeline adopt-rows {name}"
         for name in names
         if mine.spread(name) != noted.spread(name)
     }

@@ -259,6 +259,19 @@ def head_of(payload: bytes) -> tuple[str, str]:
     return head.kind, head.table
 
 
+def tables_written(payload: bytes) -> set[str]:
+    """Return the tables whose rows an op writes; none where this release cannot read it.
+
+    Args:
+        payload: of an entry.
+    """
+    try:
+        kind, table = head_of(payload)
+        return {op.table for op in decode(payload).ops} if kind == GROUP else {table}
+    except (NotAnOp, NewerOp, msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return set()
+
+
 def enqueued_ms(payload: bytes) -> float | None:
     """Return when an op was enqueued, ms since 1970; None where the bytes are no op of any version.
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from pipeline.chance import chance
-from pipeline.config.placement import NOWHERE, Placement
+from pipeline.config.bucket_ranges import NOWHERE, Placement
 from pipeline.config.settings import TableSettings
 from pipeline.config.topology import Topology
 from pipeline.dal.objects import conjuncts, field_table, kind_of, op_name, pinned_values, real_name
@@ -16,6 +15,7 @@ from pipeline.model.schema import Column, column_of
 from pipeline.model.values import TEXT_KINDS
 from pipeline.model.values.numbers import RANGES
 from pipeline.oplog.contract import Entries
+from pipeline.per_process import chance
 from pipeline.reads.session import Need, Token
 
 

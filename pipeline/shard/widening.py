@@ -1,10 +1,12 @@
-"""Judge a change of a column's type in MySQL or MariaDB: whether every value that the column may hold stays exact."""
+"""Judge a column's type in MySQL or MariaDB: whether it holds what a field promises, whether a change is exact."""
 
 from __future__ import annotations
 
 import re
 from enum import Enum
 from typing import NamedTuple
+
+from pipeline.model.schema import Column
 
 
 class Widening(Enum):
@@ -121,3 +123,63 @@ def _holds_texts(before: _Type, after: _Type, unlimited: dict[str, int], limited
         return unlimited[after.word] >= size * most_bytes
     kept = after.word == limited or (before.word == after.word == "char")
     return kept and (after.sizes or (1,))[0] >= size
+
+
+def type_fault(column: Column, there: str) -> str | None:
+    """Return what is wrong with a column; the sentence continues after the column's name.
+
+    Args:
+        column: the published definition.
+        there: the column's type in the database.
+
+    Returns:
+        None if every value of the field fits.
+    """
+    match = _TYPE.match(there)
+    word, size = (match[1], match[2] or "") if match else (there, "")
+    kind = column.kind
+    if kind == "string":
+        return _string(column, there, word, size)
+    if kind == "decimal":
+        return _decimal(column, there, word, size)
+    wanted = _accepted(kind)
+    if not wanted or word in wanted:
+        return None
+    return f"is {there}, but the published definition is {column.type!r}"
+
+
+def _string(column: Column, there: str, word: str, size: str) -> str | None:
+    length = column.length or 512
+    room = _TEXTS.get(word) or (int(size) if word in ("varchar", "char") and size else None)
+    if room is None:
+        return f"is {there}, but the published definition is {column.type!r}"
+    if room < length:
+        return f"is {there}, but the published length is {length}: longer texts are rejected"
+    return None
+
+
+def _decimal(column: Column, there: str, word: str, size: str) -> str | None:
+    digits, scale = column.digits
+    numbers = [int(part) for part in size.split(",")] if size else [0, 0]
+    if word == "decimal" and numbers[1] >= scale and numbers[0] - numbers[1] >= digits - scale:
+        return None
+    return f"is {there}, but the published definition is {column.type!r}"
+
+
+def _accepted(kind: str) -> tuple[str, ...]:
+    """Return the types that hold a kind; nothing for an unknown kind."""
+    if kind.startswith("list:") or kind in ("text", "json"):
+        return ("text", "mediumtext", "longtext", "json")
+    return {
+        "boolean": ("char", "varchar"),
+        "integer": ("int", "bigint"),
+        "bigint": ("bigint",),
+        "reference": ("bigint",),
+        # a FLOAT keeps about 6 digits: `admin/check/schemas.py` warns
+        "float": ("double", "float", "decimal"),
+        "double": ("double", "float"),
+        "blob": ("blob", "mediumblob", "longblob"),
+        "date": ("date",),
+        "time": ("time",),
+        "datetime": ("datetime", "timestamp"),
+    }.get(kind, ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.errors import IdsUsedUp, SpoolUnavailable
+from pipeline.model.fingerprint import Fingerprint
 from pipeline.spool.store import Number
 
 
@@ -34,7 +35,7 @@ class NullSpool:
         """Return False."""
         return False
 
-    def agree(self) -> None:
+    def agree(self, deployment: Fingerprint | None) -> None:
         """Do nothing: no op is taken in."""
 
     def keep_definitions(self, definitions: Iterable[tuple[str, str, str]], *, wait: bool) -> None:

@@ -17,8 +17,7 @@ from pathlib import Path
 from weakref import WeakSet
 
 from pipeline.errors import PipelineFull, SpoolUnavailable
-from pipeline.spool.private_files import open_private, refuse_planted
-from pipeline.spool.rescue import BESIDE, moved_aside, take_over
+from pipeline.spool.private_files import BESIDE, moved_aside, open_private, refuse_planted, take_over
 from pipeline.spool.turns import HostLock, host_lock
 
 #: How long a write waits for those of other processes, s; each takes about as long as one fsync.

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from pipeline import clock
 from pipeline.errors import Unavailable, WrongDeployment
 from pipeline.model.fingerprint import Fingerprint, placed_otherwise
@@ -119,16 +121,19 @@ class Spool:
             raise wish.error
         return {bucket: wish.numbers[bucket] for bucket in runs} if wish.taken else {}
 
-    def agree(self) -> None:
-        """Note that this process's configuration fits the deployment: by it this host places ops from now on.
+    def agree(self, deployment: Fingerprint | None) -> None:
+        """Note how the deployment places ops, which this process's configuration fits: so this host does from now on.
+
+        Args:
+            deployment: its fingerprint, as it was compared last; None: it was not yet, and nothing is noted.
 
         Raises:
             SpoolUnavailable: the file cannot be used.
             WrongDeployment: ops are in here that another configuration has placed elsewhere; nothing was noted.
         """
-        mine = self._placing
-        if mine is None:
+        if deployment is None or self._placing is None:
             return
+        mine = replace(deployment.placing, source=self._placing.source)
         with self.file.reading() as db:
             if mine == _agreed(db):
                 return

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from pipeline import clock
-from pipeline.chance import chance
 from pipeline.errors import SpoolUnavailable
-from pipeline.per_process import PerProcess
+from pipeline.per_process import PerProcess, chance
 from pipeline.spool.private_files import open_private
 
 #: How often a process tries a lock before it queues for it, and the pause between two tries, s.

@@ -26,8 +26,7 @@ from pipeline.reads.node_dal import NodeDAL
 from pipeline.reads.session import ReadSession
 from pipeline.web.own_reads import OwnReads
 from pipeline.web.read_db import ReadDAL, Refusal, table_for
-from pipeline.web.user_session import UserSession, patient
-from pipeline.web.visitors_values import from_code, rows_from_code
+from pipeline.web.user_session import UserSession, from_code, patient, rows_from_code
 
 #: When the ops of a request are sent: at each call, after its commit, or after its commit from a table in its database.
 MODES = ("now", "on_commit", "outbox")

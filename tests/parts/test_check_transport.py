@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.admin.check.evidence import Evidence
-from pipeline.admin.check.transport import transport_findings
+from pipeline.admin.check.servers import transport_findings
 from pipeline.config.settings import load
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError

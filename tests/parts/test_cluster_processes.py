@@ -52,6 +52,31 @@ def test_ending_a_process_that_has_died_ends_the_children_it_left(directory: Pat
     assert processes.members(family.pid) == []
 
 
+def test_a_child_that_another_process_has_ended_is_no_zombie_once_anything_is_ended(directory: Path):
+    ended, other = start(directory, *FAMILY), start(directory, *FAMILY)
+    os.killpg(ended.pid, signal.SIGKILL)
+    for _ in polls(10):
+        entry = processes.find(ended.pid)
+        assert entry is not None
+        if not entry.running:
+            break
+
+    processes.end([other])
+
+    assert processes.find(ended.pid) is None
+
+
+def test_a_stopped_process_and_its_children_stand_once_that_was_waited_for(directory: Path):
+    family = start(directory, *FAMILY)
+    assert not processes.wait_stopped(family, 0)
+
+    processes.send_group(family, signal.SIGSTOP)
+
+    assert processes.wait_stopped(family, 10)
+    assert {one.state[0] for one in processes.members(family.pid)} == {"T"}
+    processes.end([family])
+
+
 def test_a_polite_end_lets_the_process_finish(directory: Path):
     process = start(directory, "sh", "-c", "trap 'echo finished; exit' TERM; echo ready.; while sleep 0.1; do :; done")
 

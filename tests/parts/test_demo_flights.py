@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.sandbox.demo import PLANES, SHARDS, place
 
-from pipeline.cli.demo import demo as command
+from pipeline.cli.cluster import demo as command
 from pipeline.demo import data, system
 from pipeline.demo.data import COLUMNS, EVERY_NTH, Correction, Dataset, DemoDataMissing
 from pipeline.demo.verify import Digest, expected_digests, final_rows

@@ -18,7 +18,7 @@ from celery.worker import state
 from click.testing import CliRunner, Result
 
 from pipeline import cli
-from pipeline.admin.health import flower, sign, web
+from pipeline.admin.health import sign, web
 from pipeline.admin.health.sign import Beat, Sign, signs, write_sign
 from pipeline.clock import mono_s, polls
 from pipeline.config.settings import Settings, load
@@ -336,10 +336,10 @@ def page() -> Iterator[SimpleNamespace]:
 def test_flower_is_well_where_it_hears_the_workers_that_run(
     settings: Settings, page: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, text: str, runs: bool | None, well: bool
 ):
-    monkeypatch.setattr(flower, "_worker_runs", lambda _: runs)
+    monkeypatch.setattr(web, "_worker_runs", lambda _: runs)
     page.text = text
 
-    assert flower.judge_flower(settings, page.url, watch_s=0.0)[0] is well
+    assert web.judge_flower(settings, page.url, watch_s=0.0)[0] is well
 
 
 def test_flower_is_red_where_it_does_not_answer_and_not_because_redis_is_away(config: Path, page: SimpleNamespace):

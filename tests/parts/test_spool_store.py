@@ -234,8 +234,9 @@ def test_a_file_of_before_configurations_were_noted_goes_on_under_its_number(spo
         db.execute("DROP TABLE agreed")
     spool.close()
 
-    newer = Spool(spool.path, 1_000_000, Fingerprint(64, (), (), "pl", "web.toml"))
-    newer.agree()
+    mine = Fingerprint(64, (), (), "pl", "web.toml")
+    newer = Spool(spool.path, 1_000_000, mine)
+    newer.agree(mine)
     newer.add({3: [b"b"]})
 
     assert payloads(newer, 3) == [b"a", b"b"]

@@ -22,7 +22,7 @@ from pipeline.config.settings import load
 from pipeline.model.wait_reason import KINDS, WaitReason
 from pipeline.reads.health.report import NodeState
 from workers.pipeline_tab import one_shard, overview
-from workers.pipeline_tab.charts import Curve, chart, sparkline
+from workers.pipeline_tab.cells import Curve, chart, sparkline
 from workers.pipeline_tab.feed import Feed, Seen
 
 BAD = "<script>alert(1)</script>\"'&"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.admin.check import buckets, schemas, types
+from pipeline.admin.check import buckets, schemas
 from pipeline.admin.check.drift import drift_lines
 from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.check.finding import ERROR, WARNING, Finding, merged_findings, without_copies
@@ -15,6 +15,7 @@ from pipeline.config.settings import load
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
+from pipeline.shard import widening
 from pipeline.shard.reach import ForeignKey
 from pipeline.shard.survey import Survey, SurveyedColumn, SurveyedTable
 from pipeline.shard.table_facts import Constraints
@@ -42,7 +43,7 @@ from pipeline.shard.widening import plain_type
     ],
 )
 def test_a_column_that_holds_all_of_its_field_is_well(field: Column, there: str) -> None:
-    assert types.fault(field, there) is None
+    assert widening.type_fault(field, there) is None
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_a_column_that_holds_all_of_its_field_is_well(field: Column, there: str)
     ],
 )
 def test_a_column_that_holds_less_than_its_field_is_told_with_its_type(field: Column, there: str) -> None:
-    assert there in str(types.fault(field, there))
+    assert there in str(widening.type_fault(field, there))
 
 
 def test_the_display_width_of_older_servers_makes_no_difference() -> None:

@@ -18,7 +18,6 @@ LAYERS = {
     "pipeline.errors": 0,
     "pipeline.events": 0,
     "pipeline.bounds": 0,
-    "pipeline.chance": 0,
     "pipeline.clock": 0,
     "pipeline.owners": 0,
     "pipeline.per_process": 0,
@@ -148,7 +147,7 @@ def test_the_words_need_nothing_but_the_standard_library():
 
     roots = {name.split(".")[0] for path in words for name in imports_of(path)}
 
-    assert len(words) == 8
+    assert len(words) == 7
     assert roots - {"pipeline"} <= sys.stdlib_module_names
 
 
@@ -191,7 +190,9 @@ def test_the_package_never_imports_the_workers():
 
 
 def test_nobody_draws_from_the_generator_of_the_application():
-    found = [module_of(p) for p in FILES for n in imports_of(p) if n == "random" and module_of(p) != "pipeline.chance"]
+    found = [
+        module_of(p) for p in FILES for n in imports_of(p) if n == "random" and module_of(p) != "pipeline.per_process"
+    ]
 
     assert found == []
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from pipeline.admin.dead import AsideCount
 from pipeline.admin.observe.moves import MoveRecord
 from pipeline.admin.observe.record import NodeRecord, Record, RedisRecord, ShardRecord, TableRecord
+from pipeline.cli.top import keys_in
 from pipeline.cli.top.board import Board, Order, Question, Sight, heard, pressed
-from pipeline.cli.top.keyboard import keys_in
 from pipeline.cli.top.screens import TopScreen
 from pipeline.model.wait_reason import WaitReason
 from pipeline.reads.health.report import NodeState

@@ -13,7 +13,7 @@ import pytest
 from pydal import DAL, Field
 
 from pipeline.admin import stops
-from pipeline.admin.check import probe
+from pipeline.admin.check import evidence
 from pipeline.admin.migrate import migrate
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
@@ -39,7 +39,7 @@ class Deployment:
         self.client.enqueue_insert(self.db.event, id=1, name="kept")
 
     def failed(self) -> dict[str, str]:
-        return probe.failed_probes(self.settings, [schema_of(self.db.event)], ["s0"])
+        return evidence.failed_probes(self.settings, [schema_of(self.db.event)], ["s0"])
 
     @contextmanager
     def worker(self) -> Iterator[None]:
@@ -81,7 +81,7 @@ def test_where_an_op_goes_all_the_way_nothing_is_said_and_no_row_is_touched(here
 
 
 def test_where_no_worker_applies_the_op_that_is_said(here: Deployment, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(probe, "APPLIED_S", 0.1)
+    monkeypatch.setattr(evidence, "APPLIED_S", 0.1)
 
     assert here.failed()["s0"].startswith("an op is taken, but not applied after 0.1 s")
 

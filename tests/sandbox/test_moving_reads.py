@@ -13,7 +13,7 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline import clock
-from pipeline.config.placement import NOWHERE, Placement
+from pipeline.config.bucket_ranges import NOWHERE, Placement
 from pipeline.errors import PartialResult, ShardUnavailable
 from pipeline.model.op import Position
 from pipeline.reads.routing.moving import Elsewhere

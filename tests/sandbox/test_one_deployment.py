@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from support.sandbox.deployments import (
     drain,
     drop_own_tables,
     insert,
+    model,
     restore,
     rows_of,
     run,
@@ -26,6 +27,7 @@ from pipeline import clock
 from pipeline.admin.check import surroundings
 from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.migrate import migrate, plan_of
+from pipeline.admin.reshape import adopt_rows
 from pipeline.client import Client
 from pipeline.enqueue.deployment import misfits_of
 from pipeline.errors import LogUnavailable, PipelineError, ShardUnavailable, WrongDeployment
@@ -59,15 +61,94 @@ def test_another_spread_of_a_table_with_rows_is_refused(site: Site, spread: dict
         insert(site.client(tables=tables))
 
 
-def test_a_table_without_rows_may_be_spread_otherwise_and_a_new_table_may_come(site: Site) -> None:
-    run(site)
-    tables = {"purchase": {"shard_key": "qty"}, "basket": {"shard_key": "customer"}}
+OTHERWISE = {**BY_CUSTOMER, "purchase": {"shard_key": "qty"}}
+BY_ID: dict[str, Any] = {"country": {"reference": True}}
 
-    insert(site.client(tables=tables))
 
-    drain(site.client(tables=tables))
+@pytest.mark.parametrize(("first", "then"), [(BY_CUSTOMER, OTHERWISE), (BY_ID, OTHERWISE), (BY_CUSTOMER, BY_ID)])
+def test_a_table_without_rows_whose_ops_are_queued_is_not_spread_otherwise(
+    site: Site, first: dict[str, Any], then: dict[str, Any]
+) -> None:
+    run(site, tables=BY_ID)
+    insert(site.client(tables=first))
+
+    with pytest.raises(WrongDeployment, match=r"\[tables\.purchase\] is spread .* pipeline adopt-rows purchase"):
+        insert(site.client(tables=then, file="other.toml"))
+
+    insert(site.client(tables=first), 8)
+
+
+@pytest.mark.parametrize(("first", "then"), [(BY_CUSTOMER, OTHERWISE), (BY_ID, OTHERWISE), (BY_CUSTOMER, BY_ID)])
+def test_two_processes_that_run_do_not_spread_a_table_in_two_ways(
+    site: Site, first: dict[str, Any], then: dict[str, Any]
+) -> None:
+    """Both have sent ops of another table, and know the epochs."""
+    run(site, tables=BY_ID)
+    clients = site.client(tables=first), site.client(tables=then, file="other.toml")
+    for client in clients:
+        with suppress(WrongDeployment):
+            client.enqueue_insert(model().country, name="x")
+    took = []
+    for client in clients:
+        with suppress(WrongDeployment):
+            insert(client)
+            took.append(client)
+
+    [only] = took
+    drain(only)
+    assert len(rows_of(only)) == 1
+    for client in clients:
+        if client is not only:
+            with pytest.raises(WrongDeployment, match="pipeline adopt-rows purchase"):
+                insert(client)
+
+
+def test_a_new_table_may_come_and_whoever_does_not_use_it_goes_on(site: Site) -> None:
+    before = run(site)
+    insert(before)
+
+    insert(site.client(tables={**BY_CUSTOMER, "basket": {"shard_key": "customer"}}))
+
+    insert(before)
+    insert(site.client())
+    drain(before)
+    assert len(rows_of(before)) == 4
+
+
+def test_a_change_of_mind_before_the_first_op_needs_the_command(site: Site) -> None:
+    before = run(site)
+    meant = site.client(tables=OTHERWISE, file="meant.toml")
+    with pytest.raises(WrongDeployment, match="pipeline adopt-rows purchase"):
+        insert(meant)
+
+    assert adopt_rows(meant, "purchase") == []
+
+    insert(meant)
     with pytest.raises(WrongDeployment, match=r"by shard_key = 'customer'.*but by shard_key = 'qty'"):
-        insert(site.client())
+        insert(before)
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_table_that_is_used_first_while_redis_is_away_is_compared_before_its_ops_are_sent(
+    away_at_times: Switched, site: Site, noted: bool
+) -> None:
+    run(site, tables=BY_ID)
+    before = site.client(tables=BY_ID, spool="a.spool")
+    before.enqueue_insert(model().country, name="x")
+    away_at_times.away = True
+    insert(before)
+    before.close()  # its own thread would send the op
+    away_at_times.away = False
+    after = site.client(tables=BY_ID, spool="a.spool")
+    if noted:
+        insert(site.client(file="other.toml"))  # nobody has told the deployment of this table before
+        with pytest.raises(WrongDeployment, match=r"1 ops in .* were placed by another"):
+            drained(after)
+        assert counts_of(after).waiting == 1
+    else:
+        drained(after)
+        with pytest.raises(WrongDeployment, match="adopt-rows purchase"):
+            insert(site.client(file="other.toml"))
 
 
 @pytest.mark.parametrize(
@@ -166,12 +247,15 @@ def test_ops_that_wait_in_a_spool_are_not_sent_by_a_file_that_places_them_otherw
 ) -> None:
     run(site)
     before = site.client(spool="a.spool", file="before.toml")
-    insert(before)
+    tables = model()
+    before.enqueue_delete(tables.purchase.id == insert(before).id)
+    drain(before)
     away_at_times.away = True
     waits = insert(before)
     before.close()  # its own thread would send the op
     away_at_times.away = False
-    after = site.client(spool="a.spool", tables={**BY_CUSTOMER, "purchase": {"shard_key": "qty"}})
+    after = site.client(spool="a.spool", tables=OTHERWISE)
+    adopt_rows(after, "purchase")
 
     with pytest.raises(WrongDeployment, match=r"1 ops in .*a\.spool were placed by another .* in before\.toml"):
         drained(after)

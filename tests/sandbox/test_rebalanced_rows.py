@@ -13,8 +13,8 @@ from support.sandbox.deployments import Site, drain, insert, rows_of, run, site
 from pipeline.admin import new_shard, rebalance, reshape
 from pipeline.admin.moving import mover as movers
 from pipeline.admin.moving import orders
+from pipeline.cli import deployment as face
 from pipeline.cli import pipeline as command
-from pipeline.cli import rebalance as face
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
 from pipeline.enqueue import bucket_map

@@ -95,7 +95,7 @@ def box(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     monkeypatch.setattr(NodeSession, "execute", execute)
     monkeypatch.setattr("pipeline.apply.stopped.READ_EVERY_S", 0.0)
     with sandbox({"sale": {"shard_key": "customer"}}, shards=1) as box:
-        monkeypatch.setattr("pipeline.cli.stops.opened", lambda config: nullcontext(box.client))
+        monkeypatch.setattr("pipeline.cli.status.opened", lambda config: nullcontext(box.client))
         monkeypatch.setattr("pipeline.cli.dead.opened", lambda config: nullcontext(box.client))
         yield box
 

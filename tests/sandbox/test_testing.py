@@ -11,7 +11,7 @@ import pytest
 from pydal import DAL, Field
 
 import pipeline
-from pipeline.errors import PipelineFull, UnknownField
+from pipeline.errors import PipelineError, PipelineFull, UnknownField
 from pipeline.testing import Drained, Sandbox, sandbox
 
 TABLES = {"purchase": {"shard_key": "customer", "unique": [["customer", "day"]]}, "country": {"reference": True}}
@@ -40,6 +40,20 @@ def test_what_is_enqueued_is_there_once_drained(db: Any, box: Sandbox):
     assert receipt.wait() == "applied"
     assert box.rows("purchase") == [{"id": receipt.id, "customer": 7, "day": date(2024, 5, 1), "qty": 2}]
     assert box.drain() == Drained(0, 0)
+
+
+def test_a_drain_waits_for_a_bucket_that_rests_and_says_so_where_it_rests_on(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    shard = box.client.topology.shard_of(pipeline.enqueue_insert(db.purchase, customer=7).bucket)
+    box.log.postpone(shard, [*range(box.client.topology.buckets)], 1500)
+    assert box.drain() == Drained(1, 0)
+
+    pipeline.enqueue_insert(db.purchase, customer=7)
+    box.log.postpone(shard, [*range(box.client.topology.buckets)], 60_000)
+    monkeypatch.setattr("pipeline.testing.MOST_RESTS_S", 0.0)
+    with pytest.raises(PipelineError, match=f"buckets of shard {shard!r} rest"):
+        box.drain()
 
 
 def test_rows_are_gathered_from_all_shards_by_id_and_reference_rows_come_once(db: Any, box: Sandbox):

@@ -14,7 +14,7 @@ import pipeline
 from pipeline.admin import stops
 from pipeline.admin.why import Answer, why
 from pipeline.apply.applier import Applier
-from pipeline.cli.stops import folded
+from pipeline.cli.status import folded
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import BadOp, LogUnavailable, ShardUnavailable, WaitTimeout
 from pipeline.oplog.waits import ALIVE, ALIVE_TOKEN

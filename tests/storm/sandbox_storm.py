@@ -27,12 +27,12 @@ from support.tables import TABLES_TOML, define
 
 from pipeline import testing
 from pipeline.apply.applier import Applier
-from pipeline.chance import chance
 from pipeline.client import Client
 from pipeline.enqueue.acknowledged import Acknowledged
 from pipeline.enqueue.epochs import EpochCache
 from pipeline.enqueue.spooling.drain_thread import DrainThread
 from pipeline.errors import PipelineError, PipelineFull, Unavailable, WrongDeployment
+from pipeline.per_process import chance
 from pipeline.reads.routing.health_cache import OLD_S, HealthCache
 from pipeline.spool.sqlite_file import SpoolFile
 from pipeline.testing import Sandbox

@@ -14,17 +14,19 @@ from pipeline.model.wait_reason import WaitReason
 from pipeline.reads.health.report import NodeState
 from pipeline.shard.records.stops import BREAKER, PAUSED
 from workers.pipeline_tab.cells import (
+    Curve,
     Trouble,
     age_text,
+    chart,
     empty_row,
     fault_list,
+    greatest,
     number_card,
     number_text,
     rate_text,
     span,
     table_row,
 )
-from workers.pipeline_tab.charts import Curve, chart, greatest
 from workers.pipeline_tab.feed import Seen
 from workers.pipeline_tab.overview import freshness, move_rows, silent, stale
 

@@ -26,10 +26,10 @@ from workers.pipeline_tab.cells import (
     rate_text,
     size_text,
     span,
+    sparkline,
     sum_known,
     table_row,
 )
-from workers.pipeline_tab.charts import sparkline
 from workers.pipeline_tab.feed import Seen
 
 #: How many points a small line has, and the time between two of them, ms: it is no wider than this in the page.

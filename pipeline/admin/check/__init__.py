@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.admin.check import buckets, schemas, servers, surroundings, transport
+from pipeline.admin.check import buckets, schemas, servers, surroundings
 from pipeline.admin.check.evidence import Evidence, gather
 from pipeline.admin.check.finding import ERROR, Finding, merged_findings
 from pipeline.admin.check.uwsgi import uwsgi_findings
@@ -23,7 +23,7 @@ SUBJECTS: tuple[Callable[[Evidence], Iterable[Finding]], ...] = (
     surroundings.op_findings,
     surroundings.deployment_findings,
     surroundings.configuration_findings,
-    transport.transport_findings,
+    servers.transport_findings,
     surroundings.redis_findings,
     surroundings.spool_findings,
     servers.server_findings,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 
-from pipeline.admin.check import types
 from pipeline.admin.check.drift import MISSING, drift_of
 from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.check.finding import ERROR, WARNING, Finding, without_copies
@@ -14,7 +13,7 @@ from pipeline.shard import ddl, repairs
 from pipeline.shard.columns import holds_64_bits, tells_apart, text_key
 from pipeline.shard.records.own_tables import own_columns, own_tables
 from pipeline.shard.survey import Survey, SurveyedTable
-from pipeline.shard.widening import Widening, refused_type, widening
+from pipeline.shard.widening import Widening, refused_type, type_fault, widening
 
 MIGRATE = "pipeline migrate"
 _NOT_REPLICATED = "its primary has it: look at SHOW SLAVE STATUS; rebuild the replica if it was altered by hand"
@@ -123,7 +122,7 @@ def _columns(evidence: Evidence, schema: TableSchema, node: Survey, table: Surve
         if found is None:
             cause = _NOT_REPLICATED if _has(_primary(evidence, node), table.name, own) else ""
             yield Finding(ERROR, place, "is missing here: ops that name it wait", cause or MIGRATE, (node.node,))
-        elif node.engine == "mysql" and column.name != schema.id_name and (why := types.fault(column, found.type)):
+        elif node.engine == "mysql" and column.name != schema.id_name and (why := type_fault(column, found.type)):
             yield Finding(ERROR, place, why, _wider(schema, column, found.type), (node.node,))
         elif text_key(schema, evidence.topology) == column and not tells_apart(found.collation):
             yield Finding(ERROR, place, loose(found.collation), MIGRATE, (node.node,))

@@ -10,7 +10,6 @@ import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from pipeline.admin.check import types
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
@@ -29,7 +28,7 @@ from pipeline.shard.columns import (
 from pipeline.shard.repairs import ignore_it
 from pipeline.shard.session import NodeSession
 from pipeline.shard.table_facts import constraints_of
-from pipeline.shard.widening import Widening, plain_type, refused_type, widening
+from pipeline.shard.widening import Widening, plain_type, refused_type, type_fault, widening
 
 #: Where the definition does not say otherwise, a MODIFY keeps this of a column.
 _NOT_NULL = " NOT NULL"
@@ -236,7 +235,7 @@ def _room(
     if is_id:
         narrow = topology.table(schema.name).ids == "pipeline" and not holds_64_bits(there.type)
     else:
-        narrow = types.fault(column, there.type) is not None
+        narrow = type_fault(column, there.type) is not None
     if narrow and widening(there.type, wanted) is not Widening.EXACT:
         yield Fault(shard, place, refused_type(there.type, wanted))
         return

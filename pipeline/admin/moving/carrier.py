@@ -17,10 +17,10 @@ from pipeline.admin.moving import buckets_rows
 from pipeline.admin.moving.buckets_rows import FencedSession, MovedTable, apart
 from pipeline.admin.moving.sides import Sides, Throttle
 from pipeline.apply.follow import Differs, Follow
-from pipeline.chance import chance
 from pipeline.client import Client
 from pipeline.errors import PipelineError
 from pipeline.model.op import START, Position
+from pipeline.per_process import chance
 from pipeline.shard.records import ledger_queries, moves
 from pipeline.shard.records.ledger import CATCHING, COPYING, GONE
 from pipeline.shard.records.moves import Leg, RowPlace

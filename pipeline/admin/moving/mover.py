@@ -25,13 +25,13 @@ from pipeline.admin.moving.carrier import WAIT_S, Awaited, Carrier, MoveStep, na
 from pipeline.admin.moving.sides import Sides
 from pipeline.admin.reshape import renew_epochs
 from pipeline.apply.follow import CopyBehind, Differs
-from pipeline.chance import chance
 from pipeline.client import Client
-from pipeline.config.placement import Placement
+from pipeline.config.bucket_ranges import Placement
 from pipeline.enqueue import bucket_map
 from pipeline.errors import PipelineError, ShardUnavailable
 from pipeline.events import Event
 from pipeline.model.op import START
+from pipeline.per_process import chance
 from pipeline.reads.routing.moving import OLD_MAP_S
 from pipeline.shard.driver_errors import is_driver_error, sentence_of
 from pipeline.shard.records import ledger, ledger_queries, moves

@@ -11,7 +11,6 @@ from pipeline.admin.migrate import published
 from pipeline.admin.moving.buckets_rows import MovedTable, Size, apart, moved_tables, rows_in, size_of
 from pipeline.admin.moving.mover import Mover
 from pipeline.admin.observe.moves import OneMove, each_move, how_far, leg_of_target, pace_of
-from pipeline.chance import chance
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
 from pipeline.config.topology import Topology
@@ -21,6 +20,7 @@ from pipeline.errors import PipelineError, Unavailable, did_you_mean
 from pipeline.events import Event
 from pipeline.model.schema import Column, TableSchema
 from pipeline.model.values import key_form, lenient
+from pipeline.per_process import chance
 from pipeline.shard.bucket_sql import bucket_sql
 from pipeline.shard.records import ledger, ledger_queries, moves
 from pipeline.shard.records.ledger import APPLYING, COPYING, MOVED, Mark

@@ -15,8 +15,7 @@ from pipeline import clock
 from pipeline.admin.observe.moves import moves_of
 from pipeline.admin.observe.news import News, news_of, with_news
 from pipeline.admin.observe.published import read_record
-from pipeline.admin.observe.queues import Queue, Queues
-from pipeline.admin.observe.rates import Window, batch_of, counters_of, tables_of, with_reads
+from pipeline.admin.observe.queues import Queue, Queues, Window, batch_of, counters_of, tables_of, with_reads
 from pipeline.admin.observe.reached import (
     OnPrimary,
     Reached,

@@ -5,7 +5,12 @@ The screen waits for no server: it shows what the threads of `watcher` have foun
 
 from __future__ import annotations
 
+import os
+import re
+import select
+import sys
 from contextlib import closing
+from typing import Any, Self
 
 import click
 from rich.console import Console
@@ -16,15 +21,26 @@ from pipeline.admin.observe.observer import Observer
 from pipeline.cli.options import config_option, max_age_option, opened
 from pipeline.cli.status_screen import lines
 from pipeline.cli.top.board import Board, heard, pressed
-from pipeline.cli.top.keyboard import Keyboard
 from pipeline.cli.top.screens import TopScreen
 from pipeline.cli.top.watcher import Hands, Watcher
 from pipeline.config.settings import load
+
+try:
+    import termios
+    import tty
+
+    _POSIX = True
+except ImportError:  # Windows
+    _POSIX = False
 
 #: The time between two looks, s.
 APART_S = 1.0
 #: How long a key is waited for before the screen is drawn again, s.
 KEY_S = 0.2
+#: One key: an arrow as terminals send it, or a character.
+_KEY = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]|.", re.DOTALL)
+_NAMES = {"A": "up", "B": "down", "C": "enter", "D": "escape"}
+_SINGLE = {"\r": "enter", "\n": "enter", "\x1b": "escape", "\x7f": "escape", "\b": "escape", "k": "up", "j": "down"}
 
 
 @click.command("top")
@@ -75,3 +91,46 @@ def _lines(config: str | None, every_s: float, max_age_s: float) -> None:
             clock.sleep_s(every_s)
     finally:
         observer.close()
+
+
+class Keyboard:
+    """The keys of this process's terminal; where there is none, a wait and no key."""
+
+    def __init__(self) -> None:
+        self._before: Any = None
+        self._keys: list[str] = []
+
+    def __enter__(self) -> Self:
+        if _POSIX and sys.stdin.isatty():
+            self._before = termios.tcgetattr(sys.stdin)
+            tty.setcbreak(sys.stdin)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._before)
+
+    def pressed(self, seconds: float) -> str:
+        """Return the next key by its name, or the empty string.
+
+        Args:
+            seconds: how long to wait for one.
+        """
+        if not self._keys:
+            self._read(seconds)
+        return self._keys.pop(0) if self._keys else ""
+
+    def _read(self, seconds: float) -> None:
+        if self._before is None:
+            clock.sleep_s(seconds)
+        elif select.select([sys.stdin], [], [], seconds)[0]:
+            self._keys = keys_in(os.read(sys.stdin.fileno(), 256).decode(errors="ignore"))
+
+
+def keys_in(text: str) -> list[str]:
+    """Return the names of keys: `up`, `down`, `enter`, `escape`, or the character.
+
+    Args:
+        text: as a terminal sends it.
+    """
+    return [_NAMES.get(key[-1], "") if len(key) > 1 else _SINGLE.get(key, key) for key in _KEY.findall(text)]

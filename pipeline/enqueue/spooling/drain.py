@@ -19,6 +19,7 @@ from pipeline.enqueue.producer import Run
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.events import Event
+from pipeline.model.op import tables_written
 from pipeline.oplog.appends import EpochStale, Scope
 from pipeline.oplog.contract import Entries
 from pipeline.shard.nodes import Nodes
@@ -173,10 +174,12 @@ class Drainer:
             try:
                 with self._budgets.within(probe):
                     epoch = self._publisher.epoch_of(scope)
-                self._spool.agree()  # the configuration was compared with the epoch
+                self._spool.agree(self._publisher.deployment)  # it was compared with the epoch
                 self._remind(scope, epoch)
                 self._spool.renew(buckets, epoch)
                 while not deadline.passed and (head := self._spool.head(buckets)):
+                    if not self._publisher.admit(set().union(*(tables_written(op.payload) for op in head))):
+                        raise EpochStale  # it is noted how a table is spread before its first op
                     for producer, runs, ops in _turns(head):
                         self._step("send")
                         began_s = clock.mono_s()

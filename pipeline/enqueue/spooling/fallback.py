@@ -128,7 +128,7 @@ class Fallback:
         """Note for this host that the configuration fits, for processes that start while Redis is away."""
         self._noted = True
         try:
-            self._away.spool.agree()
+            self._away.spool.agree(self._publisher.deployment)
         except (Unavailable, WrongDeployment) as error:
             logger.warning(Event("configuration_not_noted", error=error))
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping
 
 from pipeline import clock
-from pipeline.config.placement import Placement
+from pipeline.config.bucket_ranges import Placement
 from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError, WrongDeployment
 from pipeline.events import Event

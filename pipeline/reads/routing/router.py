@@ -9,22 +9,20 @@ from collections.abc import Callable, Mapping, Set
 from types import TracebackType
 
 from pipeline import clock
-from pipeline.chance import chance
 from pipeline.config.sections import Load
 from pipeline.config.topology import Topology
 from pipeline.errors import ShardUnavailable, StaleRead
 from pipeline.model.op import Position
-from pipeline.per_process import PerProcess
+from pipeline.per_process import PerProcess, chance
 from pipeline.reads.connections import NodeReader, NodeReaders
 from pipeline.reads.node_dal import ReadInfo
 from pipeline.reads.read_place import ReadPlace
 from pipeline.reads.routing import policy
 from pipeline.reads.routing.accounting import InFlight
-from pipeline.reads.routing.catch_up import first_with
 from pipeline.reads.routing.health_cache import HealthCache
 from pipeline.reads.routing.moving import OLD_MAP_S, MovingRead, Served, check_served
 from pipeline.reads.routing.policy import Bounds, Candidate, Choice, choose, fall_back, fresh_among, over_limit
-from pipeline.reads.routing.replicas import AWAY_S, BROKEN_S, Replicas
+from pipeline.reads.routing.replicas import AWAY_S, BROKEN_S, Replicas, first_with
 from pipeline.reads.session import Need, ReadSession
 from pipeline.shard.nodes import Nodes
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pipeline.chance import chance
 from pipeline.model.op import Entry, Position
+from pipeline.per_process import chance
 from pipeline.shard.session import NodeSession
 
 #: The longest reason for which a node is unfit, characters: as wide as its column.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydal import DAL, Field
 from support.sandbox.deployments import apply, drain, model, rows_of
 
 from pipeline.admin.check.evidence import gather
@@ -32,14 +34,22 @@ class Two:
         self.folder, self.first, self.second = folder, start("redis"), start("redis")
         self.clients: list[Client] = []
 
-    def client(self, *, s1: Mapping[str, str] = {"redis": "two"}, url: str = "", spool: bool = False) -> Client:
+    def client(
+        self,
+        *,
+        s1: Mapping[str, str] = {"redis": "two"},
+        url: str = "",
+        spool: bool = False,
+        tables: Mapping[str, Any] = {},
+    ) -> Client:
         shards = {name: {"primary": f"sqlite://{self.folder}/{name}.sqlite"} for name in ("s0", "s1")}
         settings = load(
             {
                 "pipeline": {"buckets": 8},
                 "redis": {"url": self.first.url, "timeout_s": 2, "two": {"url": url or self.second.url}},
                 "shards": {"s0": shards["s0"], "s1": {**shards["s1"], **s1}},
-                "tables": {"purchase": {"shard_key": "customer", "rule": "modulo"}, "country": {"reference": True}},
+                "tables": {"purchase": {"shard_key": "customer", "rule": "modulo"}, "country": {"reference": True}}
+                | dict(tables),
                 "spool": {"path": f"{self.folder}/spool", "enabled": spool},
             },
             {},
@@ -129,6 +139,23 @@ def test_a_file_that_looks_for_a_shards_logs_in_another_redis_is_refused(two: Tw
 
     with pytest.raises(WrongDeployment, match="a shard's Redis is chosen before its first op"):
         take_queue(fleeting)
+
+
+@pytest.mark.parametrize("bucket", [0, 4])
+@pytest.mark.parametrize("section_first", [True, False])
+def test_a_table_has_one_spread_in_both_redis(two: Two, bucket: int, section_first: bool):
+    """An op of a table without a section is noted where its bucket's log is."""
+    with_section, without = two.client(tables={"basket": {"shard_key": "customer"}}), two.client()
+    baskets = DAL("sqlite:memory", bigint_id=True, migrate=False)
+    baskets.define_table("basket", Field("customer", "integer"))
+    without.op_builder._turn = cycle([bucket])
+    if section_first:
+        with_section.enqueue_insert(model().country, name="Chile")
+    else:
+        without.enqueue_insert(baskets.basket, customer=1)
+
+    with pytest.raises(WrongDeployment, match="pipeline adopt-rows basket"):
+        (without if section_first else with_section).enqueue_insert(baskets.basket, customer=1)
 
 
 def test_a_wrong_address_of_a_group_is_refused_and_check_names_it(two: Two, log_server: Callable[[str], Any]):

@@ -100,7 +100,7 @@ def test_a_primary_that_was_made_read_only_is_left_for_the_one_that_takes_writes
     assert tallies(one, "s0-r0") == [3]
     until(lambda: tallies(one, "s0") == [3])
     one.healthy("s0")
-    assert one.client.nodes.primary_name("s0") == "s0-r0"
+    until(lambda: one.client.nodes.primary_name("s0") == "s0-r0")
 
 
 def test_a_failed_primary_s_nodes_are_asked_also_while_nobody_probes(one: Shard) -> None:

@@ -84,13 +84,16 @@ class Doorway:
             return ids.SMALLEST + (next(number) << 10) + bucket
 
         self.new = make
-        self.op_builder = OpBuilder(self.topology, self, self)
+        self.op_builder = OpBuilder(self.topology, self, self, self)
 
     def publish(self, schemas: list[TableSchema]) -> None:
         self.published += [schema.name for schema in schemas]
 
     def approve(self, schema: TableSchema) -> None:
         self.approved.append(schema.name)
+
+    def admit(self, tables: list[str]) -> bool:
+        return True
 
 
 @pytest.fixture

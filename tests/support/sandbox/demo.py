@@ -16,7 +16,8 @@ import pytest
 from pydal import DAL
 from rich.console import Console
 
-from pipeline.demo import data, demo
+from pipeline import demo
+from pipeline.demo import data
 from pipeline.demo.data import COLUMNS, Dataset
 from pipeline.demo.screen import Screen
 from pipeline.demo.summary import Summary

@@ -96,9 +96,9 @@ def apply(client: Client, shard: str) -> Outcome:
     return Applier(shard, session, client.log, client.settings.apply, tables=client.settings.tables).apply()
 
 
-def run(site: Site, *rows: int) -> Client:
+def run(site: Site, *rows: int, tables: Mapping[str, Any] = BY_CUSTOMER) -> Client:
     """Set the deployment up, and let it apply some rows."""
-    client = site.client(file="worker.toml")
+    client = site.client(file="worker.toml", tables=tables)
     client.define_tables(model())
     migrate(client)
     for customer in rows:
