@@ -259,16 +259,14 @@ class ApplyTransaction:
         try:
             found, *_ = session.ask(ledger.read_seen(unseen), *kept)
         except Exception as error:
+            self._guess_from_s = clock.mono_s() + GUESS_AGAIN_S
             if not is_driver_error(error) or fault_of(error) in (Fault.TRANSIENT, Fault.LOCKED, Fault.OVERTIME):
                 raise
-            raise self._misguessed() from error
+            raise Misguessed("the server refuses a statement") from error
         if ledger.seen_in(found, unseen) != unseen:
-            raise self._misguessed()
+            self._guess_from_s = clock.mono_s() + GUESS_AGAIN_S
+            raise Misguessed("the shard has seen some of it, or has not seen what was before it")
         return executor
-
-    def _misguessed(self) -> Misguessed:
-        self._guess_from_s = clock.mono_s() + GUESS_AGAIN_S
-        return Misguessed("an op is seen, or refused")
 
     def committed(self, after: Mapping[int, Position]) -> None:
         """Note that a transaction is committed.

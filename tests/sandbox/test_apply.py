@@ -399,6 +399,14 @@ def test_a_small_batch_needs_one_round_trip_between_its_lock_and_its_commit(
     assert executed == [SQLite.begin, lock, seen, insert, update, producers, marks]
 
 
+def appended_again(box: Sandbox, bucket: int) -> None:
+    """Let the last op of a log stand there once more, as what a producer sends again after a failover."""
+    [entries] = box.log.read({bucket: START}, {bucket: 10}).values()
+    epoch, seq = entries[-1].position
+    box.log._server.logs[bucket].append(entries[-1]._replace(position=Position(epoch, seq + 1)))
+    box.log._server.last[bucket] = Position(epoch, seq + 1)
+
+
 def test_of_a_small_batch_an_op_that_the_shard_has_seen_elsewhere_is_left_out(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ):
@@ -406,10 +414,7 @@ def test_of_a_small_batch_an_op_that_the_shard_has_seen_elsewhere_is_left_out(
     pipeline.enqueue_update(db.event.id == row.id, n=db.event.n + 1)
     worker = applier(box)
     worker.apply()
-    [entries] = box.log.read({row.bucket: START}, {row.bucket: 10}).values()
-    epoch, seq = entries[-1].position
-    box.log._server.logs[row.bucket].append(entries[-1]._replace(position=Position(epoch, seq + 1)))
-    box.log._server.last[row.bucket] = Position(epoch, seq + 1)
+    appended_again(box, row.bucket)
     pipeline.enqueue_update(db.event.id == row.id, n=db.event.n + 10)
     sent = together(monkeypatch)
     outcome = worker.apply()
@@ -421,3 +426,30 @@ def test_of_a_small_batch_an_op_that_the_shard_has_seen_elsewhere_is_left_out(
     pipeline.enqueue_update(db.event.id == row.id, n=db.event.n + 100)
     worker.apply()
     assert [len(statements) for statements in sent[4:]] == [1, 1]  # no guess for a while
+
+
+def test_an_op_that_stands_twice_in_a_small_batch_is_applied_once(db: Any, box: Sandbox):
+    row = pipeline.enqueue_insert(db.event, who=7)
+    worker = applier(box)
+    worker.apply()
+    pipeline.enqueue_update(db.event.id == row.id, n=db.event.n + 1)
+    appended_again(box, row.bucket)
+    outcome = worker.apply()
+
+    assert (outcome.applied, outcome.seen) == (1, 1)
+    assert [row["n"] for row in box.rows("event")] == [1]
+
+
+def test_of_a_small_batch_an_op_that_a_constraint_refuses_is_found_step_by_step(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    pipeline.enqueue_insert(db.event, who=6, note="a")
+    worker = applier(box)
+    worker.apply()
+    good, bad = (pipeline.enqueue_insert(db.event, who=7, note=note) for note in ("b", "a"))
+    sent = together(monkeypatch)
+    outcome = worker.apply()
+
+    assert (outcome.applied, outcome.rejected) == (1, 1)
+    assert (good.status(), bad.status()) == ("applied", "rejected")
+    assert [len(statements) for statements in sent] == [1, 4, 1, 1]
