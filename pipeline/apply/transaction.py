@@ -88,8 +88,9 @@ class Outcome:
         Args:
             other: its outcome.
         """
-        for name in ("applied", "rejected", "parked", "seen", "lost", "buckets", "refused", "counts"):
+        for name in ("applied", "rejected", "parked", "seen", "lost", "buckets", "refused"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.counts.update(other.counts)
         self.left, self.ring = other.left, other.ring or self.ring
         self.crossed |= other.crossed
         self.waiting, self.aside = self.waiting or other.waiting, self.aside or other.aside
