@@ -308,10 +308,13 @@ def counts_of(batch: Batch, outcome: Outcome) -> Counter[str]:
         batch: what it took.
         outcome: what it did, with the time that it took.
     """
-    counts = Counter(f"{HELD} {reason.kind}" for reason in batch.waiting.values())
+    counts = Counter[str]()
+    for reason in batch.waiting.values():
+        counts[f"{HELD} {reason.kind}"] += 1
     if not batch.taken:
         return counts
-    counts += applied_counts(batch.done(batch.aside))
+    for name, n in applied_counts(batch.done(batch.aside)).items():  # Counter's own `+` takes 15 µs for two names
+        counts[name] += n
     for entry in batch.sheets:  # none of their ops is set aside: these were taken out
         counts[f"{APPLIED} {INSERT} {entry.sheet.table}"] += len(entry.sheet)
     for reject in outcome.refused:
@@ -338,10 +341,12 @@ def applied_counts(items: Iterable[Item]) -> Counter[str]:
         if op.kind == kind and op.table == table:
             n += 1
             continue
-        found[f"{APPLIED} {kind} {table}"] += n
+        if n:
+            found[f"{APPLIED} {kind} {table}"] += n
         kind, table, n = op.kind, op.table, 1
-    found[f"{APPLIED} {kind} {table}"] += n
-    return +found
+    if n:
+        found[f"{APPLIED} {kind} {table}"] += n
+    return found
 
 
 def note_waits(log: Waits, shard: str, reasons: Mapping[int, WaitReason], marks: Mapping[int, Position]) -> None:

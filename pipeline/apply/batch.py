@@ -27,6 +27,8 @@ from pipeline.shard.table_facts import Facts, facts_of
 
 #: Ops name columns in few orders; a visitor may make any number of them.
 _MOST_SHAPES = 1000
+#: A batch of no more is small: nothing in it is asked for before its statements are sent.
+MOST_GUESSED, MOST_GUESSED_BYTES = 200, 100_000
 _FORGED = "not an op of this deployment: its signature is missing or wrong"
 logger = logging.getLogger("pipeline.apply")
 
@@ -166,6 +168,29 @@ class Batch:
             self.keys.add(key)
         return True
 
+    def unseen(self) -> dict[tuple[int, int], int] | None:
+        """Return the last sequences that the shard has of each bucket and producer if it has seen none of few ops.
+
+        None: that cannot be guessed, or would save nothing.
+        """
+        if self.ops > MOST_GUESSED or self.size_bytes > MOST_GUESSED_BYTES or self.stopped or self.keys or self.losses:
+            return None
+        first, last = dict[tuple[int, int], int](), dict[tuple[int, int], int]()
+        for one in self.taken:
+            if not isinstance(one, Item):
+                return None
+            pair, seq = (one.entry.bucket, one.entry.producer), one.entry.producer_seq
+            if last.setdefault(pair, seq - 1) != seq - 1:
+                return None
+            first.setdefault(pair, seq - 1)
+            last[pair] = seq
+        return first
+
+    def take_all(self) -> None:
+        """Take it that the shard has seen none of `taken`."""
+        self.items = [one for one in self.taken if isinstance(one, Item)]
+        self.last = {(item.entry.bucket, item.entry.producer): item.entry.producer_seq for item in self.items}
+
     def skip_seen(self, session: NodeSession) -> None:
         """Keep the entries that the shard has not seen under another position: after a failover, or after a resend.
 
@@ -176,6 +201,7 @@ class Batch:
             return
         places = (one if isinstance(one, SheetEntry) else one.entry for one in self.taken)
         senders = [(entry.bucket, entry.producer) for entry in places if entry.producer]
+        self.items = []
         self.last = ledger.seen(session, senders) if senders else {}
         for one in self.taken:
             if isinstance(one, SheetEntry):

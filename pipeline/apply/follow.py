@@ -109,6 +109,7 @@ class FollowTransaction(ApplyTransaction):
     """
 
     move = 0
+    guesses = False
     ends: Mapping[int, Position]
     theirs: Mapping[int, Aside]
 

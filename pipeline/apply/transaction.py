@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline import clock
 from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.earlier_ops import EarlierOps
@@ -26,10 +27,11 @@ from pipeline.model.op import Entry, Op, Position
 from pipeline.model.sheet import Read, SheetEntry, count_ops, singly
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.contract import Work
+from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error
 from pipeline.shard.records import ledger
 from pipeline.shard.records.ledger import HOLDING, Mark, Reject
 from pipeline.shard.records.set_aside import REJECTED
-from pipeline.shard.session import NodeSession
+from pipeline.shard.session import NodeSession, Unanswered
 
 #: The longest statement of a batch of many buckets, s: one that takes longer is run with its bucket alone.
 TOGETHER_S = 1
@@ -39,8 +41,17 @@ OVER = 1.5
 LOCK_REST_S = 5.0
 
 
+#: How long after a wrong guess nothing is guessed, s.
+GUESS_AGAIN_S = 1.0
+
 #: No notes of any bucket.
 NO_NOTES: Mapping[int, str] = {}
+
+
+class Misguessed(PipelineError):
+    """The transaction was built on a guess that is wrong: it has to run again, step by step."""
+
+    retryable = True
 
 
 @dataclass(slots=True)
@@ -77,8 +88,9 @@ class Outcome:
         Args:
             other: its outcome.
         """
-        for name in ("applied", "rejected", "parked", "seen", "lost", "buckets", "refused", "counts"):
+        for name in ("applied", "rejected", "parked", "seen", "lost", "buckets", "refused"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.counts.update(other.counts)
         self.left, self.ring = other.left, other.ring or self.ring
         self.crossed |= other.crossed
         self.waiting, self.aside = self.waiting or other.waiting, self.aside or other.aside
@@ -168,7 +180,10 @@ class ApplyTransaction:
         void: notes of this process's own that mean nothing, by bucket.
         step: called with the name of each step before it is taken.
         elsewhere: the state of the buckets that a turn's transactions met, and that another shard owns.
+        guesses: whether small batches are sent before it is known what the shard has seen.
     """
+
+    guesses = True
 
     def __init__(
         self,
@@ -185,7 +200,7 @@ class ApplyTransaction:
         self._settings, self.step, self._longest_s = settings, step, settings.statement_s
         self.facts, self.stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
         self.pace = Pace(settings, log)
-        self._lessons = Lessons()
+        self._lessons, self._guess_from_s = Lessons(), 0.0
         #: None: a constraint's word is final.
         self._earlier: EarlierOps | None = EarlierOps(shard, session, log, settings.early_wait_s)
 
@@ -205,16 +220,54 @@ class ApplyTransaction:
         batch, locked = self._take(take, blocked)
         if not batch.after:
             return Outcome(buckets=len(batch.before), waiting=batch.why), batch
-        batch.skip_seen(self._session)
         try:
-            executor = self._execute(batch, locked, take, last_try=last_try)
-            self.step("mark")
-            self._record(batch, executor, locked, take)
+            executor = self._guessed(batch, locked, take)
+            if executor is None:
+                batch.skip_seen(self._session)
+                executor = self._execute(batch, locked, take, last_try=last_try)
+                self.step("mark")
+                self._record(batch, executor, locked, take)
         except PipelineError as error:
             if not isinstance(error, Unavailable):
                 self.note_ended(take)  # while the locks are held: whoever has them next finds no failed attempt
             raise
         return self._outcome(batch, executor), batch
+
+    def _guessed(self, batch: Batch, locked: Mapping[int, Mark], take: Take) -> Executor | None:
+        """Apply a small batch in one round trip, as if the shard had seen nothing of it; whether that is so, is
+        answered with it, before the commit.
+
+        None: nothing was sent, since it cannot be guessed, or some statement needs an answer.
+
+        Raises:
+            Misguessed: the shard has seen some op, or refuses one.
+            Exception: the driver's own, after which the transaction is retried.
+        """
+        unusual = take.alone is not None or take.whole or take.ends or take.early or take.again
+        if unusual or not self.guesses or clock.mono_s() < self._guess_from_s or (unseen := batch.unseen()) is None:
+            return None
+        session = self._session
+        try:
+            with session.kept_back() as kept:
+                batch.take_all()
+                executor = self._execute(batch, locked, take, last_try=False)
+                self.step("mark")
+                self._record(batch, executor, locked, take)
+        except Unanswered:
+            return None
+        if executor.rejects:
+            return None
+        try:
+            found, *_ = session.ask(ledger.read_seen(unseen), *kept)
+        except Exception as error:
+            self._guess_from_s = clock.mono_s() + GUESS_AGAIN_S
+            if not is_driver_error(error) or fault_of(error) in (Fault.TRANSIENT, Fault.LOCKED, Fault.OVERTIME):
+                raise
+            raise Misguessed("the server refuses a statement") from error
+        if ledger.seen_in(found, unseen) != unseen:
+            self._guess_from_s = clock.mono_s() + GUESS_AGAIN_S
+            raise Misguessed("the shard has seen some of it, or has not seen what was before it")
+        return executor
 
     def committed(self, after: Mapping[int, Position]) -> None:
         """Note that a transaction is committed.

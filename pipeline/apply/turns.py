@@ -18,7 +18,7 @@ from pipeline.apply.batch import Batch
 from pipeline.apply.earlier_ops import Early
 from pipeline.apply.held_rows import Halt
 from pipeline.apply.judge import ConstraintsChanged, NeverSeen, SchemaBehind
-from pipeline.apply.transaction import LOCK_REST_S, ApplyTransaction, Outcome, Take
+from pipeline.apply.transaction import LOCK_REST_S, ApplyTransaction, Misguessed, Outcome, Take
 from pipeline.errors import NotMigrated, PipelineError, ShardUnavailable, Unavailable
 from pipeline.events import Event
 from pipeline.model.wait_reason import WaitReason
@@ -188,6 +188,9 @@ class ShardTurns(ABC):
                 return self._once(take, blocked, last_try=met >= LAST_TRY)
             except (SchemaBehind, Halt, Early) as error:  # each time something else is left out: no try is used up
                 self._leave_out(error, take, blocked)
+                take.again = True
+                continue
+            except Misguessed:
                 take.again = True
                 continue
             except ConstraintsChanged as error:

@@ -157,23 +157,14 @@ def keeps_its_place(
 
 
 def check_upsert_key(compiled: CompiledTable, fields: tuple[str, ...], values: Mapping[str, Any]) -> None:
-    """Refuse an upsert whose key names no single row of one shard.
+    """Refuse an upsert whose key names no single row of one shard; what is right once, is so for all values.
 
     Raises:
         BadOp: a key field has no value, or there is no such unique index. ShardKeyError: the key spans shards.
     """
     name, schema, rules = compiled.schema.name, compiled.schema, compiled.rules
     compiled.known(fields)
-    absent = [field for field in fields if values.get(field) is None]
-    if not fields or absent:
-        raise BadOp(
-            f"an upsert into {name!r} needs a value for each of its key fields" + (f": {absent}" if absent else "")
-        )
-    if schema.id_name not in fields and values.get(schema.id_name) is not None:
-        raise BadOp(
-            f"an upsert into {name!r} by ({', '.join(fields)}) cannot give an id too: the database would update the "
-            "row that has the id, whatever its key; leave the id out, or give key='id' alone"
-        )
+    check_upsert_values(compiled, fields, values)
     single = len(fields) == 1 and (fields[0] == schema.id_name or schema.columns[schema.index[fields[0]]].unique)
     if not single and set(fields) not in [set(group) for group in rules.unique]:
         raise BadOp(
@@ -191,6 +182,25 @@ def check_upsert_key(compiled: CompiledTable, fields: tuple[str, ...], values: M
         raise ShardKeyError(f"the key of an upsert into {name!r} must contain its shard key {key!r}")
     if not key and not rules.reference and fields != (schema.id_name,):
         raise ShardKeyError(f"table {name!r} is sharded by its id, so it can be upserted by its id only")
+
+
+def check_upsert_values(compiled: CompiledTable, fields: tuple[str, ...], values: Mapping[str, Any]) -> None:
+    """Refuse an upsert whose values name no single row.
+
+    Raises:
+        BadOp: a key field has no value, or an id is given beside another key.
+    """
+    name, schema = compiled.schema.name, compiled.schema
+    absent = [field for field in fields if values.get(field) is None]
+    if not fields or absent:
+        raise BadOp(
+            f"an upsert into {name!r} needs a value for each of its key fields" + (f": {absent}" if absent else "")
+        )
+    if schema.id_name not in fields and values.get(schema.id_name) is not None:
+        raise BadOp(
+            f"an upsert into {name!r} by ({', '.join(fields)}) cannot give an id too: the database would update the "
+            "row that has the id, whatever its key; leave the id out, or give key='id' alone"
+        )
 
 
 def check_upsert_filters(compiled: CompiledTable, table: Any, key: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from pipeline.enqueue.bucket_choice import (
     bucket_of_rows,
     check_upsert_filters,
     check_upsert_key,
+    check_upsert_values,
     keeps_its_place,
     sorted_by_bucket,
     sorted_in_turn,
@@ -57,23 +58,20 @@ class TablePlan:
         turn: gives the bucket of the next row that may live anywhere.
     """
 
-    __slots__ = ("_fields", "_row_plans", "_rule", "_turn", "_update_plans", "compiled", "row_ids", "table")
+    __slots__ = (
+        "_fields", "_row_plans", "_rule", "_turn", "_update_plans", "_upsert_keys", "compiled", "row_ids", "table"
+    )  # fmt: skip
 
     def __init__(self, table: Any, compiled: CompiledTable, row_ids: RowIds, turn: Iterator[int]):
         self.table, self.compiled, self.row_ids, self._turn = table, compiled, row_ids, turn
         self._rule, self._fields = compiled.bucket_of, tuple(table)
         self._row_plans: dict[tuple[str, ...], RowPlan] = {}
         self._update_plans: dict[tuple[str, ...], UpdatePlan] = {}
+        self._upsert_keys: dict[tuple[str, ...], bool] = {}
 
     def new_row(self, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None) -> Addressed:
         """Make an insert."""
-        names = tuple(values)
-        plan = self._row_plans.get(names)
-        if plan is None or isinstance(values, Final) or plan.outdated():
-            plan = RowPlan(self.compiled, self.table, self._fields, values, self.compiled.rules.shard_key)
-            if not plan.final:
-                keep_newest(self._row_plans, names, plan, MOST_PLANS)
-        return self._new_row(plan, values, shard_key, key)
+        return self._new_row(self._row_plan(values), values, shard_key, key)
 
     def new_rows(
         self, rows: Iterable[Mapping[str, Any]], shard_key: Any = None, *, at_once: bool = False
@@ -172,13 +170,20 @@ class TablePlan:
     ) -> Addressed:
         """Make an insert that becomes an update where a row with the same values of *fields* is there."""
         compiled, column_of = self.compiled, self.compiled.column_of
-        check_upsert_key(compiled, fields, values)
+        if fields not in self._upsert_keys:
+            check_upsert_key(compiled, fields, values)
+            keep_newest(self._upsert_keys, fields, True, MOST_PLANS)
+        check_upsert_values(compiled, fields, values)
         if has_filters(self.table):
             check_upsert_filters(compiled, self.table, {name: compiled.check[name](values[name]) for name in fields})
-        inserted = self._new_row(RowPlan(compiled, self.table, self._fields, values), values, shard_key, key)
+        inserted = self._new_row(self._row_plan(values), values, shard_key, key)
         rest = {k: v for k, v in values.items() if k not in fields}
-        renewed, _ = update_values(compiled, self.table, self._fields, rest)
-        op, extra = inserted.op, {column_of[name]: value for name, value in renewed.items()}
+        if (made := self._update_plan(rest).of(rest)) is not None:
+            extra = dict(zip(made[0], made[1], strict=True))
+        else:
+            renewed, _ = update_values(compiled, self.table, self._fields, rest)
+            extra = {column_of[name]: value for name, value in renewed.items()}
+        op = inserted.op
         merged = dict(sorted({**dict(zip(op.columns, op.values, strict=True)), **extra}.items()))
         upsert = Op(
             UPSERT,
@@ -225,6 +230,15 @@ class TablePlan:
         schema = compiled.schema
         op = Op(INSERT, schema.name, schema.hash, now_ms, row, columns, tuple(final), None, (), (), (), key)
         return Addressed(bucket, op, id_given)
+
+    def _row_plan(self, values: Mapping[str, Any]) -> RowPlan:
+        names = tuple(values)
+        plan = self._row_plans.get(names)
+        if plan is None or isinstance(values, Final) or plan.outdated():
+            plan = RowPlan(self.compiled, self.table, self._fields, values, self.compiled.rules.shard_key)
+            if not plan.final:
+                keep_newest(self._row_plans, names, plan, MOST_PLANS)
+        return plan
 
     def _update_plan(self, values: Mapping[str, Any]) -> UpdatePlan:
         names = tuple(values)

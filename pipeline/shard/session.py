@@ -7,6 +7,7 @@ pyDAL also leaves an idle reader frozen in its snapshot, so every read or write 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,12 @@ BRIEF_CONNECT_S, BRIEF_STATEMENT_S = 2, 3
 #: MySQL's CLIENT.FOUND_ROWS: an UPDATE counts the rows that it found, not only the rows that it changed.
 _FOUND_ROWS = 2
 logger = logging.getLogger("pipeline.shard")
+
+
+class Unanswered(PipelineError):
+    """What is kept back, to be sent together, needs an answer first; nothing of it was sent."""
+
+    retryable = True
 
 
 class NodeSession:
@@ -58,6 +65,8 @@ class NodeSession:
         self._limit_s: float | None = None
         #: Numbers of errors of which the server names no row.
         self._silent_codes: set[int] = set()
+        #: Of each thread, the statements that it keeps back: `kept`, a list, while it does.
+        self._here = threading.local()
         self.dialect: Dialect = dialect_of(uri)
         self.db = DAL(
             self.dialect.uri(uri),
@@ -99,6 +108,9 @@ class NodeSession:
         Args:
             sql: one statement.
         """
+        if (kept := getattr(self._here, "kept", None)) is not None:
+            kept.append(sql)
+            return 0
         self.adapter.execute(sql)
         return int(self.adapter.cursor.rowcount)
 
@@ -107,9 +119,36 @@ class NodeSession:
 
         Args:
             sql: one SELECT.
+
+        Raises:
+            Unanswered: statements before it are kept back.
         """
+        if getattr(self._here, "kept", None) is not None:
+            raise Unanswered(sql)
         self.adapter.execute(sql)
         return list(self.adapter.cursor.fetchall())
+
+    def ask(self, *statements: str) -> list[list[tuple[Any, ...]]]:
+        """Run statements inside the open transaction, in one round trip where the driver can; return the rows of each.
+
+        Args:
+            statements: a few, whose rows are whole numbers and texts. Where one fails, those behind it may be done.
+        """
+        ask = getattr(self.adapter.connection, "ask", None)
+        return [self.rows(sql) for sql in statements] if ask is None else ask(statements)
+
+    @contextmanager
+    def kept_back(self) -> Iterator[list[str]]:
+        """Keep back what this thread executes, and yield the list of it, to be sent with `ask` behind the block.
+
+        Raises:
+            Unanswered: something needs an answer.
+        """
+        kept = self._here.kept = list[str]()
+        try:
+            yield kept
+        finally:
+            self._here.kept = None
 
     def statement_bytes(self) -> int:
         """Return the size of the largest statement that the server takes; read once per connection."""

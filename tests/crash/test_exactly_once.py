@@ -21,6 +21,8 @@ SOON_S = 15
 KILLED = "signal 9 (SIGKILL)"
 #: MySQL's packet of a COMMIT: its length, its number, COM_QUERY.
 COMMIT = b"\x07\x00\x00\x00\x03COMMIT"
+#: With this begins what a small batch sends together.
+SEEN = b"SELECT bucket, producer, seq FROM pipeline_producers"
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -58,7 +60,8 @@ def test_an_op_that_stands_in_the_log_twice_is_applied_once(trial: Trial) -> Non
     trial.holds()
 
 
-def test_a_commit_whose_answer_is_lost_is_not_done_again(trial: Trial) -> None:
+@pytest.mark.parametrize("asked", [COMMIT, SEEN])
+def test_what_a_server_has_done_is_not_done_again_though_its_answer_is_lost(trial: Trial, asked: bytes) -> None:
     rig = trial.rig
     with Proxy(rig.port("s0")) as s0, Proxy(rig.port("s1")) as s1:
         config = rig.config_through({rig.port("s0"): s0.port, rig.port("s1"): s1.port})
@@ -66,7 +69,7 @@ def test_a_commit_whose_answer_is_lost_is_not_done_again(trial: Trial) -> None:
             load = trial.load()
             for _ in range(6 * SOAK):
                 for proxy in (s0, s1):
-                    proxy.swallow_answers(COMMIT, 1)
+                    proxy.swallow_answers(asked, 1)
                 trial.send(load, 40)
                 trial.settle()
 

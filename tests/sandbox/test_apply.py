@@ -14,10 +14,11 @@ from pipeline.admin.upkeep import unapplied
 from pipeline.apply.applier import RING_S, Applier
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable
-from pipeline.model.op import START
+from pipeline.model.op import START, Position
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.shard.dialect import SQLite
 from pipeline.shard.records import ledger_queries
+from pipeline.shard.session import NodeSession
 from pipeline.testing import Drained, Sandbox, sandbox
 
 STEPS = ("due", "lock", "read", "execute", "statement", "mark", "commit", "committed", "finish")
@@ -361,3 +362,94 @@ def test_what_is_applied_and_refused_is_counted_by_kind_and_table(db: Any, box: 
     assert 0 < counts["commit_sum_us"] < 1000 * (counts["batch_sum_ms"] + 1)
     assert applier(box).apply().applied == 0
     assert box.log.counts("s0") == counts
+
+
+def together(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """Return the statements that are sent together from now on, one entry for each round trip."""
+    sent, ask = list[tuple[str, ...]](), NodeSession.ask
+
+    def spy(session: NodeSession, *statements: str) -> Any:
+        sent.append(statements)
+        return ask(session, *statements)
+
+    monkeypatch.setattr(NodeSession, "ask", spy)
+    return sent
+
+
+def test_a_small_batch_needs_one_round_trip_between_its_lock_and_its_commit(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    pipeline.enqueue_insert(db.event, who=6)
+    worker = applier(box)
+    worker.apply()  # learns the constraints
+    first = pipeline.enqueue_insert(db.event, who=7).id
+    pipeline.enqueue_update(db.event.id == first, n=5)
+    executed, execute = list[str](), worker._session.adapter.execute
+    sent = together(monkeypatch)
+    monkeypatch.setattr(worker._session.adapter, "execute", lambda sql: executed.append(sql) or execute(sql))
+    worker.apply()
+
+    [lock], [seen, insert, update, producers, marks] = sent
+    assert "pipeline_watermarks" in lock
+    assert "pipeline_producers" in seen
+    assert insert.startswith("INSERT INTO")
+    assert update.startswith("UPDATE")
+    assert "pipeline_producers" in producers
+    assert "pipeline_watermarks" in marks
+    assert executed == [SQLite.begin, lock, seen, insert, update, producers, marks]
+
+
+def appended_again(box: Sandbox, bucket: int) -> None:
+    """Let the last op of a log stand there once more, as what a producer sends again after a failover."""
+    [entries] = box.log.read({bucket: START}, {bucket: 10}).values()
+    epoch, seq = entries[-1].position
+    box.log._server.logs[bucket].append(entries[-1]._replace(position=Position(epoch, seq + 1)))
+    box.log._server.last[bucket] = Position(epoch, seq + 1)
+
+
+def test_of_a_small_batch_an_op_that_the_shard_has_seen_elsewhere_is_left_out(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    row = pipeline.enqueue_insert(db.event, who=7)
+    pipeline.enqueue_update(db.event.id == row.id, n=db.event.n + 1)
+    worker = applier(box)
+    worker.apply()
+    appended_again(box, row.bucket)
+    pipeline.enqueue_update(db.event.id == row.id, n=db.event.n + 10)
+    sent = together(monkeypatch)
+    outcome = worker.apply()
+
+    assert (outcome.applied, outcome.seen) == (1, 1)
+    assert [row["n"] for row in box.rows("event")] == [11]
+    assert [len(statements) for statements in sent] == [1, 5, 1, 1]  # the guess, and then step by step
+
+    pipeline.enqueue_update(db.event.id == row.id, n=db.event.n + 100)
+    worker.apply()
+    assert [len(statements) for statements in sent[4:]] == [1, 1]  # no guess for a while
+
+
+def test_an_op_that_stands_twice_in_a_small_batch_is_applied_once(db: Any, box: Sandbox):
+    row = pipeline.enqueue_insert(db.event, who=7)
+    worker = applier(box)
+    worker.apply()
+    pipeline.enqueue_update(db.event.id == row.id, n=db.event.n + 1)
+    appended_again(box, row.bucket)
+    outcome = worker.apply()
+
+    assert (outcome.applied, outcome.seen) == (1, 1)
+    assert [row["n"] for row in box.rows("event")] == [1]
+
+
+def test_of_a_small_batch_an_op_that_a_constraint_refuses_is_found_step_by_step(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    pipeline.enqueue_insert(db.event, who=6, note="a")
+    worker = applier(box)
+    worker.apply()
+    good, bad = (pipeline.enqueue_insert(db.event, who=7, note=note) for note in ("b", "a"))
+    sent = together(monkeypatch)
+    outcome = worker.apply()
+
+    assert (outcome.applied, outcome.rejected) == (1, 1)
+    assert (good.status(), bad.status()) == ("applied", "rejected")
+    assert [len(statements) for statements in sent] == [1, 4, 1, 1]

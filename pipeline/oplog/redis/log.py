@@ -96,11 +96,13 @@ class RedisEntries(RedisServer):
         return found
 
     def _ranges(self, after: Mapping[int, Position], asked: Mapping[int, int]) -> list[Any]:
+        if not asked:
+            return []
         with translated():
             pipe: Any = self._client.pipeline(transaction=False)
             for command in self._asking(after, asked):
                 pipe.execute_command(*command)
-            return list(pipe.execute()) if asked else []
+            return list(pipe.execute())
 
     def _asking(self, after: Mapping[int, Position], asked: Mapping[int, int]) -> list[tuple[Any, ...]]:
         return [
@@ -424,8 +426,9 @@ def _fault_of(name: str, hash: str, text: str) -> str:
 
 def _due_of(flat: list[Any]) -> dict[int, int]:
     """Return the reply of `due.lua` as the bytes of the largest op by bucket."""
-    due = {text_of(flat[i]): numbers_of(text_of(flat[i + 1]), " ", 1) for i in range(1, len(flat), 2)}
-    return {int(bucket): size[0] if size else 0 for bucket, size in due.items()}
+    due = dict(zip(map(int, flat[1::2]), flat[2::2], strict=True))
+    sizes = {bucket: numbers_of(text_of(size), " ", 1) for bucket, size in due.items() if size != b"0"}
+    return dict.fromkeys(due, 0) | {bucket: size[0] for bucket, size in sizes.items() if size}
 
 
 def _noting(notes: Mapping[int, str], *, anew: bool) -> list[Any]:

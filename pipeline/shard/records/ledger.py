@@ -6,7 +6,7 @@ with the rows that it is about.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.model.op import Entry, Position
@@ -94,7 +94,8 @@ def lock(session: NodeSession, buckets: Iterable[int], limit: int) -> dict[int, 
     # from a random end, so that no bucket is always the last under a steady load
     order = chance.choice(("", " DESC"))
     which = f"bucket IN ({_list(buckets)}) ORDER BY bucket{order} LIMIT {limit}{session.dialect.lock}"
-    return marks_in(session.rows(f"{READ_MARKS} WHERE {which}"))
+    [found] = session.ask(f"{READ_MARKS} WHERE {which}")
+    return marks_in(found)
 
 
 def lock_buckets(session: NodeSession, buckets: Iterable[int]) -> dict[int, Mark]:
@@ -173,9 +174,27 @@ def seen(session: NodeSession, pairs: Iterable[tuple[int, int]]) -> dict[tuple[i
         pairs: (bucket, producer).
     """
     wanted = set(pairs)
-    found = session.rows(f"SELECT bucket, producer, seq FROM pipeline_producers WHERE {sent_by(wanted)}")
-    last = dict.fromkeys(wanted, 0)
-    return last | {(b, p): seq for b, p, seq in found if (b, p) in wanted}
+    [found] = session.ask(read_seen(wanted))
+    return seen_in(found, wanted)
+
+
+def read_seen(pairs: Collection[tuple[int, int]]) -> str:
+    """Return the query of `seen`.
+
+    Args:
+        pairs: (bucket, producer); one at least.
+    """
+    return f"SELECT bucket, producer, seq FROM pipeline_producers WHERE {sent_by(pairs)}"
+
+
+def seen_in(rows: Iterable[tuple[Any, ...]], pairs: Collection[tuple[int, int]]) -> dict[tuple[int, int], int]:
+    """Return what `seen` does.
+
+    Args:
+        rows: of `read_seen`.
+        pairs: that were asked for.
+    """
+    return dict.fromkeys(pairs, 0) | {(b, p): seq for b, p, seq in rows if (b, p) in pairs}
 
 
 def remember(session: NodeSession, last: Mapping[tuple[int, int], int]) -> None:
