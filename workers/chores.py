@@ -44,7 +44,7 @@ AT_ONCE = ("trim", "release")
 MEND_S, MEND_ANYWAY_S = 5, 30.0
 #: The times between two of a kind at a quiet shard, s: of chores, and of searches. A new server of a database, and a
 #: log that ends before its watermark, have the shard reconciled at once all the same.
-QUIET_S, QUIET_MEND_S = 60, 20
+QUIET_S = 60
 #: How long a look at all leases and epochs counts, s; and the time between two that wake threads; while all is quiet.
 LOOK_S, WAKE_S, QUIET_WAKE_S = 0.5, 1.0, 2.0
 #: The longest that a thread sleeps which a look is to wake, s.
@@ -198,7 +198,7 @@ class Chores:
         """Delete what somebody else has put under names of ours."""
         if clock.mono_s() < self._mend_at_s:
             try:
-                every_s = QUIET_MEND_S if self.quiet else MEND_S
+                every_s = QUIET_S if self.quiet else MEND_S
                 if not self._is_free(f"mend:{self._scope.name}", every_s, held):
                     return
             except LogUnavailable:  # so it is, too, where this lease is such a key

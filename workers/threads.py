@@ -55,6 +55,8 @@ class Threads(bootsteps.StartStopStep):
 
     def __init__(self, parent: Any, **options: Any):
         super().__init__(parent, **options)
+        # workers that hear each other's events only to know each other: nothing here asks for that
+        parent.options["without_gossip"] = True
         self._threads: list[Turns] = []
         self._beats: list[Any] = []
         self._port = metrics_port(parent)

@@ -17,7 +17,7 @@ from pipeline.devcluster.state import ClusterFailed, Service, write_private
 LOG_SERVER = "redis"
 #: The file with the password, in that folder.
 PASSWORD_FILE = "password.conf"
-#: The bytes of one block of a stream, as in `deploy/redis/redis-log.conf`: docs/notes/29-packed-entries.md has what it saves.
+#: The bytes of one block of a stream, as in `deploy/redis/redis-log.conf`; see docs/notes/29-packed-entries.md.
 STREAM_NODE_BYTES = "16384"
 
 

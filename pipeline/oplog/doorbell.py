@@ -113,7 +113,10 @@ class Bell:
     def waiting(self) -> int | None:
         """Return how many messages wait in the broker for the shards; None if it does not answer."""
         try:
-            return sum(int(self._broker().llen(f"{self._prefix}:celery:{queue_of(one)}")) for one in self._shards)
+            asked = self._broker().pipeline(transaction=False)
+            for one in self._shards:
+                asked.llen(f"{self._prefix}:celery:{queue_of(one)}")
+            return sum(map(int, asked.execute()))
         except Exception as error:  # the broker may fail in many ways
             logger.debug(Event("broker_silent", error=error))
             return None

@@ -11,6 +11,7 @@ import pytest
 from pydal import DAL, Field
 
 from pipeline.admin import stops
+from pipeline.admin.moving import orders
 from pipeline.admin.observe import observer as observers
 from pipeline.admin.observe.observer import Observer
 from pipeline.admin.observe.record import Record
@@ -23,6 +24,7 @@ from pipeline.shard.nodes import Nodes
 from pipeline.testing import Sandbox, sandbox
 from workers import chores
 from workers.chores import CHORES, Alarm, Chores, Overview
+from workers.moves import Moves
 from workers.turns import Turns
 
 SHARDS = ["s0", "s1"]
@@ -161,7 +163,7 @@ def observer(box: Sandbox, probed: tuple[Prober, list[str]], monkeypatch: pytest
     made.close()
 
 
-def test_a_quiet_primary_is_asked_at_each_fifth_time_and_at_once_after_an_order(
+def test_a_quiet_primary_is_asked_now_and_then_and_at_once_after_an_order(
     box: Sandbox, observer: Observer, monkeypatch: pytest.MonkeyPatch
 ):
     asked: list[str] = []
@@ -197,6 +199,44 @@ def test_the_queue_of_a_quiet_shard_is_not_read_again(
 
 def waits(record: Record) -> dict[str, list[str]]:
     return {shard.shard: [reason.scope for reason in shard.waits] for shard in record.shards}
+
+
+# moves -----------------------------------------------------------------------------------------------------------
+
+
+def test_moves_are_searched_for_once_a_minute_while_nothing_happens_and_at_once_after_an_order(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    searched, found = [0], orders.under_way
+    monkeypatch.setattr(orders, "under_way", lambda client: searched.append(1) or found(client))
+    worker = Moves(box.client)
+
+    def turn() -> int:
+        box.log.ahead_ms += 1000 * 10  # no other worker's lease is in the way
+        worker.turn()
+        return searched.pop()
+
+    assert [turn(), turn()] == [1, 0]
+
+    orders.order_move(box.client, [box.client.topology.buckets_of("s0")[0]], "s1", "me", keep_s=0)
+    assert turn() == 1
+    assert turn() == 1, "as long as there is one"
+
+
+def test_a_primary_is_asked_at_each_time_while_a_bucket_of_its_shard_moves(
+    box: Sandbox, observer: Observer, monkeypatch: pytest.MonkeyPatch
+):
+    orders.order_move(box.client, [box.client.topology.buckets_of("s0")[0]], "s1", "me", keep_s=0)
+    observer.follow()
+    asked: list[str] = []
+    ask = observers.ask_primary
+    monkeypatch.setattr(observers, "ask_primary", lambda shard, uri: asked.append(shard) or ask(shard, uri))
+
+    for _ in range(observers.QUIET_COUNTS):
+        observer.follow()
+
+    assert asked.count("s0") == observers.QUIET_COUNTS
+    assert asked.count("s1") == 1
 
 
 # chores ----------------------------------------------------------------------------------------------------------
