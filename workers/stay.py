@@ -121,7 +121,7 @@ class Stay:
 
     @property
     def _idle_look_s(self) -> float:
-        """How old a look at others may be while nothing is due here; a shard that somebody is at rings only for help."""
+        """How old a look at others may be while nothing is due here: a shard that somebody is at rings for help."""
         return LISTEN_S if process.are_stayed_at(self._others) else SLICE_S
 
     def _is_over(self, look_s: float, *, idle: bool = False) -> bool:
