@@ -77,9 +77,9 @@ def stay_at(shard: str | None) -> None:
     Args:
         shard: the shard's name; None: at none any more.
     """
-    place = current_process_index(base=0)
+    place, names = current_process_index(base=0), process_client().topology.shards
     if place is not None and place < len(_stays):
-        _stays[place] = 0 if shard is None else 1 + process_client().topology.shards.index(shard)
+        _stays[place] = 1 + names.index(shard) if shard in names else 0
 
 
 def are_stayed_at(shards: Iterable[str]) -> bool:
