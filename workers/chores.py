@@ -49,7 +49,7 @@ QUIET_S = 60
 #: searches that no lease keeps from.
 SELDOM, SELDOM_S = ("losses", "trim"), 180
 #: How long a look at all leases and epochs counts, s; and the time between two that wake threads; while all is quiet.
-LOOK_S, WAKE_S, QUIET_WAKE_S = 0.5, 1.0, 2.0
+LOOK_S, WAKE_S, QUIET_WAKE_S = 0.5, 1.0, 3.0
 #: The longest that a thread sleeps which a look is to wake, s.
 SLEEP_S = 60.0
 #: The time between two looks at whether the ids of a shard follow the clock, s: a span lasts nine minutes.

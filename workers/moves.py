@@ -20,7 +20,7 @@ logger = logging.getLogger("pipeline.moves")
 #: The time between two looks for such moves, s; and while the last one has found no move under way.
 LOOK_S, SELDOM_S = 3.0, 9.0
 #: The time between two looks while nothing happens at any shard, s. An order stirs a shard, and is seen in `SELDOM_S`.
-QUIET_LOOK_S = 60.0
+QUIET_LOOK_S = 180.0
 #: How long one move is gone on with while others wait for their turn, s; less than a third of a mover's lease.
 SLICE_S = 3.0
 #: The lease on a look: of all workers one looks.

@@ -204,7 +204,7 @@ def waits(record: Record) -> dict[str, list[str]]:
 # moves -----------------------------------------------------------------------------------------------------------
 
 
-def test_moves_are_searched_for_once_a_minute_while_nothing_happens_and_at_once_after_an_order(
+def test_moves_are_searched_for_seldom_while_nothing_happens_and_at_once_after_an_order(
     box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ):
     searched, found = [0], orders.under_way

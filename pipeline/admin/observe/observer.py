@@ -60,12 +60,12 @@ COUNTS_S = 2.0
 #: The time over which rates are taken, s: reports of the prober and looks at the logs do not come at one moment.
 RATE_S = 4.0
 #: A quiet shard's primary gets its questions every so many times that others do. What people order stirs the shard.
-QUIET_COUNTS = 15
+QUIET_COUNTS = 30
 #: The time between two records while all shards are quiet, s.
 QUIET_RECORD_S = 2.5
 #: The time between two searches for keys in Redis that nobody of ours has written, s, and while all shards are quiet:
 #: workers delete them.
-STRANGE_S, QUIET_STRANGE_S = 10.0, 60.0
+STRANGE_S, QUIET_STRANGE_S = 10.0, 180.0
 
 
 class Observer:

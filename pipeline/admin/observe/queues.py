@@ -15,7 +15,7 @@ from pipeline.oplog.contract import Work
 from pipeline.oplog.waits import Noted
 
 #: A quiet shard's queue is looked at anew after so long, s.
-LOOK_S = 60.0
+LOOK_S = 180.0
 #: Where Redis does not answer, no worker is said to be missing.
 _NOTHING = Noted(True, {})
 
