@@ -125,7 +125,7 @@ GOALS: tuple[Goal, ...] = (
     Goal("worker memory, 100 % / 20 % of the ops", plain("worker memory growth"), FLAT_GROWTH, "×"),
     Goal("memory of a worker's process, 64 buckets × 10 MB queued", plain("worker memory, large ops"), 300, "MiB"),
     Goal("read / applied, the same", plain("read / applied, large ops"), 1.2, "×"),
-    Goal("Redis per queued op beyond its payload", plain("Redis beyond payload"), 8, "bytes"),
+    Goal("Redis per queued row beyond its values", plain("Redis beyond values"), 8, "bytes"),
 )
 
 

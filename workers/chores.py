@@ -38,17 +38,20 @@ CHORES = {
     "release": (upkeep.release_waiting, 15),
 }
 #: Those that are due at once where a shard is quiet no more.
-AT_ONCE = ("trim", "release")
+AT_ONCE = ("mend", "losses", "trim", "release")
 #: The time between two searches for keys that nobody of ours has written, s: of one worker, and of each. A lease may be
 #: among them.
 MEND_S, MEND_ANYWAY_S = 5, 30.0
-#: The times between two of a kind at a quiet shard, s: of chores, and of searches. A new server of a database, and a
-#: log that ends before its watermark, have the shard reconciled at once all the same.
-QUIET_S, QUIET_MEND_S = 60, 20
+#: The time between two of a kind at a quiet shard, s. A new server of a database, and a log that ends before its
+#: watermark, have the shard reconciled at once all the same.
+QUIET_S = 60
+#: The same of what finds nothing to do there, where the shard has no replicas that come and go; of looks at ids; and of
+#: searches that no lease keeps from.
+SELDOM, SELDOM_S = ("losses", "trim"), 180
 #: How long a look at all leases and epochs counts, s; and the time between two that wake threads; while all is quiet.
-LOOK_S, WAKE_S, QUIET_WAKE_S = 0.5, 1.0, 2.0
+LOOK_S, WAKE_S, QUIET_WAKE_S = 0.5, 1.0, 3.0
 #: The longest that a thread sleeps which a look is to wake, s.
-SLEEP_S = 30.0
+SLEEP_S = 60.0
 #: The time between two looks at whether the ids of a shard follow the clock, s: a span lasts nine minutes.
 IDS_S = 30.0
 #: The time between two checks whether Redis is the server that gave out a scope's epoch, ms.
@@ -147,7 +150,7 @@ class Chores:
                 self._client.publisher.epoch_of(scope)
                 if scope.name != EVERYWHERE:
                     self._client.row_ids.follow(scope.name)
-                self._ids_at_s = clock.mono_s() + (IDS_S if not self.quiet else QUIET_S)
+                self._ids_at_s = clock.mono_s() + (IDS_S if not self.quiet else self._quiet_s(SELDOM_S))
         except PipelineError as error:
             logger.warning(Event("epoch_not_raised", scope=scope.name, error=error))
         for name in self._names:
@@ -178,11 +181,18 @@ class Chores:
                 hasten(self._client.log, name, self._scope.name)
         return True
 
-    def _quiet_s(self) -> int:
+    def _quiet_s(self, every_s: int = QUIET_S) -> int:
         """Return the time until the next chore of a quiet shard: all are done one after the other, once a minute."""
         spread = zlib.crc32(self._scope.name.encode())
-        left_s = QUIET_S - (clock.wall_ms() // 1000 + spread) % QUIET_S
-        return int(left_s if left_s > QUIET_S / 3 else left_s + QUIET_S)
+        left_s = every_s - (clock.wall_ms() // 1000 + spread) % every_s
+        return int(left_s if left_s > QUIET_S / 3 else left_s + every_s)
+
+    def _every_s(self, name: str, every_s: int) -> int:
+        """Return the time until the next chore of a name."""
+        if not self.quiet:
+            return every_s
+        seldom = name in SELDOM and len(self._client.nodes.names(self._scope.name)) == 1
+        return self._quiet_s(SELDOM_S if seldom else QUIET_S)
 
     def _epoch_is_due(self, settled: frozenset[str]) -> bool:
         return self._scope.name not in settled or clock.mono_s() >= self._ids_at_s
@@ -198,12 +208,12 @@ class Chores:
         """Delete what somebody else has put under names of ours."""
         if clock.mono_s() < self._mend_at_s:
             try:
-                every_s = QUIET_MEND_S if self.quiet else MEND_S
+                every_s = self._quiet_s() if self.quiet else MEND_S
                 if not self._is_free(f"mend:{self._scope.name}", every_s, held):
                     return
             except LogUnavailable:  # so it is, too, where this lease is such a key
                 return
-        self._mend_at_s = clock.mono_s() + (MEND_ANYWAY_S if not self.quiet else QUIET_S)
+        self._mend_at_s = clock.mono_s() + (MEND_ANYWAY_S if not self.quiet else SELDOM_S)
         names = strange_keys(self._client.log, self._client.topology, self._scope, CHORES, delete=True)
         if names:
             logger.warning(Event("strange_keys_deleted", keys=len(names), names=names))
@@ -222,7 +232,7 @@ class Chores:
     def _do(self, name: str, shard: str, held: frozenset[str]) -> None:
         work, every_s = CHORES[name]
         try:
-            if not self._is_free(f"{name}:{shard}", self._quiet_s() if self.quiet else every_s, held):
+            if not self._is_free(f"{name}:{shard}", self._every_s(name, every_s), held):
                 return
             try:
                 found = work(self._client, shard)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+from pipeline import clock
 from pipeline.admin.moving import orders
 from pipeline.admin.moving.carrier import MoveStep
 from pipeline.admin.moving.mover import MoveEnded, Mover
@@ -12,11 +13,14 @@ from pipeline.client import Client
 from pipeline.clock import Deadline
 from pipeline.errors import PipelineError
 from pipeline.events import Event
+from pipeline.oplog.quiet import Quiet
 
 logger = logging.getLogger("pipeline.moves")
 
 #: The time between two looks for such moves, s; and while the last one has found no move under way.
 LOOK_S, SELDOM_S = 3.0, 9.0
+#: The time between two looks while nothing happens at any shard, s. An order stirs a shard, and is seen in `SELDOM_S`.
+QUIET_LOOK_S = 180.0
 #: How long one move is gone on with while others wait for their turn, s; less than a third of a mover's lease.
 SLICE_S = 3.0
 #: The lease on a look: of all workers one looks.
@@ -34,12 +38,13 @@ class Moves:
 
     def __init__(self, client: Client):
         self._client, self._every_s = client, LOOK_S
+        self._quiet, self._found_s = Quiet(client.log, client.topology.shards), -QUIET_LOOK_S
         self._held: dict[int, tuple[Mover, Iterator[MoveStep]]] = {}
 
     def turn(self) -> float:
         """Go on with each move that nobody else is at, for a while; return the seconds to the next turn."""
         try:
-            if self._client.log.take_lease(LEASE, round(self._every_s * 1000)):
+            if self._is_due() and self._client.log.take_lease(LEASE, round(self._every_s * 1000)):
                 self._every_s = LOOK_S if self._find() else SELDOM_S
             for mover, steps in [*self._held.values()]:
                 self._go_on(mover, steps)
@@ -50,8 +55,15 @@ class Moves:
         self._client.nodes.close()
         return self._every_s
 
+    def _is_due(self) -> bool:
+        """Return whether there may be a move that was not there at the last look, or one that was."""
+        self._quiet.look()
+        still = self._every_s == SELDOM_S and all(map(self._quiet.is_quiet, self._client.topology.shards))
+        return not still or clock.mono_s() - self._found_s >= QUIET_LOOK_S
+
     def _find(self) -> bool:
         """Take the moves that nobody is at; return whether any move is under way."""
+        self._found_s = clock.mono_s()
         movers = list(orders.under_way(self._client))
         for mover in movers:
             leg = mover.leg

@@ -9,6 +9,9 @@ import gc
 import mmap
 import os
 import signal
+from collections.abc import Iterable
+
+from celery.utils.log import current_process_index
 
 from pipeline.apply.applier import Applier
 from pipeline.apply.traced import applier_type
@@ -21,6 +24,8 @@ process_client = PerProcess(Client)
 _appliers = PerProcess[dict[str, Applier]](dict)
 #: Shared with the pool's processes, which are forked later: 1 once the worker has been asked to stop.
 _stopping = mmap.mmap(-1, 1)
+#: Shared in the same way: at the place of each process, 1 + the number of the shard that it stays at, else 0.
+_stays = memoryview(mmap.mmap(-1, 128)).cast("H")
 #: Which step of an applier is a crash, and in which share of all cases.
 _at, _, _share = os.environ.get("PIPELINE_CRASH_AT", "").partition(":")
 
@@ -63,6 +68,27 @@ def ask_to_stop(asked: bool = True) -> None:
 def asked_to_stop() -> bool:
     """Return whether this process's worker has been asked to stop."""
     return bool(_stopping[0])
+
+
+def stay_at(shard: str | None) -> None:
+    """Note for the other processes of this worker at which shard this one is; one that has no number notes nothing.
+
+    Args:
+        shard: the shard's name; None: at none any more.
+    """
+    place, names = current_process_index(base=0), process_client().topology.shards
+    if place is not None and place < len(_stays):
+        _stays[place] = 1 + names.index(shard) if shard in names else 0
+
+
+def are_stayed_at(shards: Iterable[str]) -> bool:
+    """Return whether at each of some shards there is a process of this worker; one that was killed counts for a while.
+
+    Args:
+        shards: their names.
+    """
+    names = process_client().topology.shards
+    return {names[number - 1] for number in {*_stays} if number}.issuperset(shards)
 
 
 def step(name: str) -> None:

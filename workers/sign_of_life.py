@@ -85,9 +85,12 @@ class SignOfLife:
     def turn(self) -> float:
         """Write the sign, and let systemd know if this worker consumes; return the seconds to the next turn."""
         self._listen()
-        # a turn of chores or of a move may take minutes
-        threads = {name: Beat(one.alive, None if name.startswith(("chores", "mover")) else one.turn_s)
-                   for name, one in self._threads.items()}  # fmt: skip
+        # a turn of chores or of a move may take minutes; each shard has a thread, of which only a dead one counts
+        threads = {
+            name: Beat(one.alive, None if name.startswith(("chores", "mover")) else one.turn_s)
+            for name, one in self._threads.items()
+            if not (one.alive and name.startswith("chores-"))
+        }
         sign = Sign(
             self._name, os.getpid(), self._served, clock.mono_s(), threads,
             self._pool.taken, self._pool.untaken_s, self._unheard_s,

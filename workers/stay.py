@@ -58,6 +58,14 @@ class Stay:
 
     def run(self) -> dict[str, int | str]:
         """Apply until it is time to leave; return what all batches did, for Flower."""
+        process.stay_at(self._shard)
+        try:
+            self._apply()
+        finally:
+            process.stay_at(None)
+        return {**self._all.summary(), "batches": self._batches}
+
+    def _apply(self) -> None:
         while True:
             began_s, applier = clock.mono_s(), process.applier(self._shard)
             applier.holder = self._name
@@ -73,7 +81,6 @@ class Stay:
                 break
         with suppress(LogUnavailable):  # nobody holds the bell soon
             applier.leave(self._bell)
-        return {**self._all.summary(), "batches": self._batches}
 
     def _count(self, outcome: Outcome) -> None:
         count_batch(self._shard, outcome)
@@ -91,7 +98,7 @@ class Stay:
                 spent_s = min(1.0, began_s - self._began_s)
                 self._between_s += (NEW if self._between_s else 1.0) * (spent_s / did - self._between_s)
             self._began_s = began_s
-        elif not outcome.ring and (self._is_over(SLICE_S, idle=True) or not self._listen(applier)):
+        elif not outcome.ring and (self._is_over(self._idle_look_s, idle=True) or not self._listen(applier)):
             return False
         if did < MANY:
             clock.sleep_s(
@@ -106,11 +113,16 @@ class Stay:
                 for looked in waiting:
                     if looked is not False:
                         return bool(looked)
-                    if self._is_over(SLICE_S, idle=True):
+                    if self._is_over(self._idle_look_s, idle=True):
                         return False
         except LogUnavailable:
             return False
         return True
+
+    @property
+    def _idle_look_s(self) -> float:
+        """How old a look at others may be while nothing is due here: a shard that somebody is at rings for help."""
+        return LISTEN_S if process.are_stayed_at(self._others) else SLICE_S
 
     def _is_over(self, look_s: float, *, idle: bool = False) -> bool:
         """Return whether to leave: asked to, for long enough here, or as others wait or may wait.

@@ -55,6 +55,8 @@ class Threads(bootsteps.StartStopStep):
 
     def __init__(self, parent: Any, **options: Any):
         super().__init__(parent, **options)
+        # workers that hear each other's events only to know each other: nothing here asks for that
+        parent.options["without_gossip"] = True
         self._threads: list[Turns] = []
         self._beats: list[Any] = []
         self._port = metrics_port(parent)
@@ -70,7 +72,6 @@ class Threads(bootsteps.StartStopStep):
         settings, pulse = load(), Pulse()
         shards, queues = Topology(settings).shards, parent.app.amqp.queues.consume_from
         served = [shard for shard in shards if queue_of(shard) in queues]
-        self._beats = [parent.timer.call_repeatedly(1.0, pulse.beat)]
         client = process_client()
         compare_configuration(client)
         works: dict[str, Work] = {"prober": Watch(settings), "sweeper": Sweep(settings, pulse, served)}
@@ -87,7 +88,7 @@ class Threads(bootsteps.StartStopStep):
             alarm = Alarm(overview, {sleepers[name]: work for name, work in chores.items()})
             threads |= sleepers | {f"chores of {group}": Turns(f"chores of {group}", alarm)}
         pool = PoolWatch()
-        self._beats += [parent.timer.call_repeatedly(1.0, pool.beat)]
+        self._beats = [parent.timer.call_repeatedly(1.0, lambda: [one.beat() for one in (pulse, pool)])]
         sign = Turns("sign", SignOfLife(settings, parent.hostname, served, pool, threads))
         self._threads = [*threads.values(), sign]
         for thread in self._threads:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pipeline
 from benchmarks.figure import Figure, median_figure
-from benchmarks.log_memory import log_size, payload_bytes
+from benchmarks.log_memory import log_size
 from benchmarks.peer import WARM_ROWS
 from benchmarks.peers import ours
 from benchmarks.rows import Row, take
@@ -20,7 +20,7 @@ SHARE = 0.5
 
 
 def measure(target: Target, table: Table, rows: int) -> list[Figure]:
-    """Return ops/s of bulk enqueue and the bytes per queued op beyond its payload."""
+    """Return ops/s of bulk enqueue and the bytes of Redis per queued row beyond its values."""
     purchase, log = ours.prepare(target), target.redis()
     sent = list(take(max(WARM_ROWS, round(rows * SHARE))))
     pipeline.enqueue_bulk_insert(purchase, sent[:WARM_ROWS])
@@ -28,17 +28,18 @@ def measure(target: Target, table: Table, rows: int) -> list[Figure]:
     before = log_size(log)
     rates = [_rate(purchase, sent) for _ in range(RUNS)]
     after = log_size(log)
-    payload = payload_bytes(log)
 
     queued = RUNS * len(sent)
-    beyond = (after.memory_bytes - before.memory_bytes - (after.entries - before.entries) * payload) / queued
+    entries = after.entries - before.entries
+    memory = (after.memory_bytes - before.memory_bytes) / queued
+    payload = (after.payload_bytes - before.payload_bytes) / queued
+    values = (after.values_bytes - before.values_bytes) / queued
     ours.drain(target)
     table.empty()
+    detail = f"{queued:,} queued rows in {entries:,} entries; values {values:.1f}, names and ids {payload - values:.2f}"
     return [
         median_figure("bulk enqueue", rates, "ops/s", f"one process, no worker, {RUNS} × {len(sent):,} ops"),
-        Figure(
-            "Redis beyond payload", beyond, "bytes/op", f"{queued:,} queued ops, stored payload {payload:.0f} bytes"
-        ),
+        Figure("Redis beyond values", memory - values, "bytes/row", detail),
     ]
 
 

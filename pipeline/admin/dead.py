@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from pipeline import clock
-from pipeline.admin.stops import who
+from pipeline.admin.stops import stir, who
 from pipeline.apply.replay import Became, Replay, Replayed
 from pipeline.client import Client
 from pipeline.errors import BadOp, Unavailable, did_you_mean
@@ -228,6 +228,7 @@ def replay(
             pipeline.log.mark_dirty(shard, buckets)
         except Unavailable:
             continue
+        stir(pipeline, shard)
 
 
 def waiting_behind(pipeline: Client, shard: str, ops: Mapping[int, Iterable[Position]], most: int = 10_000) -> int:

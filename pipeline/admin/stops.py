@@ -77,7 +77,7 @@ def pause(pipeline: Client, target: Target, reason: str = "", by: str = "") -> N
     for shard in target.shards:
         try:
             give(pipeline.nodes.primary(shard), Stop(target.scope, PAUSED, reason, 0, by or who()))
-            _stir(pipeline, shard)
+            stir(pipeline, shard)
         except PipelineError as error:
             failed[shard] = error
     _report(target, failed)
@@ -101,7 +101,7 @@ def resume(pipeline: Client, target: Target) -> list[Stop]:
         try:
             mine = [one for one in stops_of(pipeline.nodes.primary(shard)) if one.scope == target.scope]
             lifted += [one for one in mine if _lift(pipeline, shard, one)]
-            _stir(pipeline, shard)
+            stir(pipeline, shard)
             _wake(pipeline, shard)
         except PipelineError as error:
             failed[shard] = error
@@ -181,8 +181,13 @@ def _lift(pipeline: Client, shard: str, order: Stop) -> bool:
     return lift(pipeline.nodes.primary(shard), order.scope, order.kind)
 
 
-def _stir(pipeline: Client, shard: str) -> None:
-    """Have workers look at a shard that was quiet: screens show the order, and what it held back is released."""
+def stir(pipeline: Client, shard: str) -> None:
+    """Have workers look at a shard that was quiet: screens show the order, and what it held back is released.
+
+    Args:
+        pipeline: the deployment.
+        shard: at which people have ordered something.
+    """
     try:
         pipeline.log.finish(shard, {}, counts={ORDERS: 1})
     except Unavailable:

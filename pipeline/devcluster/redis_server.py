@@ -17,6 +17,8 @@ from pipeline.devcluster.state import ClusterFailed, Service, write_private
 LOG_SERVER = "redis"
 #: The file with the password, in that folder.
 PASSWORD_FILE = "password.conf"
+#: The bytes of one block of a stream, as in `deploy/redis/redis-log.conf`; see docs/notes/29-packed-entries.md.
+STREAM_NODE_BYTES = "16384"
 
 
 def keep_password(directory: Path, password: str) -> None:
@@ -58,6 +60,7 @@ def service(directory: Path, command: tuple[str, ...], port: int) -> Service:
         "appendfsync": "everysec",
         "save": "",
         "maxmemory-policy": "noeviction",
+        "stream-node-max-bytes": STREAM_NODE_BYTES,
         "daemonize": "no",
     }
     secret = str(directory / LOG_SERVER / PASSWORD_FILE)

@@ -214,7 +214,7 @@ class Chunk:
     @property
     def rows_like(self) -> int:
         """How many rows of this size a chunk of sheets takes."""
-        return min(SHEET_ROWS, max(1, SHEET_BYTES * len(self) // self._bytes))
+        return rows_like(len(self), self._bytes)
 
     def add(self, bucket: int, op: Op) -> bytes:
         """Add the next row's op, and return its bytes."""
@@ -272,6 +272,26 @@ class Chunk:
                 counts[bucket] += 1
             self._ids = [ids[bucket][nth] for bucket, nth in at]
             self._at = at
+
+
+def rows_like(count: int, size_bytes: int) -> int:
+    """Return how many rows a chunk of sheets takes.
+
+    Args:
+        count: of other rows that are like them.
+        size_bytes: of these.
+    """
+    return min(SHEET_ROWS, max(1, SHEET_BYTES * count // size_bytes))
+
+
+def even(count: int, most: int) -> int:
+    """Return how many of a number of rows go into each chunk, so that the last is no smaller than the others.
+
+    Args:
+        count: 0 or less where it is not known.
+        most: of one chunk.
+    """
+    return -(-count // -(-count // most)) if count > 0 else most
 
 
 class Validated(dict[str, Any]):

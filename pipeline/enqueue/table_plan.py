@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from operator import itemgetter
+from operator import itemgetter, length_hint
 from typing import Any
 
 from pipeline import clock
@@ -36,7 +36,7 @@ from pipeline.enqueue.final_values import (
 from pipeline.enqueue.held_ops import Chunk
 from pipeline.enqueue.row_ids import RowIds
 from pipeline.errors import BadOp, BadQuery, BadValue, shown
-from pipeline.model.op import DELETE, INSERT, UPDATE, UPSERT, Addressed, Op
+from pipeline.model.op import DELETE, INSERT, UPDATE, UPSERT, Addressed, Op, encode
 from pipeline.model.sheet import Sheet
 
 #: Longest idempotency key, characters: a key is a number, an address or a digest, and each op carries it.
@@ -45,6 +45,8 @@ MAX_KEY = 190
 MOST_PLANS = 200
 #: So many rows are turned into columns at once: 10,000 tuples set Python's collector off, which took 0.6 µs a row.
 AT_ONCE = 256
+#: So many rows say how large the first chunk of a bulk call may be.
+SAMPLE = 8
 
 
 class TablePlan:
@@ -82,30 +84,40 @@ class TablePlan:
         if not at_once or shard_key is not None:
             yield from self._singly(rows, shard_key)
             return
-        waiting, most = iter(rows), held_ops.CHUNK_ROWS
-        while part := list(islice(waiting, most)):
-            chunk = None
-            if set(map(type, part)) == {dict}:
-                chunk = self._chunk(part)
-            if chunk is None:
-                yield from self._singly(part)
-                continue
-            most = chunk.rows_like
-            if chunk.is_too_large:
+        waiting, left = iter(rows), length_hint(rows)
+        part = list(islice(waiting, most := held_ops.CHUNK_ROWS))
+        if len(part) == most and (found := self._columns(some := part[:SAMPLE])) is not None:
+            most = held_ops.rows_like(len(some), len(encode(found[1])))
+            part += islice(waiting, max(0, held_ops.even(left, most) - len(part)))
+        while part:
+            chunk = self._chunk(part)
+            if chunk is not None:
+                most = chunk.rows_like
+            if chunk is not None and chunk.is_too_large:
                 waiting = chain(part, waiting)
             else:
-                yield chunk
+                left -= len(part)
+                yield from (chunk,) if chunk is not None else self._singly(part)
+            part = list(islice(waiting, held_ops.even(left, most)))
 
-    def _chunk(self, rows: Sequence[Mapping[str, Any]]) -> Chunk | None:
-        """Return rows as a chunk of sheets; None where they have to be made one by one, with the same meaning.
+    def _columns(self, rows: Sequence[Mapping[str, Any]]) -> tuple[RowPlan, list[Sequence[Any]]] | None:
+        """Return the values of rows by columns; None where they have to be made one by one, with the same meaning.
 
         Then there are other fields, a value that is refused, filters, defaults that are called, given ids.
         """
-        compiled, schema, key = self.compiled, self.compiled.schema, self.compiled.rules.shard_key
-        plan = RowPlan(compiled, self.table, self._fields, rows[0], key)
-        columns = plan.columns(rows) if compiled.takes_sheets else None
-        if columns is None:
+        if set(map(type, rows)) != {dict} or not self.compiled.takes_sheets:
             return None
+        plan = RowPlan(self.compiled, self.table, self._fields, rows[0], self.compiled.rules.shard_key)
+        columns = plan.columns(rows)
+        return (plan, columns) if columns is not None else None
+
+    def _chunk(self, rows: Sequence[Mapping[str, Any]]) -> Chunk | None:
+        """Return rows as a chunk of sheets; None where they have to be made one by one, see `_columns`."""
+        compiled, schema, key = self.compiled, self.compiled.schema, self.compiled.rules.shard_key
+        found = self._columns(rows)
+        if found is None:
+            return None
+        plan, columns = found
         if key is None or key == schema.id_name:
             order, parts = sorted_in_turn(columns, len(rows), compiled.topology.buckets, self._turn)
         elif plan.key_at is None or None in columns[plan.key_at]:

@@ -111,9 +111,10 @@ class Bell:
         return True
 
     def waiting(self) -> int | None:
-        """Return how many messages wait in the broker for the shards; None if it does not answer."""
+        """Return for how many of the shards messages wait in the broker; None if it does not answer."""
+        queues = [f"{self._prefix}:celery:{queue_of(one)}" for one in self._shards]
         try:
-            return sum(int(self._broker().llen(f"{self._prefix}:celery:{queue_of(one)}")) for one in self._shards)
+            return int(self._broker().exists(*queues)) if queues else 0
         except Exception as error:  # the broker may fail in many ways
             logger.debug(Event("broker_silent", error=error))
             return None

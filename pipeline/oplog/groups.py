@@ -340,8 +340,11 @@ class GroupedLog(RedisLog):
         return self._at_chore(name).hold_lease(name, token, for_ms)
 
     def hold_leases(self, names: Iterable[str], token: str, for_ms: int) -> None:
+        parts = dict[RedisLog, list[str]]()
         for name in names:
-            self.hold_lease(name, token, for_ms)
+            parts.setdefault(self._at_chore(name), []).append(name)
+        for log, some in parts.items():
+            log.hold_leases(some, token, for_ms)
 
     def look(self, leases: Iterable[str], scopes: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
         held, settled, names = frozenset[str](), frozenset[str](), list(leases)

@@ -81,19 +81,23 @@ def folder_fault(spool: Path) -> tuple[str, str] | None:
         spool: the spool's own file; its folder is there.
     """
     found, me = os.stat(spool.parent), os.geteuid()
-    cure = (
-        f"give it a folder of its own: `install -d -m 0700 -o {_name(me)} /var/lib/pipeline` (-m 2770 and -g where a "
-        'group shares it), and write [spool] path = "/var/lib/pipeline/pipeline.spool"'
-    )
     if found.st_mode & stat.S_IWOTH:
-        return f"every user of this machine may write in {spool.parent}", cure
+        return f"every user of this machine may write in {spool.parent}", _of_its_own(me)
     shared = bool(found.st_mode & stat.S_IWGRP)
     if me == 0 and found.st_uid != 0:
         owner = user(found.st_uid)
         return f"{spool.parent} is of {owner}, who could lead root astray", f"run this as {owner}: sudo -u, or su"
     if found.st_uid not in (0, me) and not (shared and found.st_gid in {os.getegid(), *os.getgroups()}):
-        return f"{spool.parent} is of {user(found.st_uid)}, and this is {user(me)}", cure
+        return f"{spool.parent} is of {user(found.st_uid)}, and this is {user(me)}", _of_its_own(me)
     return None
+
+
+def _of_its_own(me: int) -> str:
+    """Return the cure of a folder; a worker asks for faults once a second, and a name is read from a file each time."""
+    return (
+        f"give it a folder of its own: `install -d -m 0700 -o {_name(me)} /var/lib/pipeline` (-m 2770 and -g where a "
+        'group shares it), and write [spool] path = "/var/lib/pipeline/pipeline.spool"'
+    )
 
 
 def _refuse_file(path: Path, found: os.stat_result, folder: os.stat_result, spool: Path) -> None:

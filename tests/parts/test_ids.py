@@ -16,7 +16,7 @@ from support.sandbox.ids import BUCKETS, Hosts
 
 from pipeline import clock
 from pipeline.client import Client
-from pipeline.enqueue.row_ids import FRESH_MS, LEAST
+from pipeline.enqueue.row_ids import FEW, FRESH_MS, LEAST
 from pipeline.errors import IdsUsedUp, ShardUnavailable
 from pipeline.model.ids import EPOCH_MS, FIRST_SPAN, PER_MS, SMALLEST, SPAN, SPANS, bucket_of, carries_bucket, ids_of
 from pipeline.shard.records import ledger_queries
@@ -110,6 +110,29 @@ def test_a_bulk_load_asks_ever_less_often(hosts: Hosts):
     for n in range(100_000):
         ids.new(n % BUCKETS, hosts.now_ms)
     assert hosts.log.asked <= 40
+
+
+def test_a_process_that_seldom_makes_an_id_asks_for_those_of_one_bucket(hosts: Hosts, monkeypatch: pytest.MonkeyPatch):
+    asked, give_ids = list[int](), hosts.log.give_ids
+    ids, all_of_a_shard = hosts.maker(), BUCKETS // 2
+    ids.follow("s0"), ids.follow("s1")
+    monkeypatch.setattr(hosts.log, "give_ids", lambda *what: asked.append(len(what[1])) or give_ids(*what))
+
+    for nth in range(4):  # seldom
+        ids.new(nth, hosts.now_ms)
+        hosts.now_ms += FRESH_MS
+    assert set(asked) == {1}
+    asked.clear()
+
+    for nth in range(BUCKETS):  # and often, all at once
+        ids.new(nth, hosts.now_ms)
+    assert asked == [1] * FEW + [all_of_a_shard] * 2
+    asked.clear()
+
+    hosts.now_ms += FRESH_MS  # then it goes on as it did
+    for nth in range(BUCKETS):
+        ids.new(nth, hosts.now_ms)
+    assert asked == [all_of_a_shard] * 2
 
 
 def test_a_span_that_is_used_up_is_followed_by_another(hosts: Hosts):

@@ -85,6 +85,20 @@ def test_rows_that_become_larger_are_sent_in_smaller_parts(box: Sandbox, monkeyp
     assert max(sum(map(len, one.payloads.values())) for one in chunks[1:]) <= 4
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_the_chunks_of_a_bulk_call_are_of_one_size_where_the_number_of_rows_is_known(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch, known: bool
+):
+    monkeypatch.setattr(held_ops, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(held_ops, "SHEET_ROWS", 100)
+    rows = [{"shop": n % 5, "note": f"n{n}"} for n in range(210)]
+    db = box.db  # type: ignore[attr-defined]
+
+    chunks = [*box.client.op_builder.inserts(db.long, rows if known else (row for row in rows), at_once=True)]
+
+    assert [len(one) for one in chunks if isinstance(one, Chunk)] == ([70] * 3 if known else [100, 100, 10])
+
+
 def test_a_bulk_call_asks_for_ids_a_few_times(box: Sandbox, monkeypatch: pytest.MonkeyPatch):
     asked, give_ids = [], box.log.give_ids
     monkeypatch.setattr(box.log, "give_ids", lambda *what: asked.append(what) or give_ids(*what))

@@ -57,6 +57,7 @@ def here() -> Iterator[Here]:
 
 def test_each_way_to_enqueue_is_counted_by_table_and_kind(here: Here, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(held_ops, "CHUNK_ROWS", 1000)
+    monkeypatch.setattr(held_ops, "SHEET_ROWS", 1000)
     thing = here.db.thing
     first = pipeline.enqueue_insert(thing, owner=7, name="a")
     pipeline.enqueue_insert(thing, owner=7, name="b", idempotency_key="once")

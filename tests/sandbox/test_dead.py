@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from pydal import DAL, Field
 
 import pipeline
-from pipeline.admin import dead_op
+from pipeline.admin import dead, dead_op
 from pipeline.admin.dead import Where, place_of
 from pipeline.cli.dead import dead_group
 from pipeline.errors import BadOp, BadValue, UnknownField
@@ -63,6 +63,16 @@ def refused(db: Any, box: Sandbox) -> Receipt:
     pipeline.enqueue_update(db.sale.id == receipt.id, qty=db.sale.qty + 1)
     assert box.drain() == Drained(1, 1)
     return receipt
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_a_shard_stirs_once_its_ops_were_replayed_or_dropped(box: Sandbox, refused: Receipt, drop: bool):
+    where = Where(((refused.bucket, refused.position),))
+    assert "orders" not in box.log.counts("s0")
+
+    list(dead.replay(box.client, dead.chosen(box.client, where, dead.HEADS), drop=drop))
+
+    assert box.log.counts("s0")["orders"] == 1
 
 
 @pytest.mark.parametrize("width", [80, 120])

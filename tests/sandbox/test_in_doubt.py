@@ -214,6 +214,7 @@ def test_a_bulk_call_that_is_refused_behind_its_first_chunk_names_those_that_are
 
     monkeypatch.setattr(shop.client.spool, "add", refuse)
     monkeypatch.setattr(held_ops, "CHUNK_ROWS", 1000)
+    monkeypatch.setattr(held_ops, "SHEET_ROWS", 1000)
     with pytest.raises(InDoubt) as raised:
         shop.client.enqueue_bulk_insert(shop.db.purchase, rows())
 

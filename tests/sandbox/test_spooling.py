@@ -12,6 +12,7 @@ from pydal import DAL, Field
 from support.sandbox.spooling import Shop
 
 from pipeline import clock
+from pipeline.enqueue import held_ops
 from pipeline.errors import (
     BadOp,
     InDoubt,
@@ -196,7 +197,8 @@ def test_groups_and_held_ops_are_spooled_too(shop: Shop):
     assert sorted(shop.bought()) == [1, 2, 3, 4, 5]
 
 
-def test_a_full_spool_is_told_and_names_its_file(shop: Shop):
+def test_a_full_spool_is_told_and_names_its_file(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(held_ops, "SHEET_ROWS", held_ops.CHUNK_ROWS)
     shop.buy(1)
     shop.log.away = True
     rows = [{"customer": n % 100, "qty": n} for n in range(20_000)]

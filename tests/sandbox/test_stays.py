@@ -59,6 +59,7 @@ def box(db: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
         monkeypatch.setattr(stay, "STAY_S", 30.0)
         yield made
         process.ask_to_stop(False)
+        process._stays[:] = type(process._stays)(bytes(process._stays.nbytes)).cast("H")
 
 
 def test_ops_that_come_meanwhile_are_applied_in_one_stay_and_none_is_rung_for(box: Sandbox, db: Any):
@@ -89,6 +90,24 @@ def test_who_has_work_leaves_for_no_shard_that_somebody_is_at_and_who_is_idle_do
 
     assert (done["applied"], bell.rung) == (6, [])
     assert bell.wanted > -20, "it asked no more once nothing was due"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_who_waits_asks_the_broker_seldom_while_processes_of_its_worker_are_at_all_other_shards(
+    box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch, there: bool
+):
+    monkeypatch.setattr(stay, "LISTEN_S", 60.0)
+    monkeypatch.setattr(stay, "STAY_S", 0.2)
+    monkeypatch.setattr(box.client.topology, "shards", ("s0", "s1"))
+    monkeypatch.setattr(process, "current_process_index", lambda base: 1)
+    process.stay_at("s1")
+    monkeypatch.setattr(process, "current_process_index", lambda base: 0)
+
+    Stay("s0", bell := Watched(box, db, ops=0), ["s1"] if there else ["s2"]).run()
+
+    assert (1_000 - bell.wanted < 5) == there
+    assert process.are_stayed_at(["s1"])
+    assert not process.are_stayed_at(["s0"])
 
 
 def test_a_worker_that_is_asked_to_stop_leaves_after_its_batch(box: Sandbox):

@@ -11,6 +11,7 @@ from pipeline.admin.migrate import published
 from pipeline.admin.moving.buckets_rows import MovedTable, Size, apart, moved_tables, rows_in, size_of
 from pipeline.admin.moving.mover import Mover
 from pipeline.admin.observe.moves import OneMove, each_move, how_far, leg_of_target, pace_of
+from pipeline.admin.stops import stir
 from pipeline.client import Client
 from pipeline.config.bucket_ranges import format_ranges
 from pipeline.config.topology import Topology
@@ -63,6 +64,7 @@ def order_move(
         leg = Leg(wanted[0], number, source, target, clock.wall_ms(), keep_s, who[:128], note, None, None)
         for bucket in wanted:
             moves.write_leg(session, leg._replace(bucket=bucket))
+    stir(client, source)  # workers search for it only where something has happened
     return Mover(client, leg, wanted)
 
 

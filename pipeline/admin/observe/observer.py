@@ -58,12 +58,13 @@ _REDIS = "redis "
 COUNTS_S = 2.0
 #: The time over which rates are taken, s: reports of the prober and looks at the logs do not come at one moment.
 RATE_S = 4.0
-#: A quiet shard's primary gets its questions every so many times that others do.
-QUIET_COUNTS = 5
+#: A quiet shard's primary gets its questions every so many times that others do. What people order stirs the shard.
+QUIET_COUNTS = 30
 #: The time between two records while all shards are quiet, s.
 QUIET_RECORD_S = 2.5
-#: The time between two searches for keys in Redis that nobody of ours has written, s: workers delete them.
-STRANGE_S = 10.0
+#: The time between two searches for keys in Redis that nobody of ours has written, s, and while all shards are quiet:
+#: workers delete them.
+STRANGE_S, QUIET_STRANGE_S = 10.0, 180.0
 
 
 class Observer:
@@ -139,7 +140,9 @@ class Observer:
         return recent and all(map(self._rests, self._uris))
 
     def _rests(self, shard: str) -> bool:
-        return self._quiet.is_quiet(shard) and isinstance(self._counts.get(shard), OnPrimary)
+        told = self._counts.get(shard)
+        still = isinstance(told, OnPrimary) and not any(leg.under_way(shard) for leg in told.legs.values())
+        return still and self._quiet.is_quiet(shard)
 
     def close(self) -> None:
         """Close the connection to Redis."""
@@ -147,7 +150,9 @@ class Observer:
 
     def _redis(self) -> RedisRecord:
         follow_noted(self._log, self._topology)
-        if clock.mono_s() - self._searched_s >= STRANGE_S:  # a quarter of the time of a record of 64 shards
+        # a quarter of the time of a record of 64 shards
+        every_s = QUIET_STRANGE_S if all(map(self._quiet.is_quiet, self._uris)) else STRANGE_S
+        if clock.mono_s() - self._searched_s >= every_s:
             self._searched_s = clock.mono_s()
             self._strange = every_strange_key(self._log, self._topology)[:MOST_STRANGE]
         share, used = self._log.memory()

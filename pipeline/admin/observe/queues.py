@@ -137,7 +137,7 @@ def with_reads(nodes: Sequence[NodeRecord], window: Window) -> list[NodeRecord]:
 
 
 #: A quiet shard's queue is looked at anew after so long, s.
-LOOK_S = 30.0
+LOOK_S = 180.0
 #: Where Redis does not answer, no worker is said to be missing.
 _NOTHING = Noted(True, {})
 

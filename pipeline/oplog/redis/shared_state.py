@@ -49,7 +49,7 @@ class RedisSharedState(RedisServer):
         return bool(self._run("hold_lease", [self.keys.lease(name)], [token, for_ms, 0]))
 
     def hold_leases(self, names: Iterable[str], token: str, for_ms: int) -> None:
-        self._run_each("hold_lease", [([self.keys.lease(name)], [token, for_ms, 0]) for name in names])
+        self._run("hold_lease", [*map(self.keys.lease, names)], [token, for_ms, 0])
 
     def look(self, leases: Iterable[str], scopes: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
         names, of = list(leases), list(scopes)

@@ -11,6 +11,7 @@ from support.sandbox.logs import EPOCH, PRODUCER, S0, append, cut, entries, rais
 from pipeline.model.op import Position
 from pipeline.oplog.appends import APPENDED, EpochStale, Line, Placed
 from pipeline.oplog.contract import RECONCILE, Log
+from pipeline.oplog.redis.log import RedisLog
 
 NEXT = EPOCH + 1
 
@@ -53,6 +54,26 @@ def test_another_producer_meets_a_log_that_is_gone(log: Log, line: Line, send: C
     raise_to(log, S0, NEXT)
     assert send(line, 1, epoch=NEXT) is not None
     assert entries(log, 3)[0].position == Position(NEXT, 0)
+
+
+@pytest.mark.parametrize("producer", [PRODUCER, 9])
+def test_a_log_whose_last_entry_somebody_has_deleted_takes_nothing_more_under_its_epoch(
+    log: Log, line: Line, producer: int
+):
+    append(line, (3, 1, [b"1"]), producer=9)
+    append(line, (3, 2, [b"2", b"3"]), producer=9)
+    if isinstance(log, RedisLog):
+        server = server_of(log, 3)
+        server._client.xdel(server.keys.log(3), f"{EPOCH}-2")
+    else:
+        producer = 9  # it has no last id apart from its last entry
+        cut(log, 3, 2)
+
+    with pytest.raises(EpochStale):
+        append(line, (3, 1 if producer == PRODUCER else 4, [b"4", b"5"]), producer=producer)
+
+    assert log.epoch("s0")[2].endswith("forgot:3")
+    assert len(entries(log, 3)) == 2
 
 
 def test_what_went_into_other_logs_of_the_same_call_is_seen_under_the_next_epoch(log: Log, line: Line):

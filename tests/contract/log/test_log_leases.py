@@ -176,3 +176,12 @@ def append_soon(log: Any, line: Line, seq: int, single: bool) -> bool:
     if single:
         return line.append_one(S0, EPOCH, PRODUCER, 3, seq, b"y" * 100) is not None
     return append(line, (3, seq, [b"y" * 100])).placed[0].code == APPENDED
+
+
+def test_several_leases_are_held_and_lengthened_together(log: Log):
+    assert log.hold_lease("alive:s1", "another", MINUTE_MS)
+
+    for _ in range(2):
+        log.hold_leases(["alive:s0", "alive:s1", "alive:s2"], "worker", MINUTE_MS)
+
+    assert [log.hold_lease(f"alive:s{n}", "worker", MINUTE_MS) for n in range(3)] == [True, False, True]
