@@ -177,8 +177,9 @@ class RedisServer:
         # raw replies: the driver would make a dict of every entry
         for command in ("XRANGE", "XREVRANGE"):
             self._client.response_callbacks.pop(command, None)
-        #: Of each log with large ops where it ended, and until when that counts, s.
+        #: Of each log with large ops where it ended, and where its last epoch began, and until when that counts, s.
         self._lasts: dict[int, tuple[bytes, float]] = {}
+        self._firsts: dict[int, tuple[Position, float]] = {}
         self._leisurely = connect(url, read_s=read_s, connect_s=min(read_s, 2.0)).connection_pool
         # two tries: read, then connect and read again
         self._reply_s = timeout_s * 0.4
