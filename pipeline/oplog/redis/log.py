@@ -22,6 +22,7 @@ from pipeline.oplog.contract import RECONCILE, SLICE_S, Looked
 from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.redis.appends import RedisAppends
 from pipeline.oplog.redis.connection import (
+    CUT_AT_ONCE_BYTES,
     RedisServer,
     by_bucket,
     hash_of,
@@ -42,10 +43,6 @@ from pipeline.oplog.ttls import BELL_MS, HELD_MS, MOST_AHEAD_MS, NOTE_MS
 logger = logging.getLogger("pipeline.log")
 #: How many entries of a log are asked for before it is known how many ops they hold.
 FIRST_ENTRIES = 128
-#: Where ops are so large, the server sends only how an entry begins if its place or its age is all that is wanted.
-CUT_BYTES = 100_000
-#: So many bytes of entries are cut in one round trip at most: a server does all of it before it serves anybody else.
-CUT_AT_ONCE_BYTES = 10_000_000
 #: So long a log of large ops counts as ending where it ended, if no more has come behind that, s.
 LAST_S = 30.0
 #: What a note of past watermarks begins with, see `admin/upkeep`.
@@ -251,14 +248,6 @@ class RedisEntries(RedisServer):
             replies = pipe.execute()
         found = {bucket: reply for bucket, reply in zip(small, replies, strict=True) if reply}
         return found | self._cut(command, ranges, large, behind)
-
-    def _large(self, buckets: Iterable[int]) -> dict[int, int]:
-        """Return of each bucket that has large ops how large they are."""
-        names = list(buckets)
-        with translated():
-            found: Any = self._client.mget([f"{self.keys.bigs}{bucket}" for bucket in names]) if names else []
-        sizes = {bucket: numbers_of(text_of(one), " ", 1) for bucket, one in zip(names, found, strict=True) if one}
-        return {bucket: size[0] for bucket, size in sizes.items() if size and size[0] >= CUT_BYTES}
 
     def _cut(
         self,

@@ -143,6 +143,26 @@ def test_ops_between_two_positions_are_counted_whether_or_not_they_were_deleted(
     assert log.queued({3: START, 4: START}, {3: Position(EPOCH, 1), 4: Position(EPOCH, 0)}) == {3: 2, 4: 1}
 
 
+def test_an_audit_reads_large_ops_of_one_log_at_a_time(log: Log, line: Line):
+    large = b"x" * 200_000
+    append(line, *((bucket, 1, [large]) for bucket in range(3)), *((bucket, 1, [b"x"]) for bucket in (3, 4, 5)))
+    marks = {bucket: Position(EPOCH, 0) for bucket in range(6)}
+    assert log.audit("s0", marks) == ""
+    if type(log) is RedisLog:
+        log._client.set(f"{log.keys.bigs}1", 10_000_000)
+        log._client.set(f"{log.keys.bigs}2", 10_000_000)
+        before = scripts_run(log)
+        assert log.audit("s0", marks) == ""
+        assert scripts_run(log) - before == 3
+
+    assert log.audit("s0", {**marks, 2: Position(EPOCH, 1)}) == "forgot:2"
+
+
+def scripts_run(log: RedisLog) -> int:
+    found: Any = log._client.info("commandstats")
+    return int(found["cmdstat_evalsha"]["calls"])
+
+
 def ends_read(log: RedisLog) -> int:
     """Return how often the server was asked for the last entry of a log, which it reads for that."""
     found: Any = log._client.info("commandstats")
