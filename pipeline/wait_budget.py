@@ -93,6 +93,19 @@ class WaitBudgets:
             if budget is not None and took_s >= from_s:
                 budget.left_s -= took_s
 
+    @contextmanager
+    def more(self, more_s: float) -> Iterator[None]:
+        """Give this thread's budget so much more for the block."""
+        budget = self.here.budget
+        if budget is None:
+            yield
+            return
+        budget.left_s += more_s
+        try:
+            yield
+        finally:
+            budget.left_s -= more_s
+
     def lasts(self) -> None:
         """See that there is time for another step.
 

@@ -208,7 +208,5 @@ def _left(pipeline: Client, shard: str, tails: Mapping[int, Position]) -> int:
     """Return how many ops up to the tails a shard has not applied."""
     found = ledger_queries.marks_of(pipeline.nodes.primary(shard), tails) if tails else {}
     behind = {bucket: mark.position for bucket, mark in found.items() if mark.position < tails[bucket]}
-    if not behind:
-        return 0
-    before, beyond = pipeline.log.queued(behind), pipeline.log.queued({b: tails[b] for b in behind})
-    return max(1, sum(before[bucket] - beyond[bucket] for bucket in behind))
+    queued = pipeline.log.queued(behind, {bucket: tails[bucket] for bucket in behind}) if behind else {}
+    return max(1, sum(queued.values())) if behind else 0

@@ -151,7 +151,7 @@ def trim(pipeline: Client, shard: str) -> int:
     # at the end, since a primary whose disk is full refuses it
     primary = pipeline.nodes.primary(shard)
     marks = ledger_queries.positions_of(primary)
-    waiting = unapplied(marks, pipeline.log.tails(marks))
+    waiting = [bucket for bucket, ops in pipeline.log.queued(marks).items() if ops]
     with primary.translated(), primary.transaction():
         ledger.forget_producers(primary, REMEMBERED_S, waiting)
     _forget_rejects(pipeline, shard)

@@ -15,6 +15,7 @@ from pipeline.apply import rejections
 from pipeline.apply.attempt import Attempt
 from pipeline.apply.batch import Batch
 from pipeline.apply.grouping import Item
+from pipeline.apply.pace import LARGE
 from pipeline.apply.transaction import NO_NOTES, ApplyTransaction, Outcome, Take
 from pipeline.apply.turns import SCHEMA_DELAY_MS, ShardTurns, ms_since
 from pipeline.config.sections import MOST_BUCKETS
@@ -60,8 +61,6 @@ ARRIVING_DELAY_MS = 1000
 WHOLE_S = 10.0
 #: How often others are rung while more buckets are due than one batch takes, s: a message costs as much as 500 rows.
 RING_S = 0.5
-#: An op is large from this part of a batch's bytes on.
-LARGE = 8
 #: The longest detail that is noted, characters: a note is for each bucket.
 _DETAIL = 300
 logger = logging.getLogger("pipeline.apply")

@@ -24,6 +24,8 @@ LEAST_ROWS = 50
 #: The fewest buckets of a batch where each has more than the batch takes of it. A bucket costs a batch 10 µs in the
 #: worker, the log and the database; the fewer there are, the longer the others wait.
 LEAST_BUCKETS = 16
+#: An op is large from this part of a batch's bytes on.
+LARGE = 8
 #: A statement is aimed at this size; larger gains nothing.
 AIM_BYTES = 500_000
 #: The fewest rows of a statement after others with bad ops, and how many more the next has after one without. At one
@@ -55,13 +57,16 @@ class Pace:
         elif 2 * deep < buckets:
             self.buckets = min(self._settings.buckets, 2 * self.buckets)
 
-    def learn(self, rows: int, took_ms: int) -> None:
-        """Note how long a batch took.
+    def learn(self, rows: int, took_ms: int, size_bytes: int = 0) -> None:
+        """Note how long a batch took. One of large ops says nothing of others.
 
         Args:
             rows: how many ops it applied.
             took_ms: from the first step to the last.
+            size_bytes: of its ops.
         """
+        if size_bytes > rows * self._settings.max_bytes // LARGE:
+            return
         if took_ms > self._settings.target_ms:
             self.rows = max(LEAST_ROWS, int(self.rows * max(0.5, self._settings.target_ms / took_ms)))
         elif rows >= self.rows * 0.8:

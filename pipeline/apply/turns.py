@@ -131,7 +131,7 @@ class ShardTurns(ABC):
             if batch.tried:
                 # a whole take is cut to the oldest ops: that it is short says nothing
                 rows = self._transaction.pace.rows if take.whole else batch.tried
-                self._transaction.pace.learn(rows, ms_since(started))
+                self._transaction.pace.learn(rows, ms_since(started), batch.size_bytes)
         elif not take.suspects:
             # the worker that holds these buckets rings when it is done; a bell from here would repeat until then
             return Outcome(left=len(take.due), waiting="held by another worker")

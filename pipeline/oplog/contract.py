@@ -54,13 +54,14 @@ class Entries(Protocol):
         """
         ...
 
-    def queued(self, after: Mapping[int, Position]) -> dict[int, int]:
+    def queued(self, after: Mapping[int, Position], up_to: Mapping[int, Position] = {}) -> dict[int, int]:
         """Return how many entries each log has behind a position: exact, and also across epochs.
 
         A log of large ops that has lost its last entries may be counted with them for half a minute.
 
         Args:
             after: of each bucket, the position.
+            up_to: of some buckets, the position of the last op to count: what was deleted before it counts, too.
         """
         ...
 

@@ -151,8 +151,9 @@ class GroupedLog(RedisLog):
         parts = self._split(dict.fromkeys(buckets)).items()
         return {bucket: found for log, part in parts for bucket, found in log.tails(part).items()}
 
-    def queued(self, after: Mapping[int, Position]) -> dict[int, int]:
-        return {bucket: ops for log, part in self._split(after).items() for bucket, ops in log.queued(part).items()}
+    def queued(self, after: Mapping[int, Position], up_to: Mapping[int, Position] = {}) -> dict[int, int]:
+        parts = [(log, part, {b: up_to[b] for b in part if b in up_to}) for log, part in self._split(after).items()]
+        return {bucket: ops for log, part, ends in parts for bucket, ops in log.queued(part, ends).items()}
 
     def trim(self, behind: Mapping[int, Position]) -> int:
         return sum(log.trim(part) for log, part in self._split(behind).items())

@@ -19,6 +19,7 @@ from pipeline import clock
 from pipeline.errors import ConfigError, LogUnavailable
 from pipeline.model.op import Position
 from pipeline.oplog.appends import Append, Scope
+from pipeline.oplog.redis import line as lines
 from pipeline.oplog.redis.keys import Keys
 from pipeline.oplog.redis.line import FITS_BYTES, RedisLine
 from pipeline.wait_budget import COLD_S, WaitBudget, WaitBudgets, in_all, require_threads
@@ -321,6 +322,26 @@ def test_a_command_too_long_for_an_empty_socket_is_sent_by_a_thread(
         line.ask(LONG)
 
     line.drop()
+
+
+def test_a_large_command_has_more_time_from_its_connection_and_from_its_caller(
+    stub: Stub, wait_budgets: WaitBudgets, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lines, "LEAST_BYTES_PER_S", len(PING) / AMPLE_S)
+    pool = redis.ConnectionPool(host="127.0.0.1", port=stub.port, socket_timeout=0.1, protocol=2)
+    line, budget, slow = RedisLine(Keys("test"), pool, AMPLE_S, wait_budgets), WaitBudget(0.1), threading.Event()
+    line.ask(PING)
+    monkeypatch.setattr(lines, "LARGE_BYTES", len(PING))
+    stub.before = lambda: slow.wait(AMPLE_S)
+    threading.Timer(0.3, slow.set).start()
+
+    with wait_budgets.within(budget):
+        assert line.ask(PING) == b"OK"
+        line.close()
+
+    assert budget.left_s < 1
+    assert pool.get_connection()._sock.gettimeout() == 0.1
+    pool.disconnect()
 
 
 def test_a_server_that_hangs_up_is_no_reply_also_in_a_thread(stub: Stub, line: RedisLine, wait_budgets: WaitBudgets):

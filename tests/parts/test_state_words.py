@@ -59,6 +59,16 @@ def test_all_screens_show_the_same_word(word: str):
         assert f">{word}</span>" in html
 
 
+@pytest.mark.parametrize(
+    ("scope", "kind", "word"),
+    [("audit", "breaker", "table halted"), ("audit", "schema", "schema"), ("s0", "breaker", "paused")],
+)
+def test_a_table_that_somebody_has_paused_hides_nothing_that_is_wrong(scope: str, kind: str, word: str):
+    waits = (WaitReason("paused", "s0", scope), WaitReason(kind, "s0", "event"))
+
+    assert replace(FINE, waits=waits).state.word == word
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_state_is_too_long_for_eighty_columns(kind: str):
     shard = replace(

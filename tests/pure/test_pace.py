@@ -34,6 +34,15 @@ def test_a_fast_batch_that_was_not_full_tells_nothing():
     assert pace.rows == FIRST_ROWS
 
 
+def test_the_time_of_large_ops_is_no_measure_for_others():
+    pace = Pace(SETTINGS, MemoryLog())
+
+    pace.learn(2, 10_000, 2 * SETTINGS.max_bytes)
+    assert pace.rows == FIRST_ROWS
+    pace.learn(FIRST_ROWS, 10_000, SETTINGS.max_bytes)  # many, and none of them large
+    assert pace.rows == FIRST_ROWS // 2
+
+
 @given(batches=st.lists(st.tuples(st.integers(1, 10_000), st.integers(0, 60_000)), max_size=60))
 def test_a_batch_never_leaves_its_bounds(batches: list[tuple[int, int]]):
     pace = Pace(SETTINGS, MemoryLog())

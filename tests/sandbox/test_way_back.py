@@ -14,8 +14,10 @@ from pipeline import clock
 from pipeline.enqueue.spooling import drain, redis_away
 from pipeline.enqueue.spooling.redis_away import RedisAway
 from pipeline.errors import LogUnavailable
+from pipeline.model.op import START
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.redis.connection import translated
+from pipeline.spool import store
 from pipeline.wait_budget import WaitBudgetSpent
 
 
@@ -49,6 +51,30 @@ def test_ops_that_never_stop_coming_do_not_keep_a_host_from_the_direct_way(shop:
     assert not shop.client.spool.waiting()
     assert shop.buy(bought + 1).position is not None
     assert shop.bought() == list(range(bought + 2))
+
+
+def test_large_ops_are_sent_while_others_go_on_spooling_and_only_small_ones_in_the_pause(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    for module in (drain, store):
+        monkeypatch.setattr(module, "HEAD_BYTES", 1_000)
+    spool, drainer, bucket = shop.client.spool, shop.client.drainer, shop.client.topology.buckets_of("s0")[-1]
+    for _ in range(3):
+        spool.add({bucket: [b"[%2000d]" % 0]})
+    spool.add({bucket: [b"[]"]})
+    in_pause: list[int] = []
+    hand_over = drainer._hand_over
+
+    def noted(last: list[store.Spooled], *rest: Any) -> bool:
+        in_pause.extend(len(op.payload) for op in last)
+        return hand_over(last, *rest)
+
+    monkeypatch.setattr(drainer, "_hand_over", noted)
+
+    assert shop.drain().empty
+
+    assert max(in_pause, default=0) < 1_000
+    assert len(shop.log.read({bucket: START}, {bucket: 9})[bucket]) >= 4
 
 
 def test_no_op_passes_an_older_one_of_its_host_on_the_way_back_whoever_sent_that_first(shop: Shop):

@@ -314,9 +314,8 @@ class Observer:
         ops = sum(top.seq - bottom.seq for bottom, top in apart.values() if top.epoch == bottom.epoch)
         across = {b: pair for b, pair in apart.items() if pair[0].epoch != pair[1].epoch}
         if across:
-            behind_low = self._log.queued({b: bottom for b, (bottom, _) in across.items()})
-            behind_high = self._log.queued({b: top for b, (_, top) in across.items()})
-            ops += sum(max(behind_low[b] - behind_high[b], 0) for b in across)
+            bottoms, tops = ({bucket: pair[n] for bucket, pair in across.items()} for n in (0, 1))
+            ops += sum(self._log.queued(bottoms, tops).values())
         return ops
 
 

@@ -169,13 +169,14 @@ class ShardRecord:
 
     @property
     def state(self) -> ShardState:
-        """What stops the shard the most, in a word; what only passes stops nothing."""
+        """What stops the shard the most, in a word: what only passes stops nothing, a paused table the least."""
         if self.why or self.queue_why:
             return ShardState("unknown", "bad")
-        for reason in self.waits:
-            if reason.kind not in PASSING:
-                table = reason.kind in (PAUSED, BREAKER) and reason.scope != self.shard
-                return ShardState(f"{'table ' * table}{stop_word(reason)}", "bad")
+        stops = [reason for reason in self.waits if reason.kind not in PASSING]
+        if stops:
+            reason = min(stops, key=lambda one: one.kind == PAUSED and one.scope != self.shard)
+            table = reason.kind in (PAUSED, BREAKER) and reason.scope != self.shard
+            return ShardState(f"{'table ' * table}{stop_word(reason)}", "bad")
         if self.oldest_ms is not None and self.oldest_ms > LATE_MS:
             return ShardState("late", "warn")
         if self.lost:

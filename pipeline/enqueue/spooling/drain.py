@@ -24,7 +24,7 @@ from pipeline.oplog.appends import EpochStale, Scope
 from pipeline.oplog.contract import Entries
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
-from pipeline.spool.store import HEAD_OPS, Definition, Spool, Spooled
+from pipeline.spool.store import HEAD_BYTES, HEAD_OPS, Definition, Spool, Spooled
 from pipeline.wait_budget import WaitBudget, WaitBudgetSpent
 
 #: How often a pass begins anew when Redis changes its lineage under it.
@@ -190,7 +190,7 @@ class Drainer:
                         self._publisher.remember(producer, {b: (runs[b].last, at) for b, at in reached.items()})
                         done.sent += len(ops)
                         report(len(ops))
-                    if len(head) <= LAST_OPS:
+                    if len(head) <= LAST_OPS and _are_all(head):
                         break  # others go on spooling: there may never be none
                 return
             except EpochStale:
@@ -207,7 +207,7 @@ class Drainer:
         with self._spool.file.alone():
             began_s = clock.mono_s()
             last = self._spool.head() if not done.why else []
-            if not last or len(last) > (LAST_OPS if last_s == LAST_S else HEAD_OPS):
+            if not last or len(last) > (LAST_OPS if last_s == LAST_S else HEAD_OPS) or not _are_all(last):
                 return self._spool.settle()
             try:
                 return self._hand_over(last, last_s, done)
@@ -253,6 +253,11 @@ class Drainer:
                 return {}
             lowest = there if lowest is None else {p: min(seq, there[p]) for p, seq in lowest.items() if p in there}
         return lowest or {}
+
+
+def _are_all(head: list[Spooled]) -> bool:
+    """Return whether no more bytes wait than one look takes: a large op is sent while others go on spooling."""
+    return sum(len(op.payload) for op in head) < HEAD_BYTES
 
 
 def _turns(head: list[Spooled]) -> Iterator[tuple[int, dict[int, Run], list[Spooled]]]:

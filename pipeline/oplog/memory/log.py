@@ -34,9 +34,9 @@ class MemoryEntries(MemoryServer):
         with self._lock:
             return self._server.tails(buckets)
 
-    def queued(self, after: Mapping[int, Position]) -> dict[int, int]:
+    def queued(self, after: Mapping[int, Position], up_to: Mapping[int, Position] = {}) -> dict[int, int]:
         with self._lock:
-            return {bucket: len(self._behind(bucket, mark)) for bucket, mark in after.items()}
+            return {bucket: self._counted(bucket, mark, up_to.get(bucket)) for bucket, mark in after.items()}
 
     def trim(self, behind: Mapping[int, Position]) -> int:
         with self._lock:
@@ -95,6 +95,13 @@ class MemoryEntries(MemoryServer):
         entries = self._server.logs.get(bucket, [])
         begins = bisect_right(entries, mark, key=attrgetter("position"))
         return entries[begins : begins + most]
+
+    def _counted(self, bucket: int, mark: Position, end: Position | None) -> int:
+        behind = self._behind(bucket, mark)
+        if end is None or end <= mark:
+            return len(behind) if end is None else 0
+        lasts = {one.position.epoch: one.position.seq for one in behind if one.position < end} | {end.epoch: end.seq}
+        return sum(last - (mark.seq if epoch == mark.epoch else -1) for epoch, last in lasts.items())
 
     def _count(self) -> int:
         return sum(map(len, self._server.logs.values()))

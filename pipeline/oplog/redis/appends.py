@@ -9,12 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
+from pipeline.bounds import portions
 from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model.op import Position
 from pipeline.oplog.appends import EVERYWHERE
-from pipeline.oplog.redis.connection import MOST_REASON, RedisServer, by_bucket, numbers_of, text_of, translated
+from pipeline.oplog.redis.connection import (
+    CUT_AT_ONCE_BYTES,
+    MOST_REASON,
+    RedisServer,
+    by_bucket,
+    numbers_of,
+    text_of,
+    translated,
+)
 from pipeline.oplog.redis.line import RedisLine
 from pipeline.oplog.ttls import IDEMPOTENCY_TTL_MS
 
@@ -64,8 +74,13 @@ class RedisAppends(RedisServer):
         return bool(self._run("note_deployment", [self.keys.map], [known, text]))
 
     def audit(self, scope: str, marks: Mapping[int, Position]) -> str:
-        words = [word for bucket, (epoch, seq) in marks.items() for word in (bucket, epoch, seq)]
-        return text_of(self._run("audit", [self.keys.epoch(scope), *map(self.keys.log, marks)], words))
+        # the server reads the first and the last op of each log
+        sizes = {**dict.fromkeys(marks, 0), **self._large(marks)}
+        for some in portions(sorted(sizes.items(), key=itemgetter(1)), CUT_AT_ONCE_BYTES):
+            words = [word for bucket in some for word in (bucket, *marks[bucket])]
+            if found := text_of(self._run("audit", [self.keys.epoch(scope), *map(self.keys.log, some)], words)):
+                return found
+        return ""
 
     def senders(self, scope: str = EVERYWHERE) -> Iterator[tuple[int, dict[int, tuple[int, int]]]]:
         with translated():

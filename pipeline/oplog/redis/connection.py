@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
@@ -34,6 +34,10 @@ HEALTH_CHECK_S = 30
 MOST_DIGITS = 19
 #: A reason why nothing is taken is shorter, characters.
 MOST_REASON = 300
+#: Where ops are so large, the server sends only how an entry begins if its place or its age is all that is wanted.
+CUT_BYTES = 100_000
+#: So many bytes of entries are cut in one round trip at most: a server does all of it before it serves anybody else.
+CUT_AT_ONCE_BYTES = 10_000_000
 _Result = TypeVar("_Result")
 
 
@@ -184,8 +188,9 @@ class RedisServer:
         # raw replies: the driver would make a dict of every entry
         for command in ("XRANGE", "XREVRANGE"):
             self._client.response_callbacks.pop(command, None)
-        #: Of each log with large ops where it ended, and until when that counts, s.
+        #: Of each log with large ops where it ended, and where its last epoch began, and until when that counts, s.
         self._lasts: dict[int, tuple[bytes, float]] = {}
+        self._firsts: dict[int, tuple[Position, float]] = {}
         self._leisurely = connect(url, read_s=read_s, connect_s=min(read_s, 2.0)).connection_pool
         # two tries: read, then connect and read again
         self._reply_s = timeout_s * 0.4
@@ -269,6 +274,14 @@ class RedisServer:
                 return list(pipe.execute())
             except redis.exceptions.NoScriptError:  # what some calls have done already, all do again
                 return [self._run(name, keys, arguments) for keys, arguments in calls]
+
+    def _large(self, buckets: Iterable[int]) -> dict[int, int]:
+        """Return of each bucket that has large ops how large they are."""
+        names = list(buckets)
+        with translated():
+            found: Any = self._client.mget([f"{self.keys.bigs}{bucket}" for bucket in names]) if names else []
+        sizes = {bucket: numbers_of(text_of(one), " ", 1) for bucket, one in zip(names, found, strict=True) if one}
+        return {bucket: size[0] for bucket, size in sizes.items() if size and size[0] >= CUT_BYTES}
 
     def _despite_oom(self, command: str, key: str, *rest: Any) -> Any:
         return self._run("despite_oom", [key], [command, *rest])

@@ -4,7 +4,7 @@
 <prefix>:big:<bucket>       string  bytes of the largest op of late, where ops are large
 <prefix>:epoch:<scope>      string  "<epoch> <master_replid> <map>", or why the epoch has ended
 <prefix>:deployment         string  the deployment's fingerprint as JSON; see `model/fingerprint`
-<prefix>:map                string  where buckets are that have moved, as JSON; see `config/placement`
+<prefix>:map                string  where buckets are that have moved, as JSON; see `config/bucket_ranges`
 <prefix>:dirty:<shard>      zset    bucket -> ms from when on it may be applied
 <prefix>:bell:<shard>       string  there while a Celery message is on its way, or a worker at the shard
 <prefix>:wake:<shard>       list    wakes the worker that waits for a shard's next op; expires

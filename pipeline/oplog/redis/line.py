@@ -38,6 +38,8 @@ from pipeline.wait_budget import COLD_S, WaitBudgets, WaitBudgetSpent
 RENEW_S = 3600
 #: A command of more bytes may have to wait for the server to read it: an empty socket takes this much at once.
 FITS_BYTES = 16_384
+#: A busy server takes in so many bytes a second: a large command has that much more time, and so has its caller.
+LEAST_BYTES_PER_S, LARGE_BYTES = 20_000_000, 1_000_000
 #: One WAIT asks for this long, well below the socket's time-out; it is asked again until the caller's deadline.
 WAIT_MS = 20
 #: No answer in time, as the driver says it, and as the kernel does.
@@ -296,7 +298,7 @@ class RedisLine:
         """Ask for what takes its time; the caller has said how long to wait, and only the reply's time-out counts."""
         if self._wire is None:
             self._wire = Wire(self._pool)
-        return self._wire.ask(packed)
+        return _said(self._wire, packed)
 
     def _asked_aside(self, wait_budgets: WaitBudgets, packed: bytes) -> Any:
         """Let a thread ask; the wire is ours again if it has answered in time."""
@@ -304,9 +306,10 @@ class RedisLine:
         wire, self._wire = self._wire, None
         # much at once takes its time
         from_s = wait_budgets.hardly_s * (1 + len(packed) // FITS_BYTES) if wire is not None else 0.0
-        answer = wait_budgets.aside(
-            lambda: self._answer(wire, packed), late=lambda late: late.wire.drop(), from_s=from_s
-        )
+        with wait_budgets.more(_more_s(packed)):
+            answer = wait_budgets.aside(
+                lambda: self._answer(wire, packed), late=lambda late: late.wire.drop(), from_s=from_s
+            )
         self._wire = answer.wire
         if answer.refusal is not None:
             raise answer.refusal
@@ -315,7 +318,7 @@ class RedisLine:
     def _answer(self, wire: Wire | None, packed: bytes) -> _Answer:
         wire = wire or Wire(self._pool)
         try:
-            return _Answer(wire, wire.ask(packed), None)
+            return _Answer(wire, _said(wire, packed), None)
         except redis.exceptions.ResponseError as refusal:
             return _Answer(wire, None, refusal)
         except BaseException:
@@ -329,6 +332,14 @@ class _Answer(NamedTuple):
     wire: Wire
     reply: Any
     refusal: redis.exceptions.ResponseError | None
+
+
+def _more_s(packed: bytes) -> float:
+    return len(packed) / LEAST_BYTES_PER_S if len(packed) >= LARGE_BYTES else 0.0
+
+
+def _said(wire: Wire, packed: bytes) -> Any:
+    return wire.ask_long(packed, more_s) if (more_s := _more_s(packed)) else wire.ask(packed)
 
 
 def _read_reply(text: bytes | str, scope: Scope) -> Appended:

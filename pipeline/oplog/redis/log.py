@@ -22,6 +22,7 @@ from pipeline.oplog.contract import RECONCILE, SLICE_S, Looked
 from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.redis.appends import RedisAppends
 from pipeline.oplog.redis.connection import (
+    CUT_AT_ONCE_BYTES,
     RedisServer,
     by_bucket,
     hash_of,
@@ -42,14 +43,8 @@ from pipeline.oplog.ttls import BELL_MS, HELD_MS, MOST_AHEAD_MS, NOTE_MS
 logger = logging.getLogger("pipeline.log")
 #: How many entries of a log are asked for before it is known how many ops they hold.
 FIRST_ENTRIES = 128
-#: Where ops are so large, the server sends only how an entry begins if its place or its age is all that is wanted.
-CUT_BYTES = 100_000
-#: So many bytes of entries are cut in one round trip at most: a server does all of it before it serves anybody else.
-CUT_AT_ONCE_BYTES = 10_000_000
 #: So long a log of large ops counts as ending where it ended, if no more has come behind that, s.
 LAST_S = 30.0
-#: Of logs of large ops: the id of the last entry, and until when that counts.
-_Lasts = dict[int, tuple[bytes, float]]
 #: What a note of past watermarks begins with, see `admin/upkeep`.
 _NOTE = re.compile(r"\d{1,15} .*", re.ASCII | re.DOTALL)
 
@@ -115,7 +110,7 @@ class RedisEntries(RedisServer):
         small = {bucket: mark for bucket, mark in after.items() if bucket not in large}
         found = {bucket: one[0] for bucket, one in self.read(small, dict.fromkeys(small, 1)).items() if one}
         behind = {bucket: (f"{epoch}-{seq + 1}", "+") for bucket, (epoch, seq) in after.items()}
-        for bucket, [(id, fields)] in self._cut("XRANGE", behind, large, {}).items():
+        for bucket, [(id, fields)] in self._cut("XRANGE", behind, large).items():
             if max(map(len, fields)) == HEAD_BYTES:
                 found[bucket] = cut_entry(bucket, id, fields)
             else:
@@ -126,21 +121,32 @@ class RedisEntries(RedisServer):
     def tails(self, buckets: Iterable[int]) -> dict[int, Position]:
         return self._ends(dict.fromkeys(buckets, ("+", "-")))
 
-    def queued(self, after: Mapping[int, Position]) -> dict[int, int]:
+    def queued(self, after: Mapping[int, Position], up_to: Mapping[int, Position] = {}) -> dict[int, int]:
         counted = dict.fromkeys(after, 0)
         # from the tail back, an epoch at a time: within one, positions are dense and need not be counted
-        ends: dict[int, str] = dict.fromkeys(after, "+")
-        known = self._lasts
-        while ends:
-            lasts, known = self._ends({b: (end, "-") for b, end in ends.items()}, known), {}
+        ends, lasts = {bucket: "+" for bucket in after if bucket not in up_to}, dict(up_to)
+        behind = after
+        while ends or lasts:
+            lasts |= self._ends({b: (end, "-") for b, end in ends.items()}, behind)
             lasts = {b: last for b, last in lasts.items() if last > after[b]}
-            older = {b: (f"{last.epoch}-0", "+") for b, last in lasts.items() if last.epoch > after[b].epoch}
-            firsts = {b: singly(read_of(b, reply)) for b, reply in self._found("XRANGE", older).items()}
+            older = [bucket for bucket, last in lasts.items() if last.epoch > after[bucket].epoch]
+            # from a position on that is given, what has been deleted since counts too: an epoch begins with 0
+            firsts = {b: Position(lasts[b].epoch, 0) for b in older if b in up_to}
+            firsts |= self._firsts_from({b: lasts[b] for b in older if b not in firsts})
             for bucket, last in lasts.items():
-                first = firsts[bucket][0].position.seq - 1 if bucket in firsts else after[bucket].seq
-                counted[bucket] += last.seq - first
-            ends = {bucket: f"({ops[-1].position}" for bucket, ops in firsts.items()}
+                counted[bucket] += last.seq - (firsts[bucket].seq - 1 if bucket in firsts else after[bucket].seq)
+            ends, lasts, behind = {bucket: f"({first}" for bucket, first in firsts.items()}, {}, {}
         return counted
+
+    def _firsts_from(self, lasts: Mapping[int, Position]) -> dict[int, Position]:
+        """Return where the first op stands of the epoch that each log ends in; of large ops it counts for a while."""
+        now_s = clock.mono_s()
+        late = {bucket: self._firsts[bucket] for bucket in lasts if bucket in self._firsts}
+        firsts = {b: at for b, (at, until_s) in late.items() if now_s < until_s and at.epoch == lasts[b].epoch}
+        new = {b: (f"{last.epoch}-0", "+") for b, last in lasts.items() if b not in firsts}
+        found = {b: singly(read_of(b, reply))[0].position for b, reply in self._found("XRANGE", new).items()}
+        self._firsts |= {bucket: (found[bucket], now_s + LAST_S) for bucket in self._large(found)}
+        return firsts | found
 
     def trim(self, behind: Mapping[int, Position]) -> int:
         with translated():
@@ -224,13 +230,13 @@ class RedisEntries(RedisServer):
         old = notes[max(0, older_than_ms // NOTE_MS - 1) :]  # by their number, too: a clock may have been set on
         return next((note for at, _, note in old if now_ms - int(at) >= older_than_ms), None)
 
-    def _ends(self, ranges: Mapping[int, tuple[str, str]], known: _Lasts | None = None) -> dict[int, Position]:
+    def _ends(self, ranges: Mapping[int, tuple[str, str]], behind: Mapping[int, Position] = {}) -> dict[int, Position]:
         """Return where the last entry stands that each log has in a range; see `_cut`."""
-        found = self._found("XREVRANGE", ranges, known)
+        found = self._found("XREVRANGE", ranges, behind)
         return {bucket: position_of(reply[0][0]) for bucket, reply in found.items()}
 
     def _found(
-        self, command: str, ranges: Mapping[int, tuple[str, str]], known: _Lasts | None = None
+        self, command: str, ranges: Mapping[int, tuple[str, str]], behind: Mapping[int, Position] = {}
     ) -> dict[int, Any]:
         """Return the first entry that each log has in a range, as its server gives it; where ops are large, cut."""
         if not ranges:
@@ -243,18 +249,14 @@ class RedisEntries(RedisServer):
                 pipe.execute_command(command, self.keys.log(bucket), *ranges[bucket], "COUNT", 1)
             replies = pipe.execute()
         found = {bucket: reply for bucket, reply in zip(small, replies, strict=True) if reply}
-        return found | self._cut(command, ranges, large, {} if known is None else known)
-
-    def _large(self, buckets: Iterable[int]) -> dict[int, int]:
-        """Return of each bucket that has large ops how large they are."""
-        names = list(buckets)
-        with translated():
-            found: Any = self._client.mget([f"{self.keys.bigs}{bucket}" for bucket in names]) if names else []
-        sizes = {bucket: numbers_of(text_of(one), " ", 1) for bucket, one in zip(names, found, strict=True) if one}
-        return {bucket: size[0] for bucket, size in sizes.items() if size and size[0] >= CUT_BYTES}
+        return found | self._cut(command, ranges, large, behind)
 
     def _cut(
-        self, command: str, ranges: Mapping[int, tuple[str, str]], large: Mapping[int, int], known: _Lasts
+        self,
+        command: str,
+        ranges: Mapping[int, tuple[str, str]],
+        large: Mapping[int, int],
+        behind: Mapping[int, Position] = {},
     ) -> dict[int, Any]:
         """Return what `_found` does of logs with large ops: few in a round trip, since the server reads the ops.
 
@@ -262,17 +264,26 @@ class RedisEntries(RedisServer):
             command: XRANGE or XREVRANGE.
             ranges: of each log.
             large: how large the ops of each are.
-            known: where logs ended of late, if it is where they end that is wanted; what is found is noted there.
+            behind: a place in each, if it is wanted where they end behind that. Where none is behind it, or behind the
+                last entry of late, no entry is read.
         """
         now_s, found = clock.mono_s(), dict[int, Any]()
-        late = {bucket: known[bucket][0] for bucket in large if bucket in known and now_s < known[bucket][1]}
+        late = {bucket: self._late(bucket, behind[bucket], now_s) for bucket in large if bucket in behind}
         for some in portions(large.items(), CUT_AT_ONCE_BYTES):
             calls = [([self.keys.log(b)], [command, *ranges[b], HEAD_BYTES, late.get(b, b"")]) for b in some]
             found |= {b: reply for b, reply in zip(some, self._run_each("cut", calls), strict=True) if reply}
-        for bucket, [(id, _)] in found.items():
-            if id != late.get(bucket):
-                known[bucket] = id, now_s + LAST_S
+        for bucket in late.keys() & found.keys():
+            [(id, _)] = found[bucket]
+            if id != late[bucket]:
+                self._lasts[bucket] = id, now_s + LAST_S
         return found
+
+    def _late(self, bucket: int, mark: Position, now_s: float) -> bytes:
+        """Return where a log of large ops ended of late, or where it is asked for behind, whichever is later."""
+        last, until_s = self._lasts.get(bucket, (b"", 0.0))
+        if now_s < until_s and position_of(last) > mark:
+            return last
+        return b"%d-%d" % (mark.epoch, max(mark.seq, 0))
 
 
 class RedisWork(RedisEntries):
@@ -304,7 +315,7 @@ class RedisWork(RedisEntries):
         of_shard = (self.keys.dirty(shard), self.keys.bell(shard), self.keys.marks(shard), self.keys.attempts(shard))
         counted = (self.keys.lease(RECONCILE.format(shard)), self.keys.counts(shard), self.keys.batches(shard))
         keys = [*of_shard, *counted, *map(self.keys.log, marks)]
-        arguments: list[Any] = [BELL_MS, delay_ms, MOST_COUNTERS, note, MOST_NOTES, holder]
+        arguments: list[Any] = [BELL_MS, delay_ms, MOST_COUNTERS, note, MOST_NOTES, holder, self.keys.bigs]
         for bucket, (epoch, seq) in marks.items():
             arguments += (bucket, epoch, max(seq, 0) if epoch else 0, own.get(bucket, ""))
         arguments += (word for pair in counts.items() for word in pair)

@@ -42,7 +42,7 @@ class Wire:
         self._connection = pool.get_connection()
         self._socket = self._connection._sock
         self._timeout_s: float | None = self._socket.gettimeout()
-        _let_kernel_wait(self._socket)
+        _wait_at_most(self._socket, self._timeout_s)
         self._reader = hiredis.Reader(replyError=_error, notEnoughData=_INCOMPLETE)
 
     def ask(self, packed: bytes) -> Any:
@@ -71,6 +71,21 @@ class Wire:
         if isinstance(reply, redis.exceptions.RedisError):
             raise reply
         return reply
+
+    def ask_long(self, packed: bytes, more_s: float) -> Any:
+        """Send a command of many bytes, and return its reply; see `ask`.
+
+        Args:
+            packed: the command.
+            more_s: how much longer than usual each send and each read may wait, s.
+        """
+        if self._timeout_s:
+            _wait_at_most(self._socket, self._timeout_s + more_s)
+        try:
+            return self.ask(packed)
+        finally:
+            if self._connection._sock is self._socket:  # not closed since
+                _wait_at_most(self._socket, self._timeout_s)
 
     def ask_all(self, packed: bytes, count: int) -> list[Any]:
         """Send packed commands together, and return their replies; what the server refused is an error among them.
@@ -150,18 +165,19 @@ class Wire:
         self._pool.release(self._connection)
 
 
-def _let_kernel_wait(sock: Any) -> None:
+def _wait_at_most(sock: Any, timeout_s: float | None) -> None:
     """Leave a socket's time-out to the kernel where it can keep it: Python's own costs a `poll` for each call.
 
     Not on sockets of gevent or eventlet, which may not block, nor under TLS.
     """
-    timeout_s = sock.gettimeout()
     if timeout_s and sys.platform == "linux" and type(sock) is socket.socket and isinstance(sock, _socket.socket):
         whole, part = divmod(timeout_s, 1)
         timeval = struct.pack("@ll", int(whole), max(1, int(part * 1e6)))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
         sock.settimeout(None)
+    else:
+        sock.settimeout(timeout_s)
 
 
 def _error(text: str) -> redis.exceptions.RedisError:

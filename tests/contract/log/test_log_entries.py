@@ -109,6 +109,66 @@ def test_a_log_of_large_ops_that_loses_its_end_is_counted_anew_after_half_a_minu
     assert log.queued({3: START}) == {3: 1}
 
 
+def test_a_server_reads_no_large_op_that_was_applied_to_say_that_none_is_behind_it(log: Log, line: Line):
+    if not isinstance(log, RedisLog):
+        pytest.skip("only over one server it is known what it reads")
+    append(line, *((bucket, 1, [b"x" * 200_000]) for bucket in range(3)))
+    done = dict.fromkeys(range(3), Position(EPOCH, 0))
+    before = ends_read(log)
+
+    assert log.finish("s0", done) == (False, 0)
+    assert log.queued(done) == dict.fromkeys(range(3), 0)
+
+    assert ends_read(log) == before
+
+
+def test_a_finish_leaves_what_has_more_large_ops_behind_its_watermark(log: Log, line: Line):
+    append(line, (3, 1, [b"x" * 200_000] * 2), (4, 1, [b"x" * 200_000]))
+
+    assert log.finish("s0", {3: Position(EPOCH, 0), 4: Position(EPOCH, 0)})[1] == 1
+    assert set(log.due("s0", 9)) == {3}
+    assert log.finish("s0", {3: Position(EPOCH, 1)})[1] == 0
+
+
+def test_ops_between_two_positions_are_counted_whether_or_not_they_were_deleted(log: Log, line: Line):
+    append(line, (3, 1, [b"a"] * 300), (4, 1, [b"b"]))
+    raise_to(log, S0, EPOCH + 1)
+    append(line, (3, 301, [b"c"] * 300), epoch=EPOCH + 1)
+    log.trim({3: Position(EPOCH + 1, 250)})
+    before, end = Position(EPOCH, 299), Position(EPOCH + 1, 260)
+
+    assert log.queued({3: before, 4: START}, {3: end}) == {3: 261, 4: 1}
+    assert log.queued({3: Position(EPOCH + 1, 200)}, {3: end}) == {3: 60}
+    assert log.queued({3: end}, {3: end}) == {3: 0}
+    assert log.queued({3: START, 4: START}, {3: Position(EPOCH, 1), 4: Position(EPOCH, 0)}) == {3: 2, 4: 1}
+
+
+def test_an_audit_reads_large_ops_of_one_log_at_a_time(log: Log, line: Line):
+    large = b"x" * 200_000
+    append(line, *((bucket, 1, [large]) for bucket in range(3)), *((bucket, 1, [b"x"]) for bucket in (3, 4, 5)))
+    marks = {bucket: Position(EPOCH, 0) for bucket in range(6)}
+    assert log.audit("s0", marks) == ""
+    if type(log) is RedisLog:
+        log._client.set(f"{log.keys.bigs}1", 10_000_000)
+        log._client.set(f"{log.keys.bigs}2", 10_000_000)
+        before = scripts_run(log)
+        assert log.audit("s0", marks) == ""
+        assert scripts_run(log) - before == 3
+
+    assert log.audit("s0", {**marks, 2: Position(EPOCH, 1)}) == "forgot:2"
+
+
+def scripts_run(log: RedisLog) -> int:
+    found: Any = log._client.info("commandstats")
+    return int(found["cmdstat_evalsha"]["calls"])
+
+
+def ends_read(log: RedisLog) -> int:
+    """Return how often the server was asked for the last entry of a log, which it reads for that."""
+    found: Any = log._client.info("commandstats")
+    return int(found.get("cmdstat_xrevrange", {"calls": 0})["calls"])
+
+
 def sent_bytes(log: RedisLog) -> int:
     found: Any = log._client.info("stats")
     return int(found["total_net_output_bytes"])

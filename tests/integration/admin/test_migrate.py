@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -82,6 +83,28 @@ def test_the_commands_say_what_cannot_be_done_and_withdraw_a_definition(
     assert [line.split()[0] for line in listed.output.splitlines()] == ["place", "purchase", "visit"]
     assert forgotten.exit_code == 0
     assert last.output == '{"statements": 0, "faults": []}\n'
+    pipeline.close()
+
+
+def test_the_plan_shows_where_the_nodes_differ_column_by_column(
+    here: Servers, fresh: dict[str, Any], tmp_path: Path
+) -> None:
+    pipeline, config = published(here, fresh), ["--config", str(written(fresh, tmp_path))]
+    migrate(pipeline)
+    by_hand = "ALTER TABLE purchase MODIFY note VARCHAR(200), ADD COLUMN extra INT"
+    here.sql("s1", f"USE {fresh['redis']['prefix']}; {by_hand}")
+
+    plan, as_json = command("migrate", "--plan", *config), command("migrate", "--plan", "--json", *config)
+
+    assert plan.output == (
+        "-- the nodes differ:\n"
+        "--   purchase.note   varchar(100) on s0, varchar(200) on s1\n"
+        "--   purchase.extra  missing on s0, int on s1\n\n"
+    )
+    assert json.loads(as_json.output)["drift"] == [
+        "purchase.note   varchar(100) on s0, varchar(200) on s1",
+        "purchase.extra  missing on s0, int on s1",
+    ]
     pipeline.close()
 
 

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- After a commit: publish the watermarks, un-dirty what is drained, forget the attempts, and take the bell if anything
 -- is left.
--- A log that ends behind its watermark has forgotten entries: the shard's next reconcile is due at once.
+-- A log that ends behind its watermark has forgotten entries: the shard's next reconcile is due at once. Where ops are
+-- large that is not looked at here.
 -- Runs although memory is full: draining must never need free memory.
 --
 -- KEYS  1 dirty  2 bell  3 marks (hash bucket -> "<epoch>-<seq>", a copy for readers)  4 attempts
@@ -9,6 +10,7 @@
 --       then one log per bucket
 -- ARGV  1 ms until the bell counts as lost  2 delay ms of the buckets that are left  3 most counters
 --       4 a note of the batch, empty: none  5 most notes  6 who stays at the shard, '' for nobody
+--       7 prefix of the `big` keys
 --       then per log: bucket, epoch, seq, own note of its attempt  then counters, each with what is added
 -- Returns "<ring: 0|1> <buckets still dirty>". Who stays at the shard goes on, or leaves, instead of ringing
 -- at once.
@@ -22,18 +24,26 @@ local function past(text, epoch, seq)  -- whether the position that a text begin
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local buckets, marks, done = {}, {}, {}
+local buckets, bigs, marks, done = {}, {}, {}, {}
 for i = 8, #KEYS do
-  local at = 4 * (i - 8) + 7
-  local bucket, epoch, seq = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
-  buckets[#buckets + 1] = bucket
-  local top = redis.call('XREVRANGE', KEYS[i], '+', '-', 'COUNT', 1)[1]
-  local clean = true
+  buckets[#buckets + 1] = ARGV[4 * (i - 8) + 8]
+  bigs[#bigs + 1] = ARGV[7] .. buckets[#buckets]
+end
+if #bigs > 0 then bigs = redis.call('MGET', unpack(bigs)) end
+for n, bucket in ipairs(buckets) do
+  local i, at = n + 7, 4 * n + 4
+  local epoch, seq = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
+  local clean, top = true, nil
+  if bigs[n] then  -- its last op, which was just applied, is not read: 35 ms for 10 MB
+    clean = not redis.call('XRANGE', KEYS[i], '(' .. ARGV[at + 1] .. '-' .. ARGV[at + 2], '+', 'COUNT', 1)[1]
+  else
+    top = redis.call('XREVRANGE', KEYS[i], '+', '-', 'COUNT', 1)[1]
+  end
   if top then
     local e, s = string.match(top[1], '(%d+)-(%d+)')
     clean = tonumber(e) < epoch or (tonumber(e) == epoch and tonumber(s) <= seq)
     if tonumber(e) == epoch and tonumber(s) < seq then redis.call('DEL', KEYS[5]) end
-  elseif epoch > 0 and redis.call('EXISTS', KEYS[i]) == 0 then
+  elseif clean and epoch > 0 and redis.call('EXISTS', KEYS[i]) == 0 then
     redis.call('DEL', KEYS[5])
   end
   if clean then
@@ -45,7 +55,7 @@ end
 if #buckets > 0 then
   local published = redis.call('HMGET', KEYS[3], unpack(buckets))
   for n, note in ipairs(redis.call('HMGET', KEYS[4], unpack(buckets))) do
-    local at = 4 * n + 3
+    local at = 4 * n + 4
     if note and (past(note, ARGV[at + 1], ARGV[at + 2]) or note == ARGV[at + 3]) then done[#done + 1] = buckets[n] end
     if past(published[n], ARGV[at + 1], ARGV[at + 2]) then
       marks[#marks + 1] = buckets[n]
@@ -60,7 +70,7 @@ if ARGV[4] ~= '' then
   redis.call('LTRIM', KEYS[7], 0, ARGV[5] - 1)
 end
 local known = redis.call('HLEN', KEYS[6])
-for at = 4 * (#KEYS - 7) + 7, #ARGV, 2 do
+for at = 4 * (#KEYS - 7) + 8, #ARGV, 2 do
   if known >= tonumber(ARGV[3]) then known = redis.call('HLEN', KEYS[6]) end  -- counted too high below, never too low
   if known < tonumber(ARGV[3]) or redis.call('HGET', KEYS[6], ARGV[at]) then
     redis.call('HINCRBY', KEYS[6], ARGV[at], ARGV[at + 1])
