@@ -66,7 +66,7 @@ def test_the_probers_word_counts_only_if_the_connection_is_older_than_it(there: 
 def test_a_read_waits_for_a_replica_that_catches_up_in_time(there: Deployment) -> None:
     there.readers["s0-r0"].catches_up_after = 3
 
-    info = there.read(NEEDS)
+    info = there.read(NEEDS, BOUNDS.changed(wait_s=20))
 
     assert (info.node, info.role, info.reason) == ("s0-r0", "replica", "token-asked")
     assert there.busy() == 0
