@@ -105,7 +105,7 @@ class Attempt(NamedTuple):
             note: of an earlier attempt; no living worker makes it, since the bucket's lock was free.
         """
         noted = cls.parse(note)
-        return None if noted is None else noted if noted.ended else noted.failed()
+        return None if noted is None else noted._replace(ended=False) if noted.ended else noted.failed()
 
 
 #: What an attempt beside other buckets has behind `left`; its note leaves that out.

@@ -157,7 +157,9 @@ class Take:
             if meant is not None and not meant.entries:
                 continue
             mistrusted = self.noted.pop(bucket)
-            self.suspects[bucket] = meant or Attempt.suspected(note) or mistrusted.failed()
+            self.suspects[bucket] = (
+                meant._replace(ended=False) if meant else Attempt.suspected(note) or mistrusted.failed()
+            )
 
 
 class ApplyTransaction:

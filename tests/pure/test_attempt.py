@@ -47,7 +47,7 @@ def test_an_attempt_that_ended_in_an_orderly_way_is_made_again_as_it_was():
     waited = Attempt(START, 3, entries=1).waited()
     assert (waited.waits, waited.deaths) == (1, 0)
 
-    assert Attempt.suspected(str(waited._replace(ended=True))) == waited._replace(ended=True)
+    assert Attempt.suspected(str(waited._replace(ended=True))) == waited
     assert Attempt.suspected(str(waited)) == waited.failed()
 
 

@@ -165,6 +165,26 @@ def test_a_worker_that_suspects_a_bucket_learns_what_another_has_met_there_since
     assert 3 < deaths <= 7
 
 
+@pytest.mark.parametrize("first", [1969, 1205])
+def test_a_death_counts_after_a_try_that_took_too_long_or_waited_for_a_lock(
+    db: Any, box: Sandbox, meet: Meet, first: int
+):
+    bad, others, behind = queue(db, "poison")
+    meet("poison", mysql_error(first))
+    for _ in range(10):
+        applier(box).apply()
+        box.log.ahead_ms += LATER_MS
+        if box.log.attempts("s0").get(bad.bucket, "").endswith(" 1"):
+            break
+    meet("poison", Died)
+
+    deaths = turns(box, most=20)
+
+    assert bad.status() == "rejected"
+    assert states(others + behind) == {"applied"}
+    assert 1 <= deaths <= MOST_DEATHS
+
+
 def test_a_commit_that_is_published_late_hides_no_death_of_the_worker_behind_it(
     db: Any, box: Sandbox, meet: Meet, monkeypatch: pytest.MonkeyPatch
 ):
