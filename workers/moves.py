@@ -44,8 +44,10 @@ class Moves:
     def turn(self) -> float:
         """Go on with each move that nobody else is at, for a while; return the seconds to the next turn."""
         try:
-            if self._is_due() and self._client.log.take_lease(LEASE, round(self._every_s * 1000)):
-                self._every_s = LOOK_S if self._find() else SELDOM_S
+            if self._is_due():
+                mine = self._client.log.take_lease(LEASE, round(self._every_s * 1000))
+                # who looked meanwhile may have found a move, and end
+                self._every_s = SELDOM_S if mine and not self._find() else LOOK_S
             for mover, steps in [*self._held.values()]:
                 self._go_on(mover, steps)
         except PipelineError as error:

@@ -101,7 +101,7 @@ def adopt_rows(pipeline: Client, table: str) -> list[Misplaced]:
     _refuse_queued(pipeline)
     if found := list(misplaced(pipeline, schema)):
         return found
-    notes.publish(replace(noted.changed(notes.named), tables=tuple(sorted(spreads.items()))))
+    notes.publish(replace(noted.changed(notes.named), tables=tuple(sorted(spreads.items()))), adopted=table)
     renew_epochs(pipeline)
     return list(misplaced(pipeline, schema))  # what was sent by the old configuration until this moment
 

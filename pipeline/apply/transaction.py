@@ -31,7 +31,7 @@ from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error
 from pipeline.shard.records import ledger
 from pipeline.shard.records.ledger import HOLDING, Mark, Reject
 from pipeline.shard.records.set_aside import REJECTED
-from pipeline.shard.session import NodeSession, Unanswered
+from pipeline.shard.session import NodeSession
 
 #: The longest statement of a batch of many buckets, s: one that takes longer is run with its bucket alone.
 TOGETHER_S = 1
@@ -43,6 +43,9 @@ LOCK_REST_S = 5.0
 
 #: How long after a wrong guess nothing is guessed, s.
 GUESS_AGAIN_S = 1.0
+#: The most statements that are sent together, and their bytes: a lock that one waits for makes each of the others wait,
+#: and the server reads no more of them while nobody reads its answers.
+MOST_STATEMENTS, MOST_STATEMENT_BYTES = 12, 65_536
 
 #: No notes of any bucket.
 NO_NOTES: Mapping[int, str] = {}
@@ -255,9 +258,11 @@ class ApplyTransaction:
                 executor = self._execute(batch, locked, take, last_try=False)
                 self.step("mark")
                 self._record(batch, executor, locked, take)
-        except Unanswered:
-            return None
-        if executor.rejects:
+        except PipelineError as error:
+            if isinstance(error, Unavailable):
+                raise
+            return None  # nothing was sent: what the shard has seen already may be what is wrong
+        if executor.rejects or len(kept) > MOST_STATEMENTS or sum(map(len, kept)) > MOST_STATEMENT_BYTES:
             return None
         try:
             found, *_ = session.ask(ledger.read_seen(unseen), *kept)

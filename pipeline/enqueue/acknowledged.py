@@ -55,16 +55,17 @@ class Acknowledged:
         """The deployment's fingerprint, as it was compared last; None: it was not yet."""
         return self._authority.deployment
 
-    def admit(self, tables: Collection[str]) -> bool:
+    def admit(self, tables: Collection[str], scope: str = "") -> bool:
         """See that it is noted how tables are spread before their first op; else the next op has it compared and noted.
 
         Args:
             tables: of which this process sends ops from now on.
+            scope: the name of the one scope that they go to; by default any.
 
         Returns:
             Whether it is noted already.
         """
-        return self._epochs.admit(tables)
+        return self._epochs.admit(tables, scope)
 
     def scope_of(self, bucket: int) -> Scope:
         """Return the scope of a bucket's log."""
@@ -96,7 +97,7 @@ class Acknowledged:
                     self._in_mind[bucket, producer] = max(one, self._in_mind.get((bucket, producer), one))
             for pair in self.judge(self._in_mind):
                 del self._in_mind[pair]
-            known = self._epochs.known
+            known = self._epochs.last
             over = (under < known.get(self.topology.owners[pair[0]], 0) for pair, (_, under) in self._in_mind.items())
             self._settled = learnt and not any(over)
             return self._settled

@@ -166,60 +166,63 @@ class Agreement:
         told = told if told is met else replace(told, version=met.version + 1)
         return told.with_tables((name, mine.spread(name)) for name in used)
 
-    def keep(self, new: Fingerprint) -> bool:
+    def keep(self, new: Fingerprint, *, adopted: str = "") -> bool:
         """Store a fingerprint where it is not yet: in Redis, and in the databases that were asked; a change in all.
 
         Args:
             new: in force from then on.
+            adopted: the table whose spread is meant to change.
 
         Returns:
             Whether it is kept; False where another process has noted another one meanwhile.
+
+        Raises:
+            WrongDeployment: the Redis of a group is another deployment's, or has noted another spread of a table.
         """
-        text, changes = new.to_json(), self.noted is not None and new.version > self.noted.version
-        if changes:
-            self._refuse_elsewhere(new)
+        noted = self.noted
+        text, changes = new.to_json(), noted is not None and new.version > noted.version
+        added = {name for name, _ in new.tables if noted is not None and not noted.names(name)} - {adopted}
+        for scope in self._scopes if changes else ():
+            self._refuse_elsewhere(Fingerprint.noted(self._log.deployment(scope)), added)
         if self.redis != new and not self._log.note_deployment(self._seen, text, self._scope):
             return False
         if changes:
-            self._note_elsewhere(new)
+            self._note_elsewhere(new, added)
         for shard in self._nodes.shards if changes else self.shards:
             if changes or self.shards[shard] != new:
                 ledger_queries.keep_fingerprint(self._nodes.primary(shard), text)
         self._seen, self.redis = text, new
         return True
 
-    def _refuse_elsewhere(self, new: Fingerprint) -> None:
+    def _refuse_elsewhere(self, there: Fingerprint | None, added: Collection[str]) -> None:
         """Raise where the Redis of a group has noted of a table that a change adds that its ops go elsewhere."""
-        before = self.noted or new
-        added = {name for name, _ in new.tables if not before.names(name)}
-        for scope in self._scopes if added else ():
-            there = Fingerprint.noted(self._log.deployment(scope))
-            found = table_differences(self.mine, there) if there is not None else {}
-            if faults := [
-                why for name, why in found.items() if name in added and there is not None and there.names(name)
-            ]:
+        if there is not None:
+            found = table_differences(self.mine, there)
+            if faults := [why for name, why in found.items() if name in added and there.names(name)]:
                 raise WrongDeployment(faults)
 
-    def _note_elsewhere(self, new: Fingerprint) -> None:
+    def _note_elsewhere(self, new: Fingerprint, added: Collection[str]) -> None:
         """Note a change in the Redis of every other group, unless that is another deployment's."""
         for scope in self._scopes:
             seen = self._log.deployment(scope)
             there = Fingerprint.noted(seen)
+            self._refuse_elsewhere(there, added)  # it may have been noted since
             ours = there is None or self.noted is None or there.deployment == self.noted.deployment
             text = new.with_tables(there.tables if there is not None else ()).to_json()
             if seen != text and not (ours and self._log.note_deployment(seen, text, scope)):
                 raise WrongDeployment([f"the Redis of {scope} keeps another deployment's queue under this prefix"])
 
-    def publish(self, new: Fingerprint) -> None:
+    def publish(self, new: Fingerprint, *, adopted: str = "") -> None:
         """Store a fingerprint, as `keep` does.
 
         Args:
             new: in force from then on.
+            adopted: the table whose spread is meant to change.
 
         Raises:
             WrongDeployment: another process has changed it meanwhile.
         """
-        if not self.keep(new):
+        if not self.keep(new, adopted=adopted):
             raise WrongDeployment(["another process changes the deployment's fingerprint right now; try again"])
 
     def standing(self, noted: Fingerprint, used: Collection[str] = ()) -> list[str]:

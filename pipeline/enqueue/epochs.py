@@ -58,30 +58,37 @@ class EpochCache:
         self._log, self._authority, self._wait_budgets = log, authority, wait_budgets
         self.known: dict[str, int] = {}
         self.last: dict[str, int] = {}
+        self._admitted = 0
         self.start()
 
     def start(self) -> None:
         """Begin, in a child anew: a fork may have taken place while another thread held a lock."""
         self.learnt = 0
-        self._raising, self._running_lock = threading.Lock(), threading.Lock()
+        self._raising, self._running_lock, self._admitting = threading.Lock(), threading.Lock(), threading.Lock()
         self._running: dict[str, Future[int]] = {}
 
     def of(self, scope: Scope) -> int:
         """Return a scope's epoch, learnt if need be; see `after`."""
-        return self.known.get(scope.name) or self.after(scope, 0)
+        while not (epoch := self.known.get(scope.name)):
+            self.after(scope, 0)  # what another thread learns for this one may have been compared without its tables
+        return epoch
 
-    def admit(self, tables: Collection[str]) -> bool:
+    def admit(self, tables: Collection[str], scope: str = "") -> bool:
         """See that it is noted how tables are spread; else epochs are learnt anew, which compares and notes it.
 
         Args:
             tables: of which this process sends ops from now on.
+            scope: the name of the one scope that they go to; by default any.
 
         Returns:
             Whether it is noted already.
         """
-        if not self._authority.agrees(tables):
+        if self._authority.agrees(tables, scope):
+            return True
+        with self._admitting:
+            self._admitted += 1
             self.known = {}
-        return bool(self.known)
+        return False
 
     def asked(self, scope: Scope) -> int:
         """Read a scope's epoch from the server, and learn it; raise it if it was given out on another; see `after`."""
@@ -130,14 +137,17 @@ class EpochCache:
     def _raised(self, scope: Scope, stale: int) -> int:
         with self._raising:
             known = self.known.get(scope.name, 0)
-            if known == stale:
-                last = self.last.get(scope.name, 0)
-                known = self._authority.raise_epoch(scope, last)
-                over = stale > 0 or last not in (0, known)
-                self.known[scope.name] = self.last[scope.name] = known
+            while known in (0, stale):
+                last, admitted = self.last.get(scope.name, 0), self._admitted
+                epoch = self._authority.raise_epoch(scope, last)
+                over = known > 0 or last not in (0, epoch)
                 self.learnt += over
                 if over or self._lineage_changed(scope):
                     self._authority.renew()
+                with self._admitting:
+                    self.last[scope.name] = epoch
+                    if admitted == self._admitted:  # else a table came that was not compared
+                        known = self.known[scope.name] = epoch
             return known
 
     def _lineage_changed(self, scope: Scope) -> bool:
@@ -167,20 +177,20 @@ class Authority:
     @property
     def deployment(self) -> Fingerprint | None:
         """The deployment's fingerprint, as it was compared last; None: it was not yet."""
-        return newest(self._noted.values())
+        return newest(tuple(self._noted.values()))
 
-    def agrees(self, tables: Collection[str]) -> bool:
+    def agrees(self, tables: Collection[str], scope: str = "") -> bool:
         """Return whether the deployment has noted that tables are spread as this process does it.
 
         Args:
             tables: their names; the next comparison notes them.
+            scope: the name of the one scope that they go to; by default any that was compared.
         """
         self._used.update(tables)
-        mine = self._topology.fingerprint
-        return all(
-            noted.names(name) and noted.spread(name) == mine.spread(name)
-            for noted in tuple(self._noted.values())
-            for name in tables
+        mine, compared = self._topology.fingerprint, dict(self._noted)
+        notes = [compared[scope]] if scope in compared else [] if scope else [*compared.values()]
+        return bool(notes) and all(
+            noted.names(name) and noted.spread(name) == mine.spread(name) for noted in notes for name in tables
         )
 
     def raise_epoch(self, scope: Scope, known: int = 0) -> int:

@@ -61,7 +61,7 @@ class Entries(Protocol):
 
         Args:
             after: of each bucket, the position.
-            up_to: of some buckets, the position of the last op to count: what was deleted before it counts, too.
+            up_to: of some buckets, the position of the last op to count: what was deleted of its epoch counts, too.
         """
         ...
 

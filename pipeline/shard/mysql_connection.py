@@ -25,6 +25,7 @@ from pymysql.err import InterfaceError, MySQLError, OperationalError, raise_mysq
 
 from pipeline import clock
 from pipeline.config.address import TLS, host_of, parse
+from pipeline.shard.driver_errors import Fault, fault_of
 
 if TYPE_CHECKING:
     _Connection = Connection[Any]  # generic in its stubs only
@@ -136,12 +137,12 @@ class NodeConnection(_Connection):
         try:
             # the driver's reads keep the time-out of its writes: `Dialect.driver_args` gives both the same
             this._write_bytes(b"".join([struct.pack("<iB", len(sql) + 1, COMMAND.COM_QUERY) + sql for sql in texts]))
-            for _ in texts:
+            for left in reversed(range(len(texts))):
                 try:
                     found.append(answers.rows())
                 except MySQLError as error:
-                    if answers.broken:
-                        raise
+                    if answers.broken or (left and fault_of(error) in (Fault.LOCKED, Fault.OVERTIME)):
+                        raise  # each of the others could wait as long: their answers are not waited for
                     failure = failure or error
             answers.end()
         except BaseException:  # an interrupt too: what is still to come must not be taken for the next answer

@@ -133,7 +133,12 @@ class NodeSession:
 
         Args:
             statements: a few, whose rows are whole numbers and texts. Where one fails, those behind it may be done.
+
+        Raises:
+            Unanswered: statements before them are kept back.
         """
+        if getattr(self._here, "kept", None) is not None:
+            raise Unanswered(statements[0])
         ask = getattr(self.adapter.connection, "ask", None)
         return [self.rows(sql) for sql in statements] if ask is None else ask(statements)
 

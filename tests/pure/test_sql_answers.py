@@ -96,6 +96,18 @@ def test_an_error_among_them_is_raised_once_all_answers_are_read():
     assert connection.ask(["INSERT"]) == [[]]
 
 
+@pytest.mark.parametrize("behind", [0, 1])
+@pytest.mark.parametrize("code", [1205, 1969])
+def test_behind_one_that_waited_for_a_lock_or_too_long_no_answer_is_waited_for(code: int, behind: int):
+    waited = b"\xff" + code.to_bytes(2, "little") + b"#HY000it waited"
+    connection, _ = connected(packets(OK) + packets(waited) + behind * packets(OK))
+
+    with pytest.raises(OperationalError, match=str(code)):
+        connection.ask(["INSERT", "UPDATE", "INSERT"][: 2 + behind])
+
+    assert (connection._sock is None) == bool(behind)
+
+
 @pytest.mark.parametrize(
     "answers",
     [

@@ -12,6 +12,7 @@ import pipeline
 from pipeline import clock
 from pipeline.admin.upkeep import unapplied
 from pipeline.apply.applier import RING_S, Applier
+from pipeline.apply.transaction import MOST_STATEMENTS
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import START, Position
@@ -32,13 +33,15 @@ class Killed(BaseException):
 def db() -> Iterator[Any]:
     db = DAL("sqlite:memory")
     db.define_table("event", Field("who", "integer"), Field("n", "integer", default=0), Field("note", unique=True))
+    db.define_table("pair", Field("who", "integer"), Field("n", "integer"), Field("note"))
     yield db
     db.close()
 
 
 @pytest.fixture
 def box(db: Any) -> Iterator[Sandbox]:
-    with sandbox({"event": {"shard_key": "who"}}, shards=1, buckets=4) as box:
+    tables = {"event": {"shard_key": "who"}, "pair": {"shard_key": "who", "unique": [["who", "note"]]}}
+    with sandbox(tables, shards=1, buckets=4) as box:
         pipeline.define_tables(db)
         yield box
 
@@ -426,6 +429,35 @@ def test_of_a_small_batch_an_op_that_the_shard_has_seen_elsewhere_is_left_out(
     pipeline.enqueue_update(db.event.id == row.id, n=db.event.n + 100)
     worker.apply()
     assert [len(statements) for statements in sent[4:]] == [1, 1]  # no guess for a while
+
+
+def test_what_the_shard_has_seen_is_left_out_though_it_could_not_be_applied_any_more(db: Any, box: Sandbox):
+    row = pipeline.enqueue_upsert(db.pair, key=["who", "note"], who=7, note="a", n=1)
+    applier(box).apply()
+    appended_again(box, row.bucket)
+    box.log.mark_dirty("s0", [row.bucket])
+    session = box.client.nodes.primary("s0")
+    with session.transaction():
+        for [name] in session.rows(
+            "SELECT name FROM sqlite_master WHERE tbl_name = 'pair' AND sql LIKE 'CREATE UNIQUE%'"
+        ):
+            session.execute(f'DROP INDEX "{name}"')
+    outcome = applier(box).apply()
+
+    assert (outcome.seen, outcome.left) == (1, 0)
+
+
+def test_a_batch_of_many_statements_is_not_sent_together(db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch):
+    first = pipeline.enqueue_insert(db.event, who=7).id
+    worker = applier(box)
+    worker.apply()
+    for n in range(MOST_STATEMENTS):
+        pipeline.enqueue_update(db.event.id == first, **({"n": n} if n % 2 else {"note": f"{n}"}))
+    sent = together(monkeypatch)
+    outcome = worker.apply()
+
+    assert outcome.applied == MOST_STATEMENTS
+    assert {len(statements) for statements in sent} == {1}
 
 
 def test_an_op_that_stands_twice_in_a_small_batch_is_applied_once(db: Any, box: Sandbox):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from contextlib import closing, suppress
 from typing import Any
 
@@ -29,11 +30,14 @@ from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.migrate import migrate, plan_of
 from pipeline.admin.reshape import adopt_rows
 from pipeline.client import Client
+from pipeline.enqueue import epochs
 from pipeline.enqueue.deployment import misfits_of
+from pipeline.enqueue.spooling.drain import Drainer
+from pipeline.enqueue.spooling.drain_thread import DrainThread
 from pipeline.errors import LogUnavailable, PipelineError, ShardUnavailable, WrongDeployment
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.memory.log import MemoryLog
-from pipeline.spool.store import Counts
+from pipeline.spool.store import Counts, Spool
 from workers import threads
 
 __all__ = ["site"]
@@ -126,6 +130,58 @@ def test_a_change_of_mind_before_the_first_op_needs_the_command(site: Site) -> N
     insert(meant)
     with pytest.raises(WrongDeployment, match=r"by shard_key = 'customer'.*but by shard_key = 'qty'"):
         insert(before)
+
+
+def test_a_table_that_comes_while_another_thread_learns_the_epoch_is_compared(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(site, tables=BY_ID)
+    client, table, verify = site.client(tables=BY_ID), model().purchase, epochs.verify
+    compared, came = threading.Event(), threading.Event()
+
+    def slowly(*told: Any, **more: Any) -> Any:
+        found = verify(*told, **more)
+        if not came.is_set():
+            compared.set()
+            assert came.wait(20)
+        return found
+
+    monkeypatch.setattr(epochs, "verify", slowly)
+    learns = threading.Thread(target=client.publisher.warm)
+    learns.start()
+    assert compared.wait(20)
+    client.op_builder.plan(table)
+    came.set()
+    learns.join(20)
+    client.enqueue_insert(table, customer=7, qty=1)
+
+    with pytest.raises(WrongDeployment, match="pipeline adopt-rows purchase"):
+        insert(site.client(tables=OTHERWISE, file="other.toml"))
+
+
+def test_a_table_that_comes_with_the_last_ops_of_a_spool_is_noted_before_they_are_sent(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DrainThread, "wake", lambda self, at_once=False: None)
+    run(site, tables=BY_ID)
+    web, worker = (site.client(tables=BY_ID, spool="a.spool") for _ in range(2))
+    for scope in worker.publisher.scopes.values():
+        worker.publisher.epoch_of(scope)
+    assert web.spool is not None
+    web.enqueue_insert(model().country, name="x", durability="spooled")
+    came: list[Any] = []
+
+    def step(name: str) -> None:
+        if name == "settle" and not came:
+            came.append(insert(web, durability="spooled"))
+
+    spool = worker.spool
+    assert isinstance(spool, Spool)
+    found = Drainer(spool, worker.publisher, worker.log, worker.nodes, worker.topology, step).drain()
+
+    assert (found.sent, found.empty, found.why) == (2, True, "")
+    with pytest.raises(WrongDeployment, match="pipeline adopt-rows purchase"):
+        insert(site.client(tables=OTHERWISE, file="other.toml"))
 
 
 @pytest.mark.parametrize("noted", [True, False])

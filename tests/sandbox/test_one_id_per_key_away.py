@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from support.sandbox.spooling import Shop
 from pipeline import clock
 from pipeline.client import Client
 from pipeline.enqueue.spooling.redis_away import AWAY_S
+from pipeline.errors import WaitTimeout
 from pipeline.model.receipt import Receipt
 
 
@@ -59,8 +60,19 @@ def one_row(shop: Shop, *receipts: Receipt) -> tuple[int, int]:
     [row] = of_the_key(shop)
     assert row[0] in [receipt.id for receipt in receipts]
     for receipt in receipts:
-        assert receipt.status() == receipt.wait(5) == "applied"
+        try:
+            assert receipt.status() == receipt.wait(5) == "applied"
+        except WaitTimeout:
+            pytest.fail(f"{receipt.status()}: {evidence(shop, receipts)}")
     return row
+
+
+def evidence(shop: Shop, receipts: Iterable[Receipt]) -> str:
+    spool, shards = shop.client.spool, shop.box.client.topology.shards
+    kept = spool.counts() if spool is not None else None
+    marks = [shop.box.client.nodes.primary(shard).query("SELECT * FROM pipeline_producers") for shard in shards]
+    ops = [(receipt.id, receipt.producer, receipt.producer_seq) for receipt in receipts]
+    return f"{ops}; spool {kept}; log {shop.entries()}; {marks}; rows {shop.box.rows('purchase')}"
 
 
 MODES = pytest.mark.parametrize("held", [(a, b) for a in (True, False) for b in (True, False)])

@@ -178,8 +178,11 @@ class Drainer:
                 self._remind(scope, epoch)
                 self._spool.renew(buckets, epoch)
                 while not deadline.passed and (head := self._spool.head(buckets)):
-                    if not self._publisher.admit(set().union(*(tables_written(op.payload) for op in head))):
-                        raise EpochStale  # it is noted how a table is spread before its first op
+                    if not self._publisher.admit(_tables_of(head), scope.name):
+                        with self._budgets.within(probe):  # it is noted how a table is spread before its first op
+                            if self._publisher.epoch_of(scope) != epoch:
+                                raise EpochStale
+                        self._spool.agree(self._publisher.deployment)
                     for producer, runs, ops in _turns(head):
                         self._step("send")
                         began_s = clock.mono_s()
@@ -209,6 +212,12 @@ class Drainer:
             last = self._spool.head() if not done.why else []
             if not last or len(last) > (LAST_OPS if last_s == LAST_S else HEAD_OPS) or not _are_all(last):
                 return self._spool.settle()
+            by_scope = self._publisher.by_scope({op.bucket: None for op in last})
+            if not all(
+                self._publisher.admit(_tables_of(op for op in last if op.bucket in buckets), scope.name)
+                for scope, buckets in by_scope.items()
+            ):
+                return self._spool.settle()  # the next round has it noted how a table is spread
             try:
                 return self._hand_over(last, last_s, done)
             finally:
@@ -253,6 +262,10 @@ class Drainer:
                 return {}
             lowest = there if lowest is None else {p: min(seq, there[p]) for p, seq in lowest.items() if p in there}
         return lowest or {}
+
+
+def _tables_of(ops: Iterable[Spooled]) -> set[str]:
+    return set().union(*(tables_written(op.payload) for op in ops))
 
 
 def _are_all(head: list[Spooled]) -> bool:

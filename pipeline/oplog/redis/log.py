@@ -283,7 +283,7 @@ class RedisEntries(RedisServer):
         last, until_s = self._lasts.get(bucket, (b"", 0.0))
         if now_s < until_s and position_of(last) > mark:
             return last
-        return b"%d-%d" % (mark.epoch, max(mark.seq, 0))
+        return b"%d-%d" % mark if mark.seq >= 0 else b""
 
 
 class RedisWork(RedisEntries):

@@ -18,7 +18,7 @@ from pipeline.admin.observe.recorder import Recorder
 from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
-from pipeline.errors import PipelineError
+from pipeline.errors import LogUnavailable, PipelineError
 from pipeline.model.op import INSERT, Op
 from pipeline.oplog.appends import EVERYWHERE, scopes_of
 from pipeline.oplog.doorbell import SilentBell
@@ -223,6 +223,20 @@ def test_no_call_crashes_on_junk_in_any_key_and_workers_mend_it(deployment: Depl
     assert rows.keys() >= set(deployment.acknowledged)
     assert [*rows.values()].count("planted") == 1
     assert deployment.look().redis.strange == ()
+
+
+def test_nobody_holds_a_lease_that_cannot_be_read(deployment: Deployment):
+    log, key = deployment.client.log, Keys(deployment.prefix).lease("probe")
+    deployment.redis.delete(key)
+    deployment.redis.rpush(key, b"junk")
+
+    for token in ("a", "b"):
+        with pytest.raises(LogUnavailable, match="WRONGTYPE"):
+            log.hold_lease("probe", token, 60_000)
+        with pytest.raises(LogUnavailable, match="WRONGTYPE"):
+            log.hold_leases(["probe", f"free {token}"], token, 60_000)
+
+    assert not log.hold_lease("free a", "b", 60_000)
 
 
 def test_status_and_check_name_what_nobody_of_ours_has_written(deployment: Deployment):

@@ -16,6 +16,7 @@ from pipeline.admin.check.evidence import gather
 from pipeline.admin.check.finding import ERROR, WARNING
 from pipeline.admin.check.surroundings import redis_findings
 from pipeline.admin.migrate import migrate
+from pipeline.admin.reshape import adopt_rows
 from pipeline.admin.restore import take_queue
 from pipeline.client import Client
 from pipeline.clock import polls
@@ -156,6 +157,25 @@ def test_a_table_has_one_spread_in_both_redis(two: Two, bucket: int, section_fir
 
     with pytest.raises(WrongDeployment, match="pipeline adopt-rows basket"):
         (without if section_first else with_section).enqueue_insert(baskets.basket, customer=1)
+
+
+def test_a_change_of_mind_is_adopted_where_an_op_was_noted_in_one_redis_only(two: Two):
+    without = two.client()
+    baskets = DAL("sqlite:memory", bigint_id=True, migrate=False)
+    baskets.define_table("basket", Field("customer", "integer"))
+    without.op_builder._turn = cycle([4])
+    without.define_tables(baskets)
+    migrate(without)
+    receipt = without.enqueue_insert(baskets.basket, customer=1)
+    without.enqueue_delete(baskets.basket.id == receipt.id)
+    drain(without)
+    meant = two.client(tables={"basket": {"shard_key": "customer"}})
+
+    assert adopt_rows(meant, "basket") == []
+
+    meant.enqueue_insert(baskets.basket, customer=1)
+    with pytest.raises(WrongDeployment, match="pipeline adopt-rows basket"):
+        without.enqueue_insert(baskets.basket, customer=1)
 
 
 def test_a_wrong_address_of_a_group_is_refused_and_check_names_it(two: Two, log_server: Callable[[str], Any]):

@@ -22,4 +22,5 @@ for _, lease in ipairs(KEYS) do
   local whole, reply = pcall(hold, lease)
   if whole then held = reply else failed = reply end
 end
-return failed or held
+if not failed then return held end
+return redis.error_reply(type(failed) == 'table' and failed.err or failed)
