@@ -43,9 +43,8 @@ LOCK_REST_S = 5.0
 
 #: How long after a wrong guess nothing is guessed, s.
 GUESS_AGAIN_S = 1.0
-#: The most statements that are sent together, and their bytes: a lock that one waits for makes each of the others wait,
-#: and the server reads no more of them while nobody reads its answers.
-MOST_STATEMENTS, MOST_STATEMENT_BYTES = 12, 65_536
+#: The most bytes of statements that are sent together: a server reads no more while nobody reads its answers.
+MOST_TOGETHER_BYTES = 65_536
 
 #: No notes of any bucket.
 NO_NOTES: Mapping[int, str] = {}
@@ -262,7 +261,7 @@ class ApplyTransaction:
             if isinstance(error, Unavailable):
                 raise
             return None  # nothing was sent: what the shard has seen already may be what is wrong
-        if executor.rejects or len(kept) > MOST_STATEMENTS or sum(map(len, kept)) > MOST_STATEMENT_BYTES:
+        if executor.rejects or sum(map(len, kept)) > MOST_TOGETHER_BYTES:
             return None
         try:
             found, *_ = session.ask(ledger.read_seen(unseen), *kept)

@@ -26,6 +26,8 @@ CONNECT_S, STATEMENT_S = 3, 20
 BRIEF_CONNECT_S, BRIEF_STATEMENT_S = 2, 3
 #: MySQL's CLIENT.FOUND_ROWS: an UPDATE counts the rows that it found, not only the rows that it changed.
 _FOUND_ROWS = 2
+#: The most statements that are kept back, to be sent together: where one waits for a lock, each of the others waits too.
+MOST_KEPT = 12
 logger = logging.getLogger("pipeline.shard")
 
 
@@ -109,6 +111,8 @@ class NodeSession:
             sql: one statement.
         """
         if (kept := getattr(self._here, "kept", None)) is not None:
+            if len(kept) == MOST_KEPT:
+                raise Unanswered(sql)
             kept.append(sql)
             return 0
         self.adapter.execute(sql)
@@ -147,7 +151,7 @@ class NodeSession:
         """Keep back what this thread executes, and yield the list of it, to be sent with `ask` behind the block.
 
         Raises:
-            Unanswered: something needs an answer.
+            Unanswered: something needs an answer, or there are more than `MOST_KEPT` statements.
         """
         kept = self._here.kept = list[str]()
         try:

@@ -12,14 +12,13 @@ import pipeline
 from pipeline import clock
 from pipeline.admin.upkeep import unapplied
 from pipeline.apply.applier import RING_S, Applier
-from pipeline.apply.transaction import MOST_STATEMENTS
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable
 from pipeline.model.op import START, Position
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.shard.dialect import SQLite
 from pipeline.shard.records import ledger_queries
-from pipeline.shard.session import NodeSession
+from pipeline.shard.session import MOST_KEPT, NodeSession
 from pipeline.testing import Drained, Sandbox, sandbox
 
 STEPS = ("due", "lock", "read", "execute", "statement", "mark", "commit", "committed", "finish")
@@ -451,12 +450,12 @@ def test_a_batch_of_many_statements_is_not_sent_together(db: Any, box: Sandbox, 
     first = pipeline.enqueue_insert(db.event, who=7).id
     worker = applier(box)
     worker.apply()
-    for n in range(MOST_STATEMENTS):
+    for n in range(MOST_KEPT):
         pipeline.enqueue_update(db.event.id == first, **({"n": n} if n % 2 else {"note": f"{n}"}))
     sent = together(monkeypatch)
     outcome = worker.apply()
 
-    assert outcome.applied == MOST_STATEMENTS
+    assert outcome.applied == MOST_KEPT
     assert {len(statements) for statements in sent} == {1}
 
 

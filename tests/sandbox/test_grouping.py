@@ -183,8 +183,9 @@ def test_what_follows_a_refused_upsert_of_its_row_in_one_statement_is_parked_beh
 def statements(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list that the statements of the session are added to."""
     sent: list[str] = []
-    execute = database.session.execute
-    monkeypatch.setattr(database.session, "execute", lambda sql: sent.append(sql) or execute(sql))
+    adapter = database.session.adapter
+    execute = adapter.execute
+    monkeypatch.setattr(adapter, "execute", lambda sql: sent.append(sql) or execute(sql))
     return sent
 
 
