@@ -26,7 +26,7 @@ CONNECT_S, STATEMENT_S = 3, 20
 BRIEF_CONNECT_S, BRIEF_STATEMENT_S = 2, 3
 #: MySQL's CLIENT.FOUND_ROWS: an UPDATE counts the rows that it found, not only the rows that it changed.
 _FOUND_ROWS = 2
-#: The most statements that are kept back, to be sent together: where one waits for a lock, each of the others waits too.
+#: The most statements that are kept back to be sent together: where one waits for a lock, each of the others waits too.
 MOST_KEPT = 12
 logger = logging.getLogger("pipeline.shard")
 
