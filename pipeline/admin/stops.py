@@ -208,5 +208,6 @@ def _left(pipeline: Client, shard: str, tails: Mapping[int, Position]) -> int:
     """Return how many ops up to the tails a shard has not applied."""
     found = ledger_queries.marks_of(pipeline.nodes.primary(shard), tails) if tails else {}
     behind = {bucket: mark.position for bucket, mark in found.items() if mark.position < tails[bucket]}
-    queued = pipeline.log.queued(behind, {bucket: tails[bucket] for bucket in behind}) if behind else {}
-    return max(1, sum(queued.values())) if behind else 0
+    if not behind:
+        return 0
+    return max(1, sum(pipeline.log.queued(behind, {bucket: tails[bucket] for bucket in behind}).values()))

@@ -56,15 +56,7 @@ class Acknowledged:
         return self._authority.deployment
 
     def admit(self, tables: Collection[str], scope: str = "") -> bool:
-        """See that it is noted how tables are spread before their first op; else the next op has it compared and noted.
-
-        Args:
-            tables: of which this process sends ops from now on.
-            scope: the name of the one scope that they go to; by default any.
-
-        Returns:
-            Whether it is noted already.
-        """
+        """See that it is noted how tables are spread, before their first op; see `EpochCache.admit`."""
         return self._epochs.admit(tables, scope)
 
     def scope_of(self, bucket: int) -> Scope:

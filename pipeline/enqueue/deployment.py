@@ -235,17 +235,13 @@ class Agreement:
             used: the tables that this process sends ops of.
         """
         found = table_differences(self.mine, noted)
-        if not found:
-            return []
         firm = {name for name in found if noted.names(name) and (self.mine.names(name) or name in used)}
-        if found.keys() == firm:
-            return [*found.values()]
-        published = {name: TableSchema.from_json(text) for name, text in self._log.newest_schemas().items()}
-        named = {name: published[name].name_there if name in published else name for name in found}
-        primaries = [self._nodes.primary(shard) for shard in self._nodes.shards]
-        return [
-            why for name, why in found.items() if name in firm or any(holds_rows(one, named[name]) for one in primaries)
-        ]
+        if unsure := found.keys() - firm:
+            published = {name: TableSchema.from_json(text) for name, text in self._log.newest_schemas().items()}
+            named = {name: published[name].name_there if name in published else name for name in unsure}
+            primaries = [self._nodes.primary(shard) for shard in self._nodes.shards]
+            firm |= {name for name in unsure if any(holds_rows(one, named[name]) for one in primaries)}
+        return [why for name, why in found.items() if name in firm]
 
 
 def asked(log: Log, nodes: Nodes, topology: Topology) -> Agreement:

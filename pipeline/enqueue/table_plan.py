@@ -182,10 +182,11 @@ class TablePlan:
     ) -> Addressed:
         """Make an insert that becomes an update where a row with the same values of *fields* is there."""
         compiled, column_of = self.compiled, self.compiled.column_of
-        if fields not in self._upsert_keys:
+        if fields in self._upsert_keys:
+            check_upsert_values(compiled, fields, values)
+        else:
             check_upsert_key(compiled, fields, values)
             keep_newest(self._upsert_keys, fields, True, MOST_PLANS)
-        check_upsert_values(compiled, fields, values)
         if has_filters(self.table):
             check_upsert_filters(compiled, self.table, {name: compiled.check[name](values[name]) for name in fields})
         inserted = self._new_row(self._row_plan(values), values, shard_key, key)

@@ -37,6 +37,12 @@ class Unanswered(PipelineError):
     retryable = True
 
 
+class _Here(threading.local):
+    """What one thread keeps back; None: nothing is kept back."""
+
+    kept: list[str] | None = None
+
+
 class NodeSession:
     """A connection per thread and process to one node; it reconnects by itself after a failure.
 
@@ -67,8 +73,7 @@ class NodeSession:
         self._limit_s: float | None = None
         #: Numbers of errors of which the server names no row.
         self._silent_codes: set[int] = set()
-        #: Of each thread, the statements that it keeps back: `kept`, a list, while it does.
-        self._here = threading.local()
+        self._here = _Here()
         self.dialect: Dialect = dialect_of(uri)
         self.db = DAL(
             self.dialect.uri(uri),
@@ -110,7 +115,7 @@ class NodeSession:
         Args:
             sql: one statement.
         """
-        if (kept := getattr(self._here, "kept", None)) is not None:
+        if (kept := self._here.kept) is not None:
             if len(kept) == MOST_KEPT:
                 raise Unanswered(sql)
             kept.append(sql)
@@ -127,7 +132,7 @@ class NodeSession:
         Raises:
             Unanswered: statements before it are kept back.
         """
-        if getattr(self._here, "kept", None) is not None:
+        if self._here.kept is not None:
             raise Unanswered(sql)
         self.adapter.execute(sql)
         return list(self.adapter.cursor.fetchall())
@@ -141,7 +146,7 @@ class NodeSession:
         Raises:
             Unanswered: statements before them are kept back.
         """
-        if getattr(self._here, "kept", None) is not None:
+        if self._here.kept is not None:
             raise Unanswered(statements[0])
         ask = getattr(self.adapter.connection, "ask", None)
         return [self.rows(sql) for sql in statements] if ask is None else ask(statements)
