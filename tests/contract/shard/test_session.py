@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,21 @@ from pipeline.shard.records import ledger, ledger_queries
 from pipeline.shard.session import NodeSession
 from pipeline.shard.survey import survey
 from pipeline.shard.table_facts import Constraints, constraints_in, constraints_of
+
+
+def test_no_session_takes_a_connection_that_a_thread_has_left_of_one_that_is_gone(tmp_path: Path):
+    """pyDAL keeps a thread's connection under its adapter's address in memory, which another one may have later."""
+    for n in range(200):
+        made: list[NodeSession] = []
+        maker = threading.Thread(
+            target=lambda n=n, made=made: made.append(NodeSession("s0", f"sqlite://{tmp_path}/{n}"))
+        )
+        maker.start()
+        maker.join()
+        [[_, _, file]] = made.pop().rows("PRAGMA database_list")
+        assert file == f"{tmp_path}/{n}"
+        gc.collect()
+
 
 # transactions -----------------------------------------------------------------------------------------------------
 
