@@ -162,9 +162,10 @@ class Topology:
 
     def bucket_in(self, row_id: Any) -> int | None:
         """Return the bucket that *row_id* carries, or None if this deployment has not made the id."""
-        if not isinstance(row_id, int) or not carries_bucket(row_id) or bucket_of(row_id) >= self.buckets:
+        if not isinstance(row_id, int) or not carries_bucket(row_id):
             return None
-        return bucket_of(row_id)
+        bucket = bucket_of(row_id)
+        return bucket if bucket < self.buckets else None
 
     def shard_of(self, bucket: int) -> str:
         """Return the shard that owns *bucket*.

@@ -262,7 +262,7 @@ def after_of(value: Any, seal: Any) -> After:
     if isinstance(value, str):
         return After(seal.read(value) if value[:1] == VERSION else token_of([Receipt.parse(value, seal)]))
     try:
-        return After(token_of([value] if looks_like_receipt(value) else value))
+        return After(token_of([value] if isinstance(value, Receipt) or looks_like_receipt(value) else value))
     except (TypeError, AttributeError):
         raise BadRead(
             f"after= takes a receipt, several of them, a session or its text, not {type(value).__name__}"

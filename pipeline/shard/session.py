@@ -122,8 +122,10 @@ class NodeSession:
 
     def _take_over(self) -> None:
         """Let pyDAL's adapter keep no statements, close nothing by itself, and prepare each connection of its own."""
+        self.adapter._clean_tlocals()
         self.adapter.number = next(_numbers)
         self.adapter.__class__ = _with_own_name(self.adapter.__class__)
+        self.adapter.set_connection(None)  # as pyDAL leaves a new one, for `DAL.close`
         # pyDAL's handler keeps the last 100 statements of each thread: a gigabyte where ops have 10 MB
         self.adapter.execution_handlers = []
         pydals_own = self.adapter.after_connection

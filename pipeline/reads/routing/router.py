@@ -212,7 +212,9 @@ class Read:
         failure: ShardUnavailable | None = None
         failed: set[str] = set()
         choose_node: Callable[[Read, InFlight], Choice | None] = router.choice
-        for _ in range(3 + len(router.nodes.replica_names(shard))):
+        tries = 0
+        while tries < 3 or tries < 3 + len(router.nodes.replica_names(shard)):
+            tries += 1
             choice = choose_node(self, self._in_flight)
             if choice is None:
                 break
