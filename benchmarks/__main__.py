@@ -123,7 +123,7 @@ def _measure(target: Target, where: Path, plan: Plan, console: Console) -> tuple
 
 @contextmanager
 def _cluster(directory: Path, console: Console) -> Iterator[Path]:
-    from pipeline.devcluster.cluster import Cluster  # a run on given servers needs none
+    from pipeline.devcluster import Cluster  # a run on given servers needs none
 
     console.log("starting two durable MariaDB primaries and Redis")
     cluster = Cluster.up(

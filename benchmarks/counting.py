@@ -27,9 +27,9 @@ from pydal import DAL, Field
 
 from benchmarks.one_redis import OneRedis, one_redis
 from benchmarks.turns import Clock, in_turn, median, timed
-from pipeline.admin.observe.recorder import Recorder
+from pipeline.admin.observe import Recorder
 from pipeline.apply import applier
-from workers.metrics.tally import Tally
+from workers.metrics import Tally
 
 #: How many ops a turn of each kind has, and how many a piece of it: of a bulk turn, a call.
 SINGLES, PIECE, BULK, CALL = 2_000, 250, 20_000, 10_000

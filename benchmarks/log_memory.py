@@ -10,7 +10,7 @@ import redis
 
 #: Entries per stream whose payload is weighed.
 _SAMPLE = 20
-#: Where an op's values are in its text, and the ops of a pack; see `pipeline/model/op.py`.
+#: Where an op's values are in its text, and the ops of a pack; see `pipeline/model/__init__.py`.
 _VALUES, _OPS = 6, 12
 
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.client import Client
 from pipeline.config.settings import load
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster
 from pipeline.oplog.doorbell import SilentBell
 
 

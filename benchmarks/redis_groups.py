@@ -19,12 +19,12 @@ from typing import Any
 
 from pydal import DAL, Field
 
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.config.settings import load
-from pipeline.devcluster import redis_server
 from pipeline.devcluster.processes import free_ports
+from pipeline.devcluster.servers import address, answers, installed, keep_password, service
 from pipeline.oplog.doorbell import SilentBell
 
 #: Single enqueues of one round, after so many that make connections and blocks of ids.
@@ -119,16 +119,16 @@ def evens(first: int) -> str:
 def running(folder: Path) -> Iterator[tuple[int, str]]:
     """Run a Redis; yield its process and its address."""
     [port] = free_ports(1)
-    redis_server.keep_password(folder, PASSWORD)
-    argv = redis_server.service(folder, redis_server.installed(), port).argv
+    keep_password(folder, PASSWORD)
+    argv = service(folder, installed(), port).argv
     server = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for waiting in polls(20):
-            if redis_server.answers(port, PASSWORD):
+            if answers(port, PASSWORD):
                 break
             if waiting.passed:
                 sys.exit(f"{argv[0]} did not answer")
-        yield server.pid, redis_server.address(port, PASSWORD)
+        yield server.pid, address(port, PASSWORD)
     finally:
         server.kill()
         server.wait()

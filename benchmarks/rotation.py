@@ -25,7 +25,7 @@ from support.servers.proxy import Proxy
 
 from pipeline import clock
 from pipeline.apply.applier import Applier
-from pipeline.reads.health.report import NodeState
+from pipeline.reads.health import NodeState
 
 BROKEN = "s0-r1"
 FAULTS = ("stalled", "stopped", "frozen")

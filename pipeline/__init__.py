@@ -13,9 +13,21 @@ All errors are in `pipeline.errors`; those of a call (`errors.BadOp`) mean that 
 
 from __future__ import annotations
 
-from pipeline.api import close, configure, current
+from pipeline.api import (
+    Receipt,
+    barrier,
+    close,
+    configure,
+    count,
+    current,
+    get,
+    get_db,
+    read,
+    select,
+    session_token,
+    wait_all,
+)
 from pipeline.api import configured as configured
-from pipeline.api.reads import Receipt, barrier, count, get, get_db, read, select, session_token, wait_all
 from pipeline.api.writes import (
     atomic,
     attach,
@@ -29,7 +41,7 @@ from pipeline.api.writes import (
     enqueue_validated_insert,
     save_data,
 )
-from pipeline.apply.rejections import Rejection, on_reject
+from pipeline.apply import Rejection, on_reject
 from pipeline.dal.sql_texts import raw
 from pipeline.model.receipt import Receipts
 

@@ -11,19 +11,19 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pipeline.bounds import WaitBudget, WaitBudgets, in_all
 from pipeline.clock import Deadline
 from pipeline.dal.sql_texts import raw
 from pipeline.enqueue.held_ops import Chunk, Validated, validated
 from pipeline.enqueue.op_builder import merged
 from pipeline.errors import BadOp
-from pipeline.model.op import Addressed
+from pipeline.model import Addressed
 from pipeline.model.receipt import Receipt, Receipts
-from pipeline.reads.gather.gather import GATHER_S
+from pipeline.reads import ReadSession
+from pipeline.reads.gather import GATHER_S
 from pipeline.reads.node_dal import NodeDAL, PrimaryDAL
 from pipeline.reads.node_tables import NodeTables
 from pipeline.reads.read_place import bucket_of_key
-from pipeline.reads.session import ReadSession
-from pipeline.wait_budget import WaitBudget, WaitBudgets, in_all
 
 if TYPE_CHECKING:
     from pipeline.client import Client

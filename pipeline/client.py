@@ -10,27 +10,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.bounds import WaitBudgets, require_threads
 from pipeline.calls import Calls
+from pipeline.config import Topology
 from pipeline.config.settings import Settings, load
-from pipeline.config.topology import Topology
+from pipeline.enqueue import wire_writes
 from pipeline.enqueue.held_ops import Chunk, Held, HeldOps
-from pipeline.enqueue.spooling.drain import Drainer
-from pipeline.enqueue.spooling.redis_away import RedisAway
-from pipeline.enqueue.wiring import wire_writes
+from pipeline.enqueue.spool_drain import Drainer
+from pipeline.enqueue.spool_fallback import RedisAway
 from pipeline.errors import UnknownTable
-from pipeline.model.op import Addressed
+from pipeline.model import Addressed
 from pipeline.model.receipt import Receipts
-from pipeline.oplog.contract import Log
+from pipeline.oplog import Log
 from pipeline.oplog.doorbell import Bell, SilentBell
 from pipeline.oplog.groups import log_of
 from pipeline.per_process import PerProcess
+from pipeline.reads import TokenSeal, shared_secret
 from pipeline.reads.reads import Reads
-from pipeline.reads.routing.accounting import Counters
-from pipeline.reads.routing.health_cache import HealthCache
-from pipeline.reads.token_cookie import TokenSeal, shared_secret
+from pipeline.reads.routing import Counters
+from pipeline.reads.routing.replicas import HealthCache
 from pipeline.shard.nodes import Nodes
-from pipeline.spool.store import Spool
-from pipeline.wait_budget import WaitBudgets, require_threads
+from pipeline.spool import Spool
 
 #: Of the time that a request may wait; the rest is for the spool, whose file is synced.
 FOR_REDIS = 0.95

@@ -28,7 +28,7 @@ _QUOTED = (
     (re.compile(r"( near) (['\"]).*\2(?= at line )", re.DOTALL), r"\1"),
     (re.compile(r"( near) (['\"]).*", re.DOTALL), r"\1"),
     (re.compile(r"(Invalid JSON text): .*(?= at position )", re.DOTALL), r"\1"),
-    # ours: an upsert's row is known by the values of its key, see `shard/records/row_keys.py`
+    # ours: an upsert's row is known by the values of its key, see `shard/records/set_aside.py`
     (re.compile(r"(, which holds the row \S+) \{.*", re.DOTALL), r"\1"),
 )
 #: A text without any of these quotes nothing, and is no address.

@@ -30,11 +30,10 @@ from pipeline import attachment
 from pipeline.calls import Calls
 from pipeline.client import Client as Client
 from pipeline.config import settings
-from pipeline.dal.objects import real_name
+from pipeline.dal import real_name
 from pipeline.enqueue.held_ops import HeldOps
 from pipeline.errors import ConfigError
-from pipeline.web import manual_commit, outbox
-from pipeline.web.clients import client_of, warm_up
+from pipeline.web import client_of, outbox, warm_up
 from pipeline.web.request import MODES, Request
 
 #: The key in py4web's session, and the cookie where no session is listed before the pipeline.
@@ -84,7 +83,7 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         #: How many tables are published.
         self._known = 0
         self._watch_commits(db._adapter)
-        manual_commit.follow_commits(db, self._begun_here)
+        outbox.follow_commits(db, self._begun_here)
 
     def on_request(self, context: dict[str, Any]) -> None:
         """Begin a request; the first one publishes the tables. Nothing else is opened before the first call.

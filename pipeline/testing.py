@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import pipeline
 from pipeline import api, clock
-from pipeline.admin.migrate import migrate
-from pipeline.apply.traced import applier_type
+from pipeline.admin.migration import migrate
+from pipeline.apply.applier import applier_type
 from pipeline.apply.transaction import LOCK_REST_S
 from pipeline.client import Client
 from pipeline.errors import PipelineError
-from pipeline.model.op import START, Op, decode
+from pipeline.model import START, Op, decode
 from pipeline.model.schema import TableSchema
 from pipeline.model.values import python_value
 from pipeline.oplog.doorbell import SilentBell

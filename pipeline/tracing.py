@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from pipeline.model.op import with_trace
+from pipeline.model import with_trace
 
 try:
     from opentelemetry import trace as otel

@@ -28,13 +28,12 @@ from typing import Any
 from gluon import current
 from gluon.sqlhtml import SQLFORM
 
-from pipeline.attachment.forms import editing
+from pipeline.attachment.changes import editing
 from pipeline.client import Client as Client
-from pipeline.dal.objects import real_name
+from pipeline.dal import real_name
 from pipeline.enqueue.held_ops import HeldOps
 from pipeline.errors import ConfigError
-from pipeline.web import manual_commit
-from pipeline.web.clients import client_for, configuration_of, warm_up
+from pipeline.web import client_for, configuration_of, outbox, warm_up
 from pipeline.web.outbox import Outbox
 from pipeline.web.request import MODES, Request
 
@@ -85,7 +84,7 @@ class Pipeline:
             action = f"{web.application}/{web.controller}/{web.function}"
             made = begun[id(client), self.mode] = _Request(client, self._holder(client), recalled, action)
             attend(made, self.db, keep, from_db=self.mode == "outbox")
-            manual_commit.follow_commits(self.db, _begun_here)
+            outbox.follow_commits(self.db, _begun_here)
         return made
 
     def _holder(self, client: Client) -> HeldOps | None:

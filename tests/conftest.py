@@ -16,8 +16,7 @@ from support.servers.log_users import PASSWORD
 
 from pipeline.clock import polls
 from pipeline.config.settings import load
-from pipeline.devcluster import redis_server
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster, servers
 from pipeline.devcluster.processes import free_ports
 from pipeline.devcluster.state import ClusterFailed
 
@@ -49,14 +48,14 @@ class LogServer:
 
     def __init__(self, command: tuple[str, ...], directory: Path):
         [self.port] = free_ports(1)
-        redis_server.keep_password(directory, PASSWORD)
-        self._argv = (*redis_server.service(directory, command, self.port).argv, *OPTIONS)
+        servers.keep_password(directory, PASSWORD)
+        self._argv = (*servers.service(directory, command, self.port).argv, *OPTIONS)
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
     @property
     def url(self) -> str:
-        return redis_server.address(self.port, PASSWORD)
+        return servers.address(self.port, PASSWORD)
 
     def client(self) -> redis.Redis:
         limits = {"socket_timeout": 5, "socket_connect_timeout": 2}
@@ -68,7 +67,7 @@ class LogServer:
             return
         self._process = subprocess.Popen(self._argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in polls(START_TIMEOUT_S):
-            if redis_server.answers(self.port, PASSWORD):
+            if servers.answers(self.port, PASSWORD):
                 return
             assert self._process.poll() is None, f"{self._argv[0]} ended with {self._process.returncode}"
         pytest.fail(f"{self._argv[0]} did not answer within {START_TIMEOUT_S} s")
@@ -99,7 +98,7 @@ def start_log_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calla
 
     def start(kind: str) -> LogServer:
         try:
-            command = redis_server.installed() if kind == "redis" else redis_server.bundled()
+            command = servers.installed() if kind == "redis" else servers.bundled()
         except ClusterFailed as error:
             missing(str(error))
         started.append(LogServer(command, tmp_path_factory.mktemp(kind)))

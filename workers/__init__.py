@@ -75,9 +75,8 @@ if unsafe := unsafe_import():
 app = Celery("workers", loader=Loader, config_source="celeryconfig")
 
 # the app's settings module has to be importable first
-from workers import flower as flower
 from workers import signals as signals
-from workers.broker import outlive_collected_channels
+from workers.signals import outlive_collected_channels
 from workers.threads import Threads
 
 outlive_collected_channels()

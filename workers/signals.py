@@ -1,22 +1,30 @@
-"""Meet Celery's signals: print its log as ours, and send one for each op that the database refused.
-
-from workers.signals import op_rejected
-
-@op_rejected.connect
-def report(sender, rejection, **_): ...
-"""
+"""Meet the signals of Celery and Flower: log as we do, listen on this machine only, show our pages. Mend kombu."""
 
 from __future__ import annotations
 
 import logging
+import os
+import sys
+from ipaddress import ip_address
 from typing import Any
 
-from celery.signals import after_setup_logger, after_setup_task_logger
+from celery.signals import after_setup_logger, after_setup_task_logger, import_modules
 from celery.utils.dispatch import Signal
+from kombu.transport.redis import Transport
 
-from pipeline.apply.rejections import Rejection, on_reject
+from pipeline.apply import Rejection, on_reject
 from pipeline.config.settings import load
 from pipeline.events import Lines
+
+
+def outlive_collected_channels() -> None:
+    """Count AttributeError as a lost connection, for every Redis transport of this process, Sentinel's too.
+
+    After a restart within a second kombu may use a channel whose connection has been collected meanwhile. It raises
+    `'NoneType' object has no attribute 'hostname'` (celery/kombu#582), and Celery ends the worker's main process.
+    """
+    Transport.connection_errors = (*Transport.connection_errors, AttributeError)
+
 
 #: Sent after the commit, with `rejection`, a `pipeline.Rejection`. What a receiver raises is logged.
 op_rejected = Signal(name="op_rejected", providing_args={"rejection"})
@@ -38,3 +46,72 @@ def print_lines(logger: logging.Logger, **_: Any) -> None:
     lines = Lines(load().log.format)
     for handler in logger.handlers:
         handler.setFormatter(lines)
+
+
+#: Flower's own variable for its `--address`, which goes before it.
+VARIABLE = "FLOWER_ADDRESS"
+os.environ.setdefault(VARIABLE, "127.0.0.1")
+
+
+def is_flower() -> bool:
+    """Return whether this process is to be Flower: Celery's command loads Flower's for each of its commands."""
+    return "flower.command" in sys.modules and "flower" in sys.argv
+
+
+def put_ours(handlers: list[Any]) -> None:
+    """Replace Flower's pages of metrics and of its health, before Flower makes its application.
+
+    Args:
+        handlers: Flower's own list, of tuples and URLSpecs.
+    """
+    from workers.pipeline_tab import HealthPage, MetricsPage  # only Flower's process needs them
+
+    ours: dict[str, Any] = {"/metrics": MetricsPage, "/healthcheck": HealthPage}
+    handlers[:] = [(path, ours[path]) if (path := _path_of(one)) in ours else one for one in handlers]
+
+
+def _path_of(handler: Any) -> str:
+    return handler[0] if isinstance(handler, tuple) else str(handler.regex.pattern)
+
+
+def show_tab(handlers: list[Any], settings: dict[str, Any]) -> None:
+    """Add the Pipeline tab, before Flower makes its application.
+
+    Args:
+        handlers: Flower's own list.
+        settings: of Flower's application.
+    """
+    from workers.pipeline_tab import add_tab  # only Flower's process needs it
+
+    add_tab(handlers, settings)
+
+
+if is_flower():
+    put_ours(sys.modules["flower.urls"].handlers)
+    show_tab(sys.modules["flower.urls"].handlers, sys.modules["flower.urls"].settings)
+
+
+@import_modules.connect
+def refuse_strangers(**_: Any) -> None:
+    """End Flower before it listens beyond this machine without a login; its app imports its modules before."""
+    if not is_flower():
+        return
+    options = sys.modules["tornado.options"].options
+    if options.unix_socket or is_loopback(options.address) or options.auth or any(options.basic_auth or ()):
+        return
+    sys.exit(
+        f"Flower does not start: it would listen on {options.address or 'every address'} without a login; "
+        "give it --address=127.0.0.1, or set FLOWER_BASIC_AUTH=user:password"
+    )
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether only this machine reaches an address; with the empty one, everybody reaches it.
+
+    Args:
+        address: a name or a number.
+    """
+    try:
+        return address == "localhost" or ip_address(address).is_loopback
+    except ValueError:
+        return False

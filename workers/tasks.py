@@ -1,15 +1,173 @@
-"""Define the tasks: names that Flower shows, bodies of a few lines."""
+"""Define the tasks, whose names Flower shows; one stays at a shard while ops come, and applies many batches."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection
+from contextlib import closing, suppress
 from typing import Any
+from uuid import uuid4
 
+from kombu.exceptions import OperationalError
+
+from pipeline import clock
 from pipeline.admin import upkeep
-from pipeline.errors import Unavailable, WrongDeployment
-from pipeline.oplog.doorbell import APPLY_TASK, queue_of
-from workers import app
+from pipeline.apply.applier import Applier, ops_of
+from pipeline.apply.transaction import Outcome
+from pipeline.errors import LogUnavailable, PipelineError, Unavailable, WrongDeployment
+from pipeline.events import Event
+from pipeline.oplog import SLICE_S
+from pipeline.oplog.doorbell import APPLY_TASK, Bell, SilentBell, queue_of
+from workers import app, process
+from workers.metrics import count_batch
 from workers.process import process_client
-from workers.stay import Stay, leave_to_others
+
+#: The longest stay, s; far below the task's soft limit, which a last batch may still need.
+STAY_S = 5.0
+#: From the start of a batch to the next, s, so that ops share a transaction: as long as so many ops need to come, with
+#: these bounds. Ops that come so seldom that the longest time brings no two together are applied at once.
+GATHER_S, LEAST_GATHER_S = 0.04, 0.01
+TOGETHER = 2
+#: How much the last batch counts in the time between two ops.
+NEW = 0.1
+#: A batch of so many ops gathers for none more.
+MANY = 200
+#: The time between two looks at whether others wait, s, while ops come.
+LOOK_S = 0.05
+#: How long one wait for an op lasts, s. Then the dirty set is looked at, for buckets that have rested.
+LISTEN_S = 0.1
+logger = logging.getLogger("pipeline.worker")
+
+
+class Stay:
+    """One stay.
+
+    Args:
+        shard: the shard's name.
+        bell: rings the shard.
+        others: other shards whose bells this worker hears.
+    """
+
+    def __init__(self, shard: str, bell: Bell | SilentBell, others: Collection[str] = ()):
+        self._shard, self._bell, self._others = shard, bell, others
+        self._name, self._deadline, self._looked_s = uuid4().hex, clock.Deadline(STAY_S), 0.0
+        self._all, self._batches, self._between_s, self._began_s = Outcome(), 0, 0.0, 0.0
+
+    def run(self) -> dict[str, int | str]:
+        """Apply until it is time to leave; return what all batches did, for Flower."""
+        process.stay_at(self._shard)
+        try:
+            self._apply()
+        finally:
+            process.stay_at(None)
+        return {**self._all.summary(), "batches": self._batches}
+
+    def _apply(self) -> None:
+        while True:
+            began_s, applier = clock.mono_s(), process.applier(self._shard)
+            applier.holder = self._name
+            try:
+                outcome = applier.apply(self._bell)
+                self._count(outcome)
+                goes_on = self._goes_on(applier, outcome, began_s)
+            except BaseException:
+                with suppress(PipelineError):
+                    applier.leave(self._bell)
+                raise
+            if not goes_on:
+                break
+        with suppress(LogUnavailable):  # nobody holds the bell soon
+            applier.leave(self._bell)
+
+    def _count(self, outcome: Outcome) -> None:
+        count_batch(self._shard, outcome)
+        self._all.add(outcome)
+        self._all.ms += outcome.ms
+        self._batches += outcome.buckets > 0
+
+    def _goes_on(self, applier: Applier, outcome: Outcome, began_s: float) -> bool:
+        """Wait for the next batch; return whether there is to be one."""
+        did = ops_of(outcome)
+        if not (outcome.ring or did or not outcome.waiting):
+            return False
+        if did:
+            if self._batches > 1:
+                spent_s = min(1.0, began_s - self._began_s)
+                self._between_s += (NEW if self._between_s else 1.0) * (spent_s / did - self._between_s)
+            self._began_s = began_s
+        elif not outcome.ring and (self._is_over(self._idle_look_s, idle=True) or not self._listen(applier)):
+            return False
+        if did < MANY:
+            clock.sleep_s(
+                max(0.0, min(self._began_s + gather_s(self._between_s) - clock.mono_s(), self._deadline.left_s))
+            )
+        return not self._is_over(LOOK_S)
+
+    def _listen(self, applier: Applier) -> bool:
+        """Wait for an op; return whether the next batch is to begin."""
+        try:
+            with closing(applier.listen(min(LISTEN_S, self._deadline.left_s))) as waiting:
+                for looked in waiting:
+                    if looked is not False:
+                        return bool(looked)
+                    if self._is_over(self._idle_look_s, idle=True):
+                        return False
+        except LogUnavailable:
+            return False
+        return True
+
+    @property
+    def _idle_look_s(self) -> float:
+        """How old a look at others may be while nothing is due here: a shard that somebody is at rings for help."""
+        return LISTEN_S if process.are_stayed_at(self._others) else SLICE_S
+
+    def _is_over(self, look_s: float, *, idle: bool = False) -> bool:
+        """Return whether to leave: asked to, for long enough here, or as others wait or may wait.
+
+        A shard at which somebody is has only rung for help: who has work to do here leaves for none such. Else two
+        workers at two busy shards would change places after each batch, each with a message.
+
+        Args:
+            look_s: how old the last look at others may be.
+            idle: whether nothing is due here.
+        """
+        if process.asked_to_stop() or self._deadline.passed:
+            return True
+        if clock.mono_s() - self._looked_s < look_s:
+            return False
+        self._looked_s = clock.mono_s()
+        waiting = self._bell.waits(self._others)
+        try:
+            return bool(waiting) and (idle or not all(map(process.process_client().log.is_held, waiting)))
+        except LogUnavailable:
+            return True
+
+
+def gather_s(between_s: float) -> float:
+    """Return the time from the start of one batch to the next, s.
+
+    Args:
+        between_s: the time between two ops of late.
+    """
+    if between_s > GATHER_S:
+        return 0.0
+    return min(max(LEAST_GATHER_S, TOGETHER * between_s), GATHER_S)
+
+
+def leave_to_others(control: Any, worker: str, shard: str, error: Exception) -> None:
+    """Have a worker hear a shard's bells no more, as it may not apply there: each would be lost to those that may.
+
+    Args:
+        control: of the Celery app.
+        worker: its name in Celery.
+        shard: the shard's name.
+        error: why it may not.
+    """
+    logger.critical(Event("shard_not_served", shard=shard, error=error))
+    try:
+        control.cancel_consumer(queue_of(shard), destination=[worker])
+    except OperationalError as failure:  # the next bell tries again
+        logger.warning(Event("shard_not_left", shard=shard, error=failure))
 
 
 @app.task(name=APPLY_TASK)

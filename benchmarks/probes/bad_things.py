@@ -25,7 +25,7 @@ from benchmarks.rows import TABLE
 from benchmarks.sockets import process_of_port
 from benchmarks.target import Target
 from pipeline.client import Client
-from pipeline.model.op import INSERT, Op, encode
+from pipeline.model import INSERT, Op, encode
 from pipeline.oplog.appends import Append, Scope
 
 #: Shard key of the bad ops: no op of the load has it.

@@ -21,7 +21,7 @@ from benchmarks.processes import ROOT, running
 from benchmarks.rows import TABLE, Row, take
 from benchmarks.table import Table
 from benchmarks.target import Target
-from pipeline.admin.observe.observer import Observer
+from pipeline.admin.observe import Observer
 from pipeline.admin.observe.record import Record
 from pipeline.config.settings import load
 from pipeline.errors import PipelineError

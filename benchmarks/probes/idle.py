@@ -27,7 +27,7 @@ def measure(target: Target, table: Table, rows: int) -> list[Figure]:
 
 
 def _idle(shards: int) -> Figure:
-    from pipeline.devcluster.cluster import Cluster  # a run without this probe needs none
+    from pipeline.devcluster import Cluster  # a run without this probe needs none
 
     with tempfile.TemporaryDirectory(prefix="bench-idle-") as folder:
         cluster = Cluster.up(

@@ -139,7 +139,7 @@ def _of_threads(target: Target, purchase: Any) -> Figure:
 @contextmanager
 def _cluster(shards: int) -> Iterator[tuple[Target, dict[str, int]]]:
     """Start primaries and a Redis; yield them, and the process of each."""
-    from pipeline.devcluster.cluster import Cluster
+    from pipeline.devcluster import Cluster
 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scaling-")))

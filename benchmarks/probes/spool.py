@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.figure import Figure
 from benchmarks.table import Table
 from benchmarks.target import Target
-from pipeline.spool.store import Spool
+from pipeline.spool import Spool
 
 #: As large as an op of the benchmark's table; the buckets of a deployment by default.
 PAYLOAD, BUCKETS = b"x" * 250, 256

@@ -21,11 +21,11 @@ from types import FrameType
 
 from pydal import DAL
 
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.client import Client
 from pipeline.clock import polls
-from pipeline.devcluster.cluster import Cluster
-from pipeline.reads.health.report import NodeState
+from pipeline.devcluster import Cluster
+from pipeline.reads.health import NodeState
 
 HERE = Path(__file__).parent
 START_S = 30

@@ -21,7 +21,7 @@ from examples.web2py.running import Shop, ask, running_shop
 from examples.web2py.server import why_not
 from pipeline.client import Client
 from pipeline.clock import polls
-from pipeline.reads.routing.accounting import Chosen
+from pipeline.reads.routing import Chosen
 
 ROOT = Path(__file__).parents[2]
 USERS, SECONDS = 50, 30

@@ -13,12 +13,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.client import Client
 from pipeline.clock import polls
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster
 from pipeline.devcluster.processes import free_ports
-from pipeline.reads.health.report import NodeState
+from pipeline.reads.health import NodeState
 
 HERE = Path(__file__).parent
 APPLICATION = HERE / "shop"

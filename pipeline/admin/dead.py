@@ -11,9 +11,8 @@ from pipeline.admin.stops import stir, who
 from pipeline.apply.replay import Became, Replay, Replayed
 from pipeline.client import Client
 from pipeline.errors import BadOp, Unavailable, did_you_mean
-from pipeline.model.op import Position
-from pipeline.shard.records import replays
-from pipeline.shard.records.ledger import text_literal
+from pipeline.model import Position
+from pipeline.shard.records import replays, text_literal
 from pipeline.shard.records.replays import DROPPED, REPLAYED, Aside, Place
 from pipeline.shard.records.set_aside import ASIDE, REJECTED, WAITING
 
@@ -73,7 +72,7 @@ class Where:
         chosen = [self.state] if self.state else list(states)
         parts = [f"state IN ({', '.join(map(text_literal, chosen))})"]
         if self.ops:
-            parts.append(f"({replays.at(self.ops)})")
+            parts.append(f"({replays.at_places(self.ops)})")
         if self.table is not None:
             parts.append(f"table_name = {text_literal(self.table)}")
         parts += [f"{name} = {value}" for name in ("bucket", "code") if (value := getattr(self, name)) is not None]

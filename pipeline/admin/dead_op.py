@@ -19,14 +19,13 @@ from pipeline.admin.stops import who
 from pipeline.client import Client
 from pipeline.enqueue.final_values import CompiledTable
 from pipeline.errors import BadOp, BadValue, NewerOp, NotAnOp
-from pipeline.model.op import GROUP, INSERT, UPDATE, UPSERT, Op, decode, encode
+from pipeline.model import GROUP, INSERT, UPDATE, UPSERT, Op, decode, encode
 from pipeline.model.schema import TableSchema
 from pipeline.model.values import TEXT_KINDS, python_value
-from pipeline.shard import actions
-from pipeline.shard.records import ledger, replays, set_aside
+from pipeline.shard import NodeSession, records
+from pipeline.shard.records import replays, set_aside
 from pipeline.shard.records.moves import moving
 from pipeline.shard.records.replays import Place
-from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import row_named
 from pipeline.shard.table_facts import Facts, facts_of
 
@@ -126,7 +125,7 @@ def edit(
     found = _one(pipeline, place, shard)
     primary = pipeline.nodes.primary(found.shard)
     with primary.translated(), primary.transaction():
-        ledger.lock_buckets(primary, [place[0]])
+        records.lock_buckets(primary, [place[0]])
         if moving(primary, found.shard, [place[0]]):
             raise BadOp(f"bucket {place[0]} is being moved: wait for that, or run: pipeline move give-up {place[0]}")
         again = replays.ops_where(primary, Where((place,)).sql(set_aside.ASIDE))
@@ -134,9 +133,9 @@ def edit(
         if op is None:
             raise BadOp(f"the op at {_text(place)} is not set aside any more, or is no op of this version")
         changed = _edited(pipeline, primary, op, values, member)
-        actions.change_op(primary, place, encode(changed))
+        replays.change_op(primary, place, encode(changed))
         before = {place: again[0].entry.payload.decode()}
-        actions.note_actions(primary, by or who(), "edit", {place: again[0].state}, before)
+        replays.note_actions(primary, by or who(), "edit", {place: again[0].state}, before)
     return _one(pipeline, place, found.shard)
 
 
@@ -279,7 +278,7 @@ def _decoded(found: DeadOp) -> Op | None:
 
 
 def _schema(pipeline: Client, primary: NodeSession, op: Op) -> TableSchema:
-    text = pipeline.log.schema(op.schema) or ledger.stored_schema(primary, op.schema)
+    text = pipeline.log.schema(op.schema) or records.stored_schema(primary, op.schema)
     if text is None:
         raise BadOp(f"schema {op.schema} of table {op.table} is not known: define the table in a process first")
     return TableSchema.from_json(text, op.schema)

@@ -13,24 +13,23 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from pipeline import clock
-from pipeline.admin.migrate import expand_shard, migrate, published
-from pipeline.admin.restore import create_own_tables
+from pipeline.admin.absence import create_own_tables
+from pipeline.admin.migration import expand_shard, migrate, published
 from pipeline.client import Client
-from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
-from pipeline.config.bucket_rules import Rule
-from pipeline.config.topology import Topology
+from pipeline.config import Topology
+from pipeline.config.buckets import Rule, format_ranges, numbers, parse_ranges
 from pipeline.enqueue.deployment import Agreement, asked
 from pipeline.enqueue.epochs import RAISE_S, new_epoch
 from pipeline.errors import LogUnavailable, PipelineError, ShardKeyError, WrongDeployment, did_you_mean
+from pipeline.model import START
 from pipeline.model.fingerprint import Fingerprint, differences
-from pipeline.model.op import START
 from pipeline.model.schema import TableSchema
 from pipeline.model.values import checker
+from pipeline.shard import NodeSession
 from pipeline.shard.co_location import crossing
 from pipeline.shard.columns import columns_of, holds_rows
 from pipeline.shard.records import ledger_queries
-from pipeline.shard.row_copy import ROWS, copy_records, copy_table, unordered
-from pipeline.shard.session import NodeSession
+from pipeline.shard.stored_rows import ROWS, copy_records, copy_table, unordered
 
 
 class Misplaced(NamedTuple):

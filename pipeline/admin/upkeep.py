@@ -1,25 +1,67 @@
-"""Reconcile the dirty set, trim logs and forget producers of one shard; workers run these chores."""
+"""Reconcile the dirty set, trim logs, forget producers, find strange keys in Redis; workers run these chores."""
 
 from __future__ import annotations
 
 import json
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from pipeline import clock
-from pipeline.admin import release, replica_absence
+from pipeline.admin import absence, stops
 from pipeline.client import Client
+from pipeline.config import Topology
 from pipeline.enqueue.receipt_status import REMEMBERED_S
 from pipeline.errors import NotMigrated, Unavailable
 from pipeline.events import Event
+from pipeline.model import Position, may_come_again
 from pipeline.model.fingerprint import Fingerprint
-from pipeline.model.op import Position, may_come_again
-from pipeline.oplog.appends import EVERYWHERE
-from pipeline.shard import actions
-from pipeline.shard.records import ledger, ledger_queries, moves
+from pipeline.oplog import RECONCILE
+from pipeline.oplog.appends import EVERYWHERE, Scope, scopes_of
+from pipeline.oplog.shared_state import ALIVE, SharedState
+from pipeline.shard import records
+from pipeline.shard.records import ledger_queries, moves, replays
+
+
+def strange_keys(
+    log: SharedState, topology: Topology, scope: Scope, chores: Iterable[str] = (), *, delete: bool = False
+) -> list[str]:
+    """Return the names of such keys of a scope, and of the whole deployment.
+
+    Args:
+        log: has the keys.
+        topology: whose logs are judged.
+        scope: a shard's, or that of the reference log.
+        chores: of a shard; each has a lease.
+        delete: whether to delete them.
+    """
+    buckets = (topology.reference_bucket,) if scope.name == EVERYWHERE else topology.buckets_of(scope.name)
+    known = (
+        f"lineage:{scope.name}",
+        f"span:{scope.name}",
+        f"mend:{scope.name}",
+        f"sweep:{scope.name}",
+        "probe",
+        "observe",
+        "moves",
+        ALIVE.format(scope.name),
+    )
+    leases = {*known, RECONCILE.format(scope.name), *(f"{name}:{scope.name}" for name in chores)}
+    return log.mend(scope, buckets, leases, delete=delete)
+
+
+def every_strange_key(log: SharedState, topology: Topology) -> tuple[str, ...]:
+    """Return the names of all such keys, and delete none.
+
+    Args:
+        log: has the keys.
+        topology: whose logs are judged.
+    """
+    scopes = scopes_of(topology.shards).values()
+    return tuple(sorted({name for scope in scopes for name in strange_keys(log, topology, scope)}))
+
 
 #: What was sent under older epochs is judged once in so long, ms; Redis forgets producers after two days.
 JUDGED_MS = 86_400_000
@@ -102,8 +144,8 @@ def release_waiting(pipeline: Client, shard: str) -> int:
     """
     who = f"worker@{socket.gethostname()}"
     try:
-        release.try_changed(pipeline, shard, who)
-        return sum(release.release(pipeline, shard, who))
+        stops.try_changed(pipeline, shard, who)
+        return sum(stops.release(pipeline, shard, who))
     except NotMigrated:  # the tables are older than this worker: nothing can be set aside
         return 0
 
@@ -153,7 +195,7 @@ def trim(pipeline: Client, shard: str) -> int:
     marks = ledger_queries.positions_of(primary)
     waiting = [bucket for bucket, ops in pipeline.log.queued(marks).items() if ops]
     with primary.translated(), primary.transaction():
-        ledger.forget_producers(primary, REMEMBERED_S, waiting)
+        records.forget_producers(primary, REMEMBERED_S, waiting)
     _forget_rejects(pipeline, shard)
     return trimmed
 
@@ -163,17 +205,17 @@ def _forget_rejects(pipeline: Client, shard: str) -> None:
     primary, settings = pipeline.nodes.primary(shard), pipeline.settings.apply
     moving = {bucket for bucket, leg in moves.legs(primary).items() if leg.under_way(shard)}
     with primary.translated(), primary.transaction():
-        actions.forget_settled(primary, REMEMBERED_S, moving)
-        if dropped := actions.drop_old_rejects(primary, settings.rejects_days, moving):
+        replays.forget_settled(primary, REMEMBERED_S, moving)
+        if dropped := replays.drop_old_rejects(primary, settings.rejects_days, moving):
             logger.warning(Event("rejects_forgotten", shard=shard, ops=dropped, days=settings.rejects_days))
     most_bytes = settings.rejects_mb * 1_000_000
     # the sizes are added up over all of the table: not at each turn
-    if not actions.too_much(primary, most_bytes) or not pipeline.log.take_lease(f"rejects:{shard}", SIZED_MS):
+    if not replays.too_much(primary, most_bytes) or not pipeline.log.take_lease(f"rejects:{shard}", SIZED_MS):
         return
     given_up, more = 0, True
     while more:
         with primary.translated(), primary.transaction():
-            changed, dropped = actions.bound_rejects(primary, most_bytes, moving)
+            changed, dropped = replays.bound_rejects(primary, most_bytes, moving)
         more, given_up = changed > 0, given_up + dropped
     if given_up:
         logger.warning(Event("rejects_given_up", shard=shard, ops=given_up, limit_mb=settings.rejects_mb))
@@ -200,7 +242,7 @@ def _replicated(pipeline: Client, shard: str) -> dict[int, Position]:
 def _not_moving(pipeline: Client, shard: str, lowest: dict[int, Position]) -> dict[int, Position]:
     """Return the positions up to which nobody needs the log either who copies a bucket, or has it from a move."""
     for bucket, leg in moves.legs(pipeline.nodes.primary(shard)).items():
-        owned = leg.state in ledger.OWNED
+        owned = leg.state in records.OWNED
         there = _reached(pipeline, leg.target, bucket) if owned and leg.under_way(shard) else None
         if there is not None:
             lowest[bucket] = min(lowest.get(bucket, there), there)
@@ -229,7 +271,7 @@ def _reached(pipeline: Client, shard: str, bucket: int) -> Position | None:
 
 def _on_every_node(pipeline: Client, shard: str) -> dict[int, Position]:
     lowest = {b: m.position for b, m in ledger_queries.marks_of(pipeline.nodes.primary(shard)).items()}
-    counting = replica_absence.fit_replicas(pipeline, shard, lowest)
+    counting = absence.fit_replicas(pipeline, shard, lowest)
     if not counting:
         return _as_of(pipeline, shard, lowest)
     for replica, there in counting:

@@ -10,13 +10,12 @@ from pipeline import clock
 from pipeline.admin.observe.moves import MoveRecord, moves_of
 from pipeline.admin.stops import Target, target_of
 from pipeline.client import Client
-from pipeline.config.bucket_ranges import numbers, parse_ranges
-from pipeline.enqueue.bucket_map import where
+from pipeline.config.buckets import numbers, parse_ranges
+from pipeline.enqueue.buckets import where
 from pipeline.errors import BadOp, BadToken, LogUnavailable, PipelineError, ShardUnavailable, Unavailable
 from pipeline.model.receipt import Receipt
 from pipeline.model.wait_reason import WaitReason, reasons_of, sentences_of
-from pipeline.shard.records import ledger_queries, moves
-from pipeline.shard.records.ledger import MOVED
+from pipeline.shard.records import MOVED, ledger_queries, moves
 from pipeline.shard.records.moves import Leg
 from pipeline.shard.records.stops import stop_reasons
 

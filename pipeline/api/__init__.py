@@ -1,15 +1,22 @@
-"""The public functions: each is a call of this process's client, made when first used or when it is configured."""
+"""The public functions, each a call of this process's client. Here those that read what is applied, or wait."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
+
+from pipeline.model.receipt import Receipt as _Receipt
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.client import Client
+    from pipeline.model.receipt import Source
+    from pipeline.reads import ReadSession
+    from pipeline.reads.node_dal import NodeDAL
+
 
 _lock = threading.Lock()
 client: Client | None = None
@@ -56,3 +63,225 @@ def close() -> None:
         if client is not None:
             client.close()
             client = None
+
+
+def read(
+    table: Any,
+    shard_key: Any = None,
+    after: Any = None,
+    max_lag_s: float | None = None,
+    wait_s: float | None = None,
+    on_stale: str | None = None,
+) -> AbstractContextManager[NodeDAL]:
+    """Open a node of a shard for reading: `with read("purchase", shard_key=7, after=receipt) as db: db(...).select()`.
+
+    The block gets a pyDAL DAL, read-only, on a replica if one may serve; `db.read_info` tells which and why. The
+    settings' section `[reads]` has the defaults of *max_lag_s*, *wait_s* and *on_stale*.
+
+    Args:
+        table: a pyDAL table, or the name of one that is known.
+        shard_key: whose rows are to be read, spelt in any way that a write takes; not needed for a reference table,
+            nor with a single shard.
+        after: what must be seen: a receipt, several, a session (see `session_token`), or the text of one.
+        max_lag_s: how far behind the replica may be, s.
+        wait_s: how long to wait for a replica, or for the op, in all, s.
+        on_stale: what to do when no replica will do: `primary`, `stale` (marked in `read_info`) or `error`.
+
+    Raises:
+        StaleRead: `after` could not be seen in time; `stage` tells how far it had come. Try again later.
+        ShardUnavailable: no node answers.
+        BadRead, BadToken, BadValue, ShardKeyError, UnknownTable: nothing was asked; the message says what to change.
+        ReadOnly: (inside the block) a write was tried.
+    """
+    return current().read(table, shard_key, after, max_lag_s=max_lag_s, wait_s=wait_s, on_stale=on_stale)
+
+
+def get(
+    table: Any,
+    row_id: Any,
+    after: Any = None,
+    *,
+    pending: bool = False,
+    shard_key: Any = None,
+    max_lag_s: float | None = None,
+    wait_s: float | None = None,
+    on_stale: str | None = None,
+) -> Any:
+    """Return one row by its id, or None: `get(db.purchase, receipt.id, after=receipt)`.
+
+    Args:
+        table: a pyDAL table, or the name of one that is known.
+        row_id: the row's id.
+        pending: lay ops that are still queued over the row, without waiting; a row that they touch has `pending` True.
+            An op that the database will refuse is laid over it too.
+        shard_key: the row's, where the id does not tell the shard and not all are to be asked.
+        after, max_lag_s, wait_s, on_stale: as for `read`.
+
+    Returns:
+        A pyDAL Row, or None.
+
+    Raises:
+        BadRead: also where several shards have a row with that id. Else as `read`.
+    """
+    return (client or configure()).get(
+        table,
+        row_id,
+        after,
+        pending=pending,
+        shard_key=shard_key,
+        max_lag_s=max_lag_s,
+        wait_s=wait_s,
+        on_stale=on_stale,
+    )
+
+
+def select(
+    query: Any,
+    *fields: Any,
+    after: Any = None,
+    partial: bool = False,
+    timeout_s: float = 10.0,
+    max_lag_s: float | None = None,
+    wait_s: float | None = None,
+    on_stale: str | None = None,
+    **attributes: Any,
+) -> Any:
+    """Return rows of all shards as one pyDAL Rows: `select(db.purchase.qty > 1, orderby=~db.purchase.qty)`.
+
+    A query that fixes the shard key goes to its shard alone and may be any query of pyDAL.
+
+    Args:
+        query: a pyDAL query, `db(query)`, a table, or the name of one that is known.
+        fields: of the result, as for pyDAL's `select`; none: all.
+        partial: do without shards that do not answer; `rows.partial` and `rows.missing` tell.
+        timeout_s: how long the whole may take, s.
+        after, max_lag_s, wait_s, on_stale: as for `read`; only the shards that *after* concerns wait.
+        attributes: pyDAL's. Over several shards: `orderby`, `limitby` (with an orderby), `groupby`, `distinct`, the
+            aggregates sum, avg, min, max, count, and joins by the shard key or with reference tables. A `belongs` of
+            `db(query).nested_select(field)` is answered over all shards first.
+
+    Returns:
+        A pyDAL Rows; its `read_info` lists how each shard was read.
+
+    Raises:
+        PartialResult: a shard did not answer. Else as for `read`.
+    """
+    return current().select(
+        query,
+        *fields,
+        after=after,
+        partial=partial,
+        timeout_s=timeout_s,
+        max_lag_s=max_lag_s,
+        wait_s=wait_s,
+        on_stale=on_stale,
+        **attributes,
+    )
+
+
+def count(
+    query: Any,
+    distinct: Any = None,
+    after: Any = None,
+    *,
+    timeout_s: float = 10.0,
+    max_lag_s: float | None = None,
+    wait_s: float | None = None,
+    on_stale: str | None = None,
+    cache: Any = None,
+) -> int:
+    """Return how many rows of all shards match, or how many distinct values there are.
+
+    Args:
+        query: a pyDAL query, `db(query)`, a table, or the name of one that is known.
+        distinct: a field, or several: their distinct values are counted; those with a NULL are left out.
+        timeout_s: how long the whole may take, s.
+        after, max_lag_s, wait_s, on_stale: as for `read`.
+        cache: pyDAL's is refused: a kept number lacks what the reader must see.
+
+    Raises:
+        PartialResult: a shard did not answer. Else as for `read`.
+    """
+    return current().count(
+        query,
+        distinct,
+        after,
+        timeout_s=timeout_s,
+        max_lag_s=max_lag_s,
+        wait_s=wait_s,
+        on_stale=on_stale,
+        cache=cache,
+    )
+
+
+def session_token(text: str | None = None) -> ReadSession:
+    """Return a reader's session: pass it as `after=` to every read, and it never shows an older state than before.
+
+    Call its `wrote(receipt)` after the reader's writes; `str()` of it is signed and fits a cookie.
+
+    Args:
+        text: of an earlier session, as `str()` printed it; None: a new session.
+
+    Raises:
+        BadToken: the text was changed on its way, or is another deployment's. Start with an empty session then.
+    """
+    return current().session_token(text)
+
+
+def get_db(table: Any, shard_key: Any) -> Any:
+    """Return a pyDAL DAL on the primary of a row's shard, for reads that must be fresh.
+
+    The connection is this thread's; tables, defaults, virtual fields and filters are those of the table's own DAL.
+
+    Args:
+        table: a pyDAL table, or the name of one that is known.
+        shard_key: whose rows are to be read.
+
+    Raises:
+        ShardUnavailable: the primary does not answer.
+    """
+    return current().get_db(table, shard_key)
+
+
+class Receipt(_Receipt):
+    """A receipt; `Receipt.parse(text)` reads a printed one, for the configured pipeline."""
+
+    @classmethod
+    def parse(cls, text: str, source: Source | None = None) -> _Receipt:  # type: ignore[override]
+        """Read what `str(receipt)` wrote.
+
+        Args:
+            text: the printed receipt.
+            source: who answers for it; by default this process's client.
+
+        Raises:
+            BadToken: the text is not a receipt of this deployment, or was cut or changed on its way.
+        """
+        source = source or current().follower
+        return _Receipt.parse(text, source.seal, source)
+
+
+def wait_all(receipts: Iterable[_Receipt], timeout_s: float = 30.0) -> None:
+    """Wait until all ops are applied.
+
+    Args:
+        receipts: of the ops.
+        timeout_s: how long to wait in all, s.
+
+    Raises:
+        Rejected, Lost: of the first that was not applied. WaitTimeout: the workers are behind; wait again.
+    """
+    current().wait_all(receipts, timeout_s)
+
+
+def barrier(table: Any, timeout_s: float = 30.0) -> None:
+    """Wait until everything that was enqueued for a table before this call is applied, this host's spool included.
+
+    Args:
+        table: a pyDAL table, or its name.
+        timeout_s: how long to wait in all, s.
+
+    Raises:
+        WaitTimeout: the workers are behind; wait again.
+    """
+    current().barrier(table, timeout_s)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline import clock
-from pipeline.apply import rejections
-from pipeline.apply.attempt import Attempt
+from pipeline import clock, tracing
+from pipeline.apply import tell
 from pipeline.apply.batch import Batch
 from pipeline.apply.grouping import Item
+from pipeline.apply.judge import Attempt
 from pipeline.apply.pace import LARGE
 from pipeline.apply.transaction import NO_NOTES, ApplyTransaction, Outcome, Take
 from pipeline.apply.turns import SCHEMA_DELAY_MS, ShardTurns, ms_since
@@ -22,11 +22,10 @@ from pipeline.config.sections import MOST_BUCKETS
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.events import Event
-from pipeline.model.op import INSERT, Position
+from pipeline.model import INSERT, Position, TracedOp
 from pipeline.model.wait_reason import WaitReason
-from pipeline.oplog.batches import note_of
-from pipeline.oplog.contract import Work
-from pipeline.oplog.counts import (
+from pipeline.oplog import Work
+from pipeline.oplog.shared_state import (
     APPLIED,
     BATCH_MS,
     BATCH_SUM_MS,
@@ -38,15 +37,16 @@ from pipeline.oplog.counts import (
     PARKED,
     REJECTED,
     SEEN,
+    Waits,
     bound_of,
+    note_of,
 )
-from pipeline.oplog.waits import Waits
-from pipeline.shard.records import ledger_queries, moves
-from pipeline.shard.records.ledger import GONE, MOVED
-from pipeline.shard.session import NodeSession
+from pipeline.shard import NodeSession
+from pipeline.shard.records import GONE, MOVED, ledger_queries, moves
 
 if TYPE_CHECKING:
     from pipeline.oplog.doorbell import Bell, SilentBell
+
 
 #: How long the due buckets of a paused shard rest, ms; `pipeline resume` ends their rest.
 PAUSED_DELAY_MS = 1000
@@ -153,7 +153,7 @@ class Applier(ShardTurns):
         except Unavailable as error:
             outcome = self._postponed(due, error)
         outcome.ms = ms_since(started)
-        rejections.tell(self.shard, outcome.refused)
+        tell(self.shard, outcome.refused)
         return outcome
 
     def _turns(self, due: Mapping[int, int], started: float) -> Outcome:
@@ -367,3 +367,60 @@ def note_waits(log: Waits, shard: str, reasons: Mapping[int, WaitReason], marks:
             log.note_waits(shard, notes, NOTE_MS)
     except Unavailable as error:
         logger.info(Event("waits_not_noted", shard=shard, buckets=len(notes), error=error))
+
+
+#: The most calls of one batch that are linked, and that get a span each; a batch may have thousands of ops.
+MOST_LINKS = 32
+
+
+class _Met(NamedTuple):
+    """The first op of a call that a batch has committed, what became of it, and when, ns since 1970."""
+
+    item: Item
+    state: str
+    at_ns: int
+
+
+class TracedApplier(Applier):
+    """An applier whose batches join the traces of their ops, and the open one, such as Celery's own span."""
+
+    def apply(self, bell: Bell | SilentBell | None = None) -> Outcome:
+        """Apply one batch; see `Applier.apply`."""
+        began_ns = clock.wall_ns()
+        self._met, self._commits_ns = dict[str, _Met](), list[int]()
+        outcome = super().apply(bell)
+        if self._met or (self._commits_ns and tracing.recording()):
+            self._export(outcome, began_ns)
+        return outcome
+
+    def _finish(self, batch: Batch, outcome: Outcome) -> None:
+        at_ns = clock.wall_ns()
+        super()._finish(batch, outcome)
+        self._commits_ns.append(at_ns)
+        aside = {(one.entry.bucket, one.entry.position): one.state for one in batch.aside}
+        for item in (*batch.items, *(item for item, _ in batch.halted)):
+            if isinstance(item.op, TracedOp) and len(self._met) < MOST_LINKS:
+                state = aside.get(item.place, "applied")
+                self._met.setdefault(item.op.traceparent, _Met(item, state, at_ns))
+
+    def _export(self, outcome: Outcome, began_ns: int) -> None:
+        about = {"pipeline.shard": self.shard, "pipeline.applied": outcome.applied, "pipeline.buckets": outcome.buckets}
+        about |= {"pipeline.rejected": outcome.rejected, "pipeline.parked": outcome.parked}
+        batch = tracing.started("pipeline.apply", "CONSUMER", about, links=self._met, start_ns=began_ns)
+        for at_ns in self._commits_ns:
+            batch.add_event("commit", timestamp=at_ns)
+        batch.end()
+        for parent, (item, state, at_ns) in self._met.items():
+            bucket, position = item.entry.bucket, str(item.entry.position)
+            one = {"pipeline.shard": self.shard, "pipeline.bucket": bucket, "pipeline.position": position}
+            one |= {"pipeline.table": item.op.table, "pipeline.kind": item.op.kind, "pipeline.state": state}
+            links = [tracing.parent_of(batch)]
+            commit = tracing.started("pipeline.commit", "CONSUMER", one, parent=parent, links=links, start_ns=began_ns)
+            if state == "rejected":
+                tracing.failed(commit)
+            commit.end(at_ns)
+
+
+def applier_type() -> type[Applier]:
+    """Return which applier this process uses."""
+    return TracedApplier if tracing.on() else Applier

@@ -10,19 +10,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
+from pipeline.apply.footprint import Shape, is_like, misfit, shape_in
 from pipeline.apply.grouping import Item, items_of
-from pipeline.apply.misfits import Shape, is_like, misfit, shape_in
 from pipeline.bounds import MOST_DEFINITIONS
 from pipeline.errors import BadOp, NewerOp, NotAnOp
 from pipeline.events import Event
-from pipeline.model.op import DELETE, FORGED, INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
+from pipeline.model import DELETE, FORGED, INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
 from pipeline.model.schema import TableSchema, is_hash, is_hash_of
 from pipeline.model.sheet import Read, Sheet, SheetEntry, count_ops
 from pipeline.model.wait_reason import WaitReason
-from pipeline.oplog.contract import Entries
-from pipeline.shard.records import ledger
-from pipeline.shard.records.ledger import LostRange, Reject
-from pipeline.shard.session import NodeSession
+from pipeline.oplog import Entries
+from pipeline.shard import NodeSession, records
+from pipeline.shard.records import LostRange, Reject
 from pipeline.shard.table_facts import Facts, facts_of
 
 #: Ops name columns in few orders; a visitor may make any number of them.
@@ -96,7 +95,7 @@ class Batch:
     @property
     def lost(self) -> int:
         """How many ops the logs have lost."""
-        return ledger.ops_in(self.losses)
+        return records.ops_in(self.losses)
 
     def take(self, entries: Sequence[Read]) -> None:
         """Take entries up to the batch's limits, or up to an op whose schema is not known yet.
@@ -202,7 +201,7 @@ class Batch:
         places = (one if isinstance(one, SheetEntry) else one.entry for one in self.taken)
         senders = [(entry.bucket, entry.producer) for entry in places if entry.producer]
         self.items = []
-        self.last = ledger.seen(session, senders) if senders else {}
+        self.last = records.seen(session, senders) if senders else {}
         for one in self.taken:
             if isinstance(one, SheetEntry):
                 self._take_unseen(one)
@@ -280,7 +279,7 @@ class Batch:
             session: of the shard's primary, inside the transaction.
         """
         if self.keys:
-            used = ledger.known_keys(session, self.keys)
+            used = records.known_keys(session, self.keys)
             every = self.items
             self.items = [item for item in every if _key_of(item) not in used]
             self.seen += len(every) - len(self.items)
@@ -294,7 +293,7 @@ class Batch:
         """
         keys = (_key_of(item) for item in self.done(aside)) if self.keys else ()
         if used := [key for key in keys if key is not None]:
-            ledger.keep_keys(session, used)
+            records.keep_keys(session, used)
 
     def done(self, aside: Iterable[Reject]) -> list[Item]:
         """Return the ops to apply that took effect.
@@ -401,7 +400,7 @@ class FactBook:
             return True
         text = self._log.schema(hash)
         if text is None or not is_hash_of(hash, text):  # another text under the hash is as good as none
-            text = ledger.stored_schema(self._session, hash)
+            text = records.stored_schema(self._session, hash)
         if text:
             self.known[hash] = facts_of(self._session, TableSchema.from_json(text, hash))
         return text is not None

@@ -16,12 +16,11 @@ from pipeline.apply.batch import Batch
 from pipeline.apply.grouping import Item
 from pipeline.apply.order import sent_ms_of
 from pipeline.errors import PipelineError
-from pipeline.model.op import Entry, Op, Position
+from pipeline.model import Entry, Op, Position
 from pipeline.model.wait_reason import WaitReason
-from pipeline.oplog.contract import Work
-from pipeline.shard.records import ledger
-from pipeline.shard.records.row_keys import written_row
-from pipeline.shard.session import NodeSession
+from pipeline.oplog import Work
+from pipeline.shard import NodeSession, records
+from pipeline.shard.records.set_aside import written_row
 from pipeline.shard.table_facts import Facts, constraints_in
 
 #: The bucket and the position of an op.
@@ -319,7 +318,7 @@ class EarlierOps:
             some: buckets, and what is known of them.
             entries: how many are looked at in each. An older one is behind a younger where a host has spooled it.
         """
-        marks = ledger.marks(self._session)
+        marks = records.marks(self._session)
         now = {bucket: mark.position for bucket, mark in marks.items()}
         if any(now.get(bucket, before) < before for bucket, before in self._marks.items()):
             # a primary without the last commits was promoted: what was waited for is undone
@@ -354,7 +353,7 @@ class EarlierOps:
     def _unseen(self, found: Mapping[int, Sequence[Entry]]) -> dict[int, Sequence[Entry]]:
         """Return the entries that are to be applied yet; others were sent again when an epoch had ended."""
         pairs = {(entry.bucket, entry.producer) for queued in found.values() for entry in queued}
-        last = ledger.seen(self._session, pairs) if pairs else {}
+        last = records.seen(self._session, pairs) if pairs else {}
         last |= self._batch.last if self._batch is not None else {}
         return {
             bucket: [entry for entry in queued if entry.producer_seq > last[bucket, entry.producer]]

@@ -15,17 +15,17 @@ from math import inf
 from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early
 from pipeline.apply.footprint import versioned
 from pipeline.apply.grouping import Group, Item, SheetItems, taken_sheets
-from pipeline.apply.held_rows import HeldRows
 from pipeline.apply.judge import Judge, NeededOps, check_upsert
+from pipeline.apply.order import HeldRows
 from pipeline.apply.pace import Lessons, Portion, accused, around, chunk, halves
 from pipeline.errors import PipelineError
-from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPSERT, Entry, Op, Position
+from pipeline.model import COPY, DELETE, GROUP, INSERT, UPSERT, Entry, Op, Position
 from pipeline.model.sheet import SheetEntry
 from pipeline.model.wait_reason import WaitReason
+from pipeline.shard import NodeSession
 from pipeline.shard.driver_errors import Fault, code_of, fault_of, is_about_related_rows, may_be_early, sentence_of
-from pipeline.shard.records.ledger import Reject
+from pipeline.shard.records import Reject
 from pipeline.shard.records.set_aside import why_needy
-from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import (
     MOST_STATEMENT_BYTES,
     CannotRender,

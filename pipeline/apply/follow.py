@@ -10,24 +10,23 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline import clock
-from pipeline.apply.attempt import Attempt
 from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.executor import Executor
 from pipeline.apply.footprint import reach
 from pipeline.apply.grouping import Item
-from pipeline.apply.held_rows import HeldRows
+from pipeline.apply.judge import Attempt
+from pipeline.apply.order import HeldRows
 from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
 from pipeline.apply.turns import ShardTurns
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import PipelineError
-from pipeline.model.op import INSERT, Op, Position
+from pipeline.model import INSERT, Op, Position
 from pipeline.model.wait_reason import WaitReason
-from pipeline.oplog.contract import Work
-from pipeline.shard.records import ledger
-from pipeline.shard.records.ledger import CATCHING, Mark
+from pipeline.oplog import Work
+from pipeline.shard import NodeSession, records
+from pipeline.shard.records import CATCHING, Mark
 from pipeline.shard.records.moves import legs_within
-from pipeline.shard.row_copy import insert
-from pipeline.shard.session import NodeSession
+from pipeline.shard.stored_rows import insert
 
 
 class KeptRows(NamedTuple):
@@ -117,7 +116,7 @@ class FollowTransaction(ApplyTransaction):
         session, settings = self._session, self._settings
         self._limit(take)
         self._earlier = None
-        locked = ledger.lock_buckets(session, take.due)
+        locked = records.lock_buckets(session, take.due)
         mine = {bucket for bucket, leg in legs_within(session, take.due).items() if leg.move == self.move}
         before = {b: mark.position for b, mark in locked.items() if b in mine and mark.state == CATCHING}
         batch = Batch(before, self.facts, blocked, {}, 0, settings.max_rows, settings.max_bytes)

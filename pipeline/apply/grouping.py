@@ -37,7 +37,7 @@ from pipeline.apply.footprint import (
     versioned_print,
     versioned_shape,
 )
-from pipeline.model.op import COPY, GROUP, Entry, Op, Position
+from pipeline.model import COPY, GROUP, Entry, Op, Position
 from pipeline.model.sheet import SheetEntry, count_ops
 from pipeline.shard.statements import most
 from pipeline.shard.table_facts import Facts

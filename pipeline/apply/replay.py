@@ -11,28 +11,24 @@ from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.apply.applier import applied_counts
-from pipeline.apply.attempt import Attempt
 from pipeline.apply.batch import Batch
 from pipeline.apply.grouping import Item
-from pipeline.apply.held_rows import HeldRows
-from pipeline.apply.judge import NeededOps
-from pipeline.apply.order import by_time
+from pipeline.apply.judge import Attempt, NeededOps
+from pipeline.apply.order import HeldRows, by_time
 from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
 from pipeline.apply.turns import ShardTurns
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import PipelineError, ShardUnavailable
-from pipeline.model.op import START, Position
+from pipeline.model import START, Position
 from pipeline.model.wait_reason import WaitReason
-from pipeline.oplog.contract import Work
-from pipeline.shard import actions
+from pipeline.oplog import Work
+from pipeline.shard import NodeSession, records
 from pipeline.shard.driver_errors import Fault, fault_of, passes_by_itself
-from pipeline.shard.records import ledger, replays, set_aside
-from pipeline.shard.records.ledger import Reject
+from pipeline.shard.records import Reject, replays, set_aside
 from pipeline.shard.records.moves import moving
 from pipeline.shard.records.replays import DROPPED, REPLAYED, Aside, Place
 from pipeline.shard.records.set_aside import REJECTED
 from pipeline.shard.records.stops import stopped_tables
-from pipeline.shard.session import NodeSession
 
 #: How often a replay waits for the watermarks that workers hold, each time for as long as the server waits for a lock.
 LOCK_TRIES = 5
@@ -216,7 +212,7 @@ class ReplayTransaction(ApplyTransaction):
         self._taken = [*(op.place for op in ops), *gone]
         self.became = [_became(op, unsettled.get(op.place), op.place in dropped) for op in ops]
         acted = {one.place: one.state for one in self.became if one.place in self._heads}
-        actions.note_actions(session, self._who, "drop" if self._drop else "replay", acted)
+        replays.note_actions(session, self._who, "drop" if self._drop else "replay", acted)
         refused = sum(one.state == REJECTED for one in left)
         self._did = Replayed(len(replayed), len(dropped), refused, len(left) - refused, len(acted) + len(gone))
         batch.after = {bucket: self._next(bucket) for bucket in before}
@@ -258,7 +254,7 @@ class ReplayTransaction(ApplyTransaction):
         """Lock watermarks. To wait for a worker's batch says nothing about the ops that are to be replayed."""
         for _ in range(LOCK_TRIES):
             try:
-                ledger.lock_buckets(self._session, buckets)
+                records.lock_buckets(self._session, buckets)
                 return
             except Exception as error:
                 if fault_of(error) is not Fault.LOCKED or passes_by_itself(error):
@@ -301,7 +297,7 @@ class ReplayTransaction(ApplyTransaction):
         awaited = NeededOps(self._session, self.facts, batch.stopped, {}, aside=self.patient)
         executor = self._executed(by_time(batch.items), rows, take, last_try=last_try, awaited=awaited)
         if executor.ids:
-            ledger.keep_ids(self._session, executor.ids)
+            records.keep_ids(self._session, executor.ids)
         batch.use_keys(self._session, executor.rejects)
         return left + executor.rejects
 

@@ -11,27 +11,23 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline import clock
-from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.earlier_ops import EarlierOps
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import Item, grouped, grouped_sheets, may_stay
-from pipeline.apply.held_rows import HeldRows, halted, meet_held_rows, record
-from pipeline.apply.judge import NeededOps
-from pipeline.apply.order import by_time, oldest
-from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace
-from pipeline.apply.stopped import Stopped
+from pipeline.apply.judge import MOST_DEATHS, Attempt, NeededOps
+from pipeline.apply.order import HeldRows, by_time, halted, meet_held_rows, oldest, record
+from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace, Stopped
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import PipelineError, Unavailable
-from pipeline.model.op import Entry, Op, Position
+from pipeline.model import Entry, Op, Position
 from pipeline.model.sheet import Read, SheetEntry, count_ops, singly
 from pipeline.model.wait_reason import WaitReason
-from pipeline.oplog.contract import Work
+from pipeline.oplog import Work
+from pipeline.shard import NodeSession, records
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error
-from pipeline.shard.records import ledger
-from pipeline.shard.records.ledger import HOLDING, Mark, Reject
+from pipeline.shard.records import HOLDING, Mark, Reject
 from pipeline.shard.records.set_aside import REJECTED
-from pipeline.shard.session import NodeSession
 
 #: The longest statement of a batch of many buckets, s: one that takes longer is run with its bucket alone.
 TOGETHER_S = 1
@@ -264,13 +260,13 @@ class ApplyTransaction:
         if executor.rejects or sum(map(len, kept)) > MOST_TOGETHER_BYTES:
             return None
         try:
-            found, *_ = session.ask(ledger.read_seen(unseen), *kept)
+            found, *_ = session.ask(records.read_seen(unseen), *kept)
         except Exception as error:
             self._guess_from_s = clock.mono_s() + GUESS_AGAIN_S
             if not is_driver_error(error) or fault_of(error) in (Fault.TRANSIENT, Fault.LOCKED, Fault.OVERTIME):
                 raise
             raise Misguessed("the server refuses a statement") from error
-        if ledger.seen_in(found, unseen) != unseen:
+        if records.seen_in(found, unseen) != unseen:
             self._guess_from_s = clock.mono_s() + GUESS_AGAIN_S
             raise Misguessed("the shard has seen some of it, or has not seen what was before it")
         return executor
@@ -298,9 +294,9 @@ class ApplyTransaction:
         self.step("lock")
         self._limit(take)
         if take.whole:
-            locked = ledger.lock_all(self._session, take.due)
+            locked = records.lock_all(self._session, take.due)
         else:
-            locked = ledger.lock(self._session, take.due, self.pace.buckets)
+            locked = records.lock(self._session, take.due, self.pace.buckets)
         mine = {bucket: mark.position for bucket, mark in locked.items() if mark.owned}
         self.elsewhere = {bucket: state for bucket, state in self.elsewhere.items() if bucket not in locked}
         self.elsewhere |= {bucket: mark.state for bucket, mark in locked.items() if not mark.owned}
@@ -391,13 +387,13 @@ class ApplyTransaction:
     def _record(self, batch: Batch, executor: Executor, locked: Mapping[int, Mark], take: Take) -> None:
         """Write what became of the batch, and move the watermarks."""
         if batch.last:
-            ledger.remember(self._session, batch.last)
+            records.remember(self._session, batch.last)
         record(self._session, executor.rejects, locked, take.ends)
-        ledger.lose(self._session, batch.losses)
+        records.lose(self._session, batch.losses)
         batch.use_keys(self._session, executor.rejects)
         if executor.ids:
-            ledger.keep_ids(self._session, executor.ids)
-        ledger.move(self._session, batch.after)
+            records.keep_ids(self._session, executor.ids)
+        records.move(self._session, batch.after)
 
     def _read(self, take: Take, mine: Mapping[int, Position]) -> Mapping[int, list[Read]] | dict[int, list[Entry]]:
         """Note what is attempted, and read the entries for it. Suspected buckets are left out."""

@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline import clock
-from pipeline.apply.attempt import MOST_DEATHS, Attempt
 from pipeline.apply.batch import Batch
 from pipeline.apply.earlier_ops import Early
-from pipeline.apply.held_rows import Halt
-from pipeline.apply.judge import ConstraintsChanged, NeverSeen, SchemaBehind
+from pipeline.apply.judge import MOST_DEATHS, Attempt, ConstraintsChanged, NeverSeen, SchemaBehind
+from pipeline.apply.order import Halt
 from pipeline.apply.transaction import LOCK_REST_S, ApplyTransaction, Misguessed, Outcome, Take
 from pipeline.errors import NotMigrated, PipelineError, ShardUnavailable, Unavailable
 from pipeline.events import Event
 from pipeline.model.wait_reason import WaitReason
-from pipeline.oplog.contract import Work
+from pipeline.oplog import Work
+from pipeline.shard import NodeSession
 from pipeline.shard.driver_errors import (
     Fault,
     ended_abruptly,
@@ -31,7 +31,6 @@ from pipeline.shard.driver_errors import (
     passes_by_itself,
     sentence_of,
 )
-from pipeline.shard.session import NodeSession
 
 #: How often one batch is tried: InnoDB calls deadlocks and snapshot conflicts transient.
 COMMIT_TRIES = 4

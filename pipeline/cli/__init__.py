@@ -6,14 +6,19 @@ import sys
 
 import click
 
-from pipeline.cli.check import adopt_command, check_command, healthcheck
 from pipeline.cli.cluster import cluster, demo
 from pipeline.cli.dead import dead_group
-from pipeline.cli.deployment import adopt_rows_command, rebalance_command, restore_command, shard_group
+from pipeline.cli.deployment import (
+    adopt_rows_command,
+    migrate_command,
+    rebalance_command,
+    restore_command,
+    shard_group,
+    tables,
+)
+from pipeline.cli.inspect import adopt_command, check_command, healthcheck, status_command, trace_command, why_command
 from pipeline.cli.maintenance import drain_command, outbox, pause_command, rebuilt_command, resume_command, spool
-from pipeline.cli.migrate import migrate_command, tables
 from pipeline.cli.move import move_group
-from pipeline.cli.status import status_command, trace_command, why_command
 from pipeline.cli.top import top_command
 from pipeline.errors import PipelineError
 from pipeline.owners import unsafe_import

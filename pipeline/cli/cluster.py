@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.cli.options import interrupt
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster
 from pipeline.devcluster.processes import log_path
 from pipeline.devcluster.state import ClusterFailed
 from pipeline.errors import PipelineError

@@ -1,4 +1,4 @@
-"""Change what a deployment is fixed on, or bring a part of it back: `shard`, `rebalance`, `restore`, `adopt-rows`."""
+"""Change what a deployment is fixed on, or bring it to what is published: `shard`, `restore`, `migrate`, …"""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import json
 
 import click
 
-from pipeline.admin import new_shard, reshape
-from pipeline.admin.moving import orders
-from pipeline.admin.moving.mover import Mover
-from pipeline.admin.rebalance import KINDS, SAMPLE_S, Transfer, Weights, joined_moves, planned
-from pipeline.admin.restore import Restored, restoration_of, restore, take_queue
+from pipeline.admin import reshape, shards
+from pipeline.admin.absence import Restored, restoration_of, restore, take_queue
+from pipeline.admin.check.evidence import gather
+from pipeline.admin.check.schemas import drift_lines
+from pipeline.admin.migration import Plan, migrate, plan_of
+from pipeline.admin.migration.definitions import definitions, forget
+from pipeline.admin.migration.statement import Behind, online_text
+from pipeline.admin.migration.steps import Step
+from pipeline.admin.moving import Mover, orders
+from pipeline.admin.shards import KINDS, SAMPLE_S, Transfer, Weights, joined_moves, planned
 from pipeline.admin.stops import who
 from pipeline.cli.move import keep_option, watch
 from pipeline.cli.options import config_option, opened
 from pipeline.client import Client
-from pipeline.config.bucket_ranges import format_ranges
-from pipeline.config.shard_section import replace_file
-from pipeline.errors import PipelineError
+from pipeline.config.buckets import format_ranges
+from pipeline.config.files import replace_file
+from pipeline.errors import MigrationUnfinished, PipelineError
 
 #: Rows that are listed; more are counted.
 SHOWN = 20
@@ -57,8 +62,8 @@ def add_command(config: str | None, name: str, primary: str | None, replicas: tu
     if primary is None and (replicas or prints):
         raise click.UsageError("--replicas and --print go with --primary")
     with opened(config) as pipeline:
-        grown = new_shard.grown(pipeline.settings, name, primary, replicas) if primary else None
-        copied, owned = new_shard.take_shard(grown) if grown else new_shard.add(pipeline, name)
+        grown = shards.grown(pipeline.settings, name, primary, replicas) if primary else None
+        copied, owned = shards.take_shard(grown) if grown else shards.add(pipeline, name)
     if grown and not prints:
         replace_file(grown.path, grown.text)
     elif grown:
@@ -85,15 +90,15 @@ def remove_command(config: str | None, name: str, prints: bool) -> None:
         prints: whether to print the new configuration.
     """
     with opened(config) as pipeline:
-        shrunk = new_shard.shrunk(pipeline, name) if name in pipeline.settings.shards else None
+        shrunk = shards.shrunk(pipeline, name) if name in pipeline.settings.shards else None
         if shrunk is None:  # the command was killed, or somebody has written the file by hand
-            new_shard.remove_shard(pipeline, name)
+            shards.remove_shard(pipeline, name)
     if shrunk:
         before = shrunk.path.read_bytes().decode()
         if not prints:
             replace_file(shrunk.path, shrunk.text)
         try:
-            new_shard.give_away(shrunk)
+            shards.give_away(shrunk)
         except PipelineError:
             if not prints:
                 replace_file(shrunk.path, before)
@@ -137,13 +142,15 @@ def restore_command(config: str | None, shard: str | None, queue: bool, yes: boo
             return
         plan = restoration_of(pipeline, shard)
         if not as_json:
-            _show(plan)
+            _show_restored(plan)
         _ask(
             f"Is {pipeline.settings.shards[shard].name} of {pipeline.settings.source} restored as far as it will be?",
             yes,
         )
         done = restore(pipeline, shard)
-    click.echo(json.dumps([_as_json(one) for one in done]) if as_json else f"{shard} goes on behind what was applied")
+    click.echo(
+        json.dumps([_restored_as_json(one) for one in done]) if as_json else f"{shard} goes on behind what was applied"
+    )
 
 
 @click.command("adopt-rows")
@@ -177,7 +184,7 @@ def _ask(question: str, yes: bool) -> None:
         click.confirm(question, abort=True, err=True)
 
 
-def _show(plan: list[Restored]) -> None:
+def _show_restored(plan: list[Restored]) -> None:
     for one in plan:
         lost = sum(gap.last - gap.first + 1 for gap in one.lost)
         parts = (
@@ -189,7 +196,7 @@ def _show(plan: list[Restored]) -> None:
             click.echo(f"bucket {one.bucket} goes on behind {one.position}: {', '.join(filter(None, parts))}")
 
 
-def _as_json(one: Restored) -> dict[str, object]:
+def _restored_as_json(one: Restored) -> dict[str, object]:
     lost = sum(gap.last - gap.first + 1 for gap in one.lost)
     return {
         "bucket": one.bucket, "position": str(one.position), "replayed": one.replayed, "skipped": one.skipped,
@@ -272,3 +279,120 @@ def _lines(steps: list[Transfer], weights: Weights, sample_s: float) -> list[str
 def _words(named: dict[str, int], sample_s: float) -> str:
     size = f", {named['bytes'] / 1e6:,.1f} MB" if named["bytes"] else ""
     return f"{named['rows']:,} rows{size}, {named['load']:,} ops in {sample_s:g} s"
+
+
+@click.command("migrate")
+@config_option
+@click.option("--plan", "plan_only", is_flag=True, help="Print the SQL of each shard and change nothing.")
+@click.option("--contract", is_flag=True, help="Also drop and narrow what the newest definitions no longer ask for.")
+@click.option("--offline", is_flag=True, help="Let writes to a table wait while the server copies it.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def migrate_command(config: str | None, plan_only: bool, contract: bool, offline: bool, as_json: bool) -> None:
+    """Bring every primary to the published definitions: new tables, new columns, wider types, indexes, buckets.
+
+    Only what applications have published is done: pipeline.define_tables(db) publishes. Running it twice changes
+    nothing, and after a failure or a kill it goes on where it stopped. Exit code 1 if something could not be done.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        plan_only: whether to print the SQL and change nothing.
+        contract: whether to drop and narrow.
+        offline: whether writes may wait for a statement.
+        as_json: whether to print JSON.
+    """
+    with opened(config) as pipeline:
+        if plan_only:
+            plan = plan_of(pipeline, contracts=contract)
+            drift = drift_lines(gather(pipeline.settings))
+            click.echo(_plan_as_json(plan, drift) if as_json else _as_sql(plan, drift))
+            raise SystemExit(1 if plan.faults else 0)
+        try:
+            if as_json:
+                done = migrate(pipeline, contracts=contract, offline=offline)
+            else:
+                done = migrate(pipeline, _show_step, contracts=contract, offline=offline)
+        except MigrationUnfinished as error:
+            if not as_json:
+                raise
+            click.echo(json.dumps({"statements": error.done, "faults": error.faults}))
+            raise SystemExit(1) from error
+    if as_json:
+        click.echo(json.dumps({"statements": done, "faults": []}))
+    elif done:
+        click.echo(f"{done} statements; all primaries are prepared")
+    else:
+        click.echo("nothing was missing; all primaries are prepared")
+
+
+def _show_step(event: Step | Behind) -> None:
+    click.echo(f"{event.shard}: {event.what}" if isinstance(event, Step) else str(event))
+
+
+def _plan_as_json(plan: Plan, drift: list[str]) -> str:
+    steps = [{"shard": step.shard, "what": step.what, "sql": step.sql} for step in plan.steps]
+    return json.dumps({"steps": steps, "faults": list(map(str, plan.faults)), "drift": drift})
+
+
+def _as_sql(plan: Plan, drift: list[str]) -> str:
+    """Return the plan as a script: what is no SQL is a comment."""
+    parts = []
+    for step in plan.steps:
+        online = online_text(step)
+        parts.append(f"-- {step.shard}: {step.what}{f' ({online})' if online else ''}\n{step.sql};\n")
+    parts += [f"-- cannot be done: {fault}\n" for fault in plan.faults]
+    if drift:
+        parts.append("-- the nodes differ:\n" + "\n".join(f"--   {line}" for line in drift) + "\n")
+    return "\n".join(parts or ["-- nothing is missing"])
+
+
+@click.group()
+def tables() -> None:
+    """Show and withdraw the published definitions of tables."""
+
+
+@tables.command("list")
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def list_command(config: str | None, as_json: bool) -> None:
+    """List the published tables: fields, the hash of the newest definition, and queued ops by definition.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        as_json: whether to print JSON.
+    """
+    with opened(config) as pipeline:
+        found = definitions(pipeline)
+    if as_json:
+        click.echo(json.dumps([one._asdict() for one in found]))
+        return
+    width = max((len(one.table) for one in found), default=0)
+    for one in found:
+        older = f", {one.older} of them of older definitions" if one.older else ""
+        click.echo(f"{one.table:{width}}  {one.hash}  {one.fields:>3} fields  {one.queued:,} ops not applied{older}")
+    if not found:
+        click.echo("no table is published: pipeline.define_tables(db) publishes")
+
+
+@tables.command("forget")
+@config_option
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def forget_command(config: str | None, name: str, as_json: bool) -> None:
+    """Withdraw the definition of NAME, which no model has any more; its rows stay where they are.
+
+    Refused while an op that is not applied names the table. A process whose model has the table publishes it again.
+
+    \f
+
+    Args:
+        config: see `options.config_option`.
+        name: the table's name in the model.
+        as_json: whether to print JSON.
+    """
+    with opened(config) as pipeline:
+        forget(pipeline, name)
+    click.echo(json.dumps({"forgotten": name}) if as_json else f"{name} is no longer published; its rows stay")

@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pipeline import clock
-from pipeline.admin import replica_absence, stops
-from pipeline.admin.release import release
+from pipeline.admin import absence, stops
+from pipeline.admin.stops import release
 from pipeline.cli.options import config_option, opened
 from pipeline.client import Client
 from pipeline.config.settings import load
-from pipeline.enqueue.spooling.drain import DrainResult
+from pipeline.enqueue.spool_drain import DrainResult
 from pipeline.errors import ConfigError
-from pipeline.spool.store import Counts, Spool
+from pipeline.spool import Counts, Spool
 from pipeline.web.outbox import resend_outbox as relay_rows
 
 
@@ -41,7 +41,7 @@ def rebuilt_command(config: str | None, node: str) -> None:
         node: the replica's name, such as `s0-r0`.
     """
     with opened(config) as pipeline:
-        replica_absence.declare_rebuilt(pipeline, node)
+        absence.declare_rebuilt(pipeline, node)
     click.echo(f"{node} counts again")
 
 

@@ -14,14 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipeline import clock
-from pipeline.admin.moving import orders
+from pipeline.admin.moving import HEARD_S, Mover, orders
 from pipeline.admin.moving.buckets_rows import Size
-from pipeline.admin.moving.mover import HEARD_S, Mover
 from pipeline.admin.moving.sides import on_nodes
 from pipeline.admin.stops import who
 from pipeline.cli.options import config_option, opened
 from pipeline.client import Client
-from pipeline.config.bucket_ranges import format_ranges, named_buckets
+from pipeline.config.buckets import format_ranges, named_buckets
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.shard.records.moves import MAX_LAG_S, MAX_LOAD, MoveNote
 

@@ -10,10 +10,10 @@ from types import FrameType
 
 import click
 
-from pipeline.admin.observe.faults import MAX_AGE_S
+from pipeline.admin.observe.record import MAX_AGE_S
 from pipeline.client import Client
 from pipeline.config.settings import DEFAULT_PATH, VARIABLE
-from pipeline.enqueue.bucket_map import follow_noted
+from pipeline.enqueue.buckets import follow_noted
 from pipeline.errors import ConfigError
 from pipeline.events import log_to_stderr
 from pipeline.owners import stranger

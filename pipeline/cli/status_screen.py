@@ -15,7 +15,7 @@ from rich.text import Text
 from pipeline.admin.observe.moves import NOT_KNOWN, MoveRecord, in_brief
 from pipeline.admin.observe.record import LATE_MS, NodeRecord, Record, ShardRecord
 from pipeline.model.wait_reason import sentences_of
-from pipeline.reads.health.report import NodeState
+from pipeline.reads.health import NodeState
 
 UNKNOWN = "unknown"
 _OF_SHARDS = ("shard", "state", "queued", "oldest", "applied/s", "dirty", "rejected", "lost")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.config.bucket_ranges import Ranges, parse_ranges, ranges
+from pipeline.config.buckets import Ranges, parse_ranges, ranges
 from pipeline.config.uris import broker_address, redacted, redis_address, shard_address, with_zone
 from pipeline.config.validators import (
     Validator,

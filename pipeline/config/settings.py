@@ -16,8 +16,8 @@ from dataclasses import KW_ONLY, MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.config import ini
-from pipeline.config.bucket_ranges import placement_faults
+from pipeline.config import files
+from pipeline.config.buckets import placement_faults
 from pipeline.config.sections import (
     ApplySettings,
     Head,
@@ -80,7 +80,7 @@ def load(
     try:
         return _checked(raw, label, environ)
     except ConfigError as error:
-        faults = ini.in_ini_names(error.faults, label) if label.endswith(".ini") else error.faults
+        faults = files.in_ini_names(error.faults, label) if label.endswith(".ini") else error.faults
         raise ConfigError(with_lines(faults, label)) from None
 
 
@@ -236,10 +236,10 @@ def _written(
         return source, "a dict"
     path, named_by = _find(source, environ)
     if path.suffix == ".ini" and path.exists():
-        shape, elsewhere = ini.read_ini(path.absolute())
+        shape, elsewhere = files.read_ini(path.absolute())
         if elsewhere is None:
             return shape, str(path.absolute())
-        path, named_by = elsewhere, f"{path} [{ini.SECTION}] {ini.ELSEWHERE} names a file, but"
+        path, named_by = elsewhere, f"{path} [{files.SECTION}] {files.ELSEWHERE} names a file, but"
     try:
         text = path.read_bytes().decode()
         return tomllib.loads(text), str(path.absolute())

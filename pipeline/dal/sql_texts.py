@@ -15,7 +15,7 @@ from collections.abc import Container, Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from pipeline.dal.objects import kind_of, op_name, real_name, tables_in
+from pipeline.dal import kind_of, op_name, real_name, tables_in
 from pipeline.errors import BadRead
 
 

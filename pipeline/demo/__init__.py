@@ -6,14 +6,19 @@ from contextlib import ExitStack, closing
 
 from pipeline.clock import mono_s, sleep_s
 from pipeline.demo import data
-from pipeline.demo.data import COLUMNS, Correction, Dataset, find_dataset, shard_key
-from pipeline.demo.growth import Growth
-from pipeline.demo.reads import Mixed, OwnWrite, read_mixed, read_own_write
-from pipeline.demo.screen import Screen
-from pipeline.demo.summary import Summary
-from pipeline.demo.system import DemoOptions, System, require_server, running_system
-from pipeline.demo.traffic import CHUNK_ROWS, LOOK_S, Meter, Traffic
-from pipeline.demo.verify import Comparison, compare, expected_digests
+from pipeline.demo.data import (
+    COLUMNS,
+    Comparison,
+    Correction,
+    Dataset,
+    compare,
+    expected_digests,
+    find_dataset,
+    shard_key,
+)
+from pipeline.demo.scenes import Growth, Mixed, OwnWrite, read_mixed, read_own_write
+from pipeline.demo.screen import Screen, Summary
+from pipeline.demo.system import CHUNK_ROWS, LOOK_S, DemoOptions, Meter, System, Traffic, require_server, running_system
 from pipeline.errors import PipelineError, WaitTimeout
 
 #: The demo gives up after so long without an applied op, s: thirty times the longest stall of a killed worker.

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.devcluster.celery import import_path
+from pipeline.devcluster.processes import import_path
 
 #: How long the guard may take to end once the cluster is down, s.
 LEAVE_TIMEOUT_S = 10.0
@@ -55,7 +55,7 @@ def watch_owner(directory: Path) -> None:
     Args:
         directory: the cluster's directory.
     """
-    from pipeline.devcluster.cluster import Cluster
+    from pipeline.devcluster import Cluster
 
     sys.stdin.buffer.read()
     Cluster(directory).down()

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.clock import polls
-from pipeline.devcluster import celery, mariadb, redis_server, state
-from pipeline.devcluster.mariadb import MariadbServers
+from pipeline.devcluster import processes, servers, state
 from pipeline.devcluster.processes import (
     LOOPBACK,
     exit_code,
@@ -26,7 +25,7 @@ from pipeline.devcluster.processes import (
     spawn,
     uninterrupted,
 )
-from pipeline.devcluster.sqlite import SqliteFiles
+from pipeline.devcluster.servers import MariadbServers, SqliteFiles
 from pipeline.devcluster.state import ClusterFailed, Process, Service, Shard
 
 ENGINES: dict[str, type[SqliteFiles | MariadbServers]] = {"embedded": SqliteFiles, "mariadb": MariadbServers}
@@ -80,14 +79,14 @@ def construct(directory: Path, options: ClusterOptions, report: Progress) -> Non
     """
     databases = ENGINES[options.engine](directory, options.shards, options.replicas)
     [redis_port] = free_ports(1)
-    redis = redis_server.service(directory, databases.log_server, redis_port)
-    _remember(directory, entries=(redis_server.LOG_SERVER, CONFIG_FILE))
+    redis = servers.service(directory, databases.log_server, redis_port)
+    _remember(directory, entries=(servers.LOG_SERVER, CONFIG_FILE))
 
     password = state.read_state(directory).password
-    redis_server.keep_password(directory, password)
+    servers.keep_password(directory, password)
     _bring_up(directory, databases, launch(directory, [redis]), report)
 
-    addresses = [redis_server.address(redis_port, password, database) for database in (0, 1)]
+    addresses = [servers.address(redis_port, password, database) for database in (0, 1)]
     text = config_text(databases.shards, redis=addresses, buckets=options.buckets, tables=options.tables)
     config = write_config(directory, text)
     wait_ready(directory, launch(directory, _workforce(config, options)), report)
@@ -160,9 +159,9 @@ def _remember(directory: Path, services: Sequence[Service] = (), entries: Sequen
 
 
 def _workforce(config: Path, options: ClusterOptions) -> list[Service]:
-    services = [celery.worker(config, number, options.worker_concurrency) for number in range(options.workers)]
+    services = [processes.worker(config, number, options.worker_concurrency) for number in range(options.workers)]
     if options.flower_port is not None:
-        services.append(celery.flower(config, options.flower_port or free_ports(1)[0]))
+        services.append(processes.flower(config, options.flower_port or free_ports(1)[0]))
     return services
 
 
@@ -255,8 +254,8 @@ def is_ready(directory: Path, service: Service, process: Process) -> bool:
     if service.kind in ("worker", "sqlite-replica"):
         return READY_WORDS in log_text(directory, process)
     if service.kind == "flower":
-        return celery.flower_answers(service.port or 0)
-    probes = {"redis": redis_server.answers, "mariadb": mariadb.takes_statements}
+        return processes.flower_answers(service.port or 0)
+    probes = {"redis": servers.answers, "mariadb": servers.takes_statements}
     return service.port is not None and probes[service.kind](service.port, state.read_state(directory).password)
 
 

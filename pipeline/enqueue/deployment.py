@@ -12,19 +12,19 @@ from uuid import uuid4
 
 from msgspec.structs import replace
 
-from pipeline.config.bucket_ranges import format_ranges
-from pipeline.config.topology import Topology
+from pipeline.config import Topology
+from pipeline.config.buckets import format_ranges
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable, WrongDeployment
 from pipeline.events import Event
+from pipeline.model import Position, deleted_behind
 from pipeline.model.fingerprint import Fingerprint, differences, newest, strangers, table_differences
-from pipeline.model.op import Position, deleted_behind
 from pipeline.model.schema import TableSchema
+from pipeline.oplog import Log
 from pipeline.oplog.appends import EVERYWHERE, Scope
-from pipeline.oplog.contract import Log
+from pipeline.shard import NodeSession
 from pipeline.shard.columns import columns_of, holds_rows
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
-from pipeline.shard.session import NodeSession
 
 #: How often a comparison begins anew because another process noted something meanwhile.
 TRIES = 5

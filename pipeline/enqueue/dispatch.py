@@ -11,14 +11,13 @@ from os import getpid
 from typing import TYPE_CHECKING
 
 from pipeline import clock
-from pipeline.config.topology import Topology
+from pipeline.bounds import WaitBudget, in_all
+from pipeline.config import Topology
 from pipeline.enqueue.held_ops import Atomic, Chunk, Held, HeldOp, HeldOps, fill, fill_like
 from pipeline.enqueue.producer import DURABLE_S
 from pipeline.enqueue.publisher import Publisher
-from pipeline.enqueue.sends import Sends, What, what_of
-from pipeline.enqueue.shipment import UNCHECKED_BYTES, OpPlace, Shipment, check_size, shipment_of
-from pipeline.enqueue.spooling.fallback import Fallback
-from pipeline.enqueue.spooling.redis_away import RedisAway
+from pipeline.enqueue.shipment import UNCHECKED_BYTES, OpPlace, Sends, Shipment, What, check_size, shipment_of, what_of
+from pipeline.enqueue.spool_fallback import Fallback, RedisAway
 from pipeline.errors import (
     BadOp,
     InDoubt,
@@ -30,13 +29,12 @@ from pipeline.errors import (
     Unavailable,
     shown,
 )
-from pipeline.model.op import UPSERT, Addressed, Op, encode, head_of, id_of, id_of_new, with_id
+from pipeline.model import UPSERT, Addressed, Op, encode, head_of, id_of, id_of_new, with_id
 from pipeline.model.receipt import Receipt, Receipts
+from pipeline.oplog import Log
 from pipeline.oplog.appends import KeyClaimed
-from pipeline.oplog.contract import Log
-from pipeline.oplog.counts import REFUSED
 from pipeline.oplog.doorbell import Bell, SilentBell
-from pipeline.wait_budget import WaitBudget, in_all
+from pipeline.oplog.shared_state import REFUSED
 
 if TYPE_CHECKING:
     from pipeline.model.receipt import Source

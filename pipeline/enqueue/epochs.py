@@ -16,22 +16,21 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 
 from pipeline import clock
-from pipeline.config.topology import Topology
-from pipeline.enqueue import bucket_map
+from pipeline.bounds import WaitBudgets, WaitBudgetSpent, perform, waited
+from pipeline.config import Topology
+from pipeline.enqueue import buckets
 from pipeline.enqueue.deployment import verify
-from pipeline.enqueue.schemas import SchemaPublisher
+from pipeline.enqueue.final_values import SchemaPublisher
 from pipeline.enqueue.shipment import Acked, Sender
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable
 from pipeline.events import Event
 from pipeline.model.fingerprint import Fingerprint, newest
-from pipeline.model.seal import Seal
+from pipeline.model.receipt import Seal
+from pipeline.oplog import Log
 from pipeline.oplog.appends import Appends, Scope
-from pipeline.oplog.contract import Log
+from pipeline.shard import NodeSession, records
 from pipeline.shard.nodes import Nodes
-from pipeline.shard.records import ledger, ledger_queries, moves
-from pipeline.shard.records.ledger import LostRange, Mark
-from pipeline.shard.session import NodeSession
-from pipeline.wait_budget import WaitBudgets, WaitBudgetSpent, perform, waited
+from pipeline.shard.records import LostRange, Mark, ledger_queries, moves
 
 #: How long one raise may take in all, s; databases have to be asked.
 RAISE_S = 10.0
@@ -215,7 +214,7 @@ class Authority:
             )
             self._seal.learn()
             # after the epoch, too: a change of the map is noted before it raises the epochs
-            bucket_map.follow(log, self._nodes, self._topology, anew=not given)
+            buckets.follow(log, self._nodes, self._topology, anew=not given)
             if given:
                 return epoch
             new = new_epoch(self._nodes, scope, max(epoch, known))
@@ -299,19 +298,19 @@ class Authority:
         self, session: NodeSession, shard: str, scope: Scope, epoch: int, bucket: int, acked: Mapping[Sender, Acked]
     ) -> list[LostRange]:
         """Record what one bucket has lost, under the lock of its watermark: no worker applies anything there then."""
-        mark = ledger.lock(session, [bucket], 1).get(bucket)
+        mark = records.lock(session, [bucket], 1).get(bucket)
         if mark is None or not mark.owned or moves.moving(session, shard, [bucket]):
             return []  # a worker holds it, or nothing may change it beside its log while it moves
         over = mark.position.epoch
         if any(over <= under < epoch for _, under in acked.values()) and self._all_applied(scope, epoch, bucket, mark):
             over = epoch
         last = {pair: seq for pair, (seq, under) in acked.items() if under < over}
-        seen = ledger.seen(session, last) if last else {}
+        seen = records.seen(session, last) if last else {}
         lost = {pair: seq for pair, seq in last.items() if seen[pair] < seq}
         losses = [LostRange(bucket, 0, pair[1], seen[pair] + 1, seq) for pair, seq in lost.items()]
         if lost:
-            ledger.lose(session, losses)
-            ledger.remember(session, lost)  # what is told lost is never applied: an entry that comes after all is seen
+            records.lose(session, losses)
+            records.remember(session, lost)  # what is told lost is never applied: an entry that comes after all is seen
         return losses
 
     def _all_applied(self, scope: Scope, epoch: int, bucket: int, mark: Mark) -> bool:

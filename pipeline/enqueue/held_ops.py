@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pipeline.enqueue.shipment import UNCHECKED_BYTES, OpPlace
 from pipeline.errors import BadOp, BadValue, CrossBucket
-from pipeline.model.op import GROUP, INSERT, Op, Position, encode
+from pipeline.model import GROUP, INSERT, Op, Position, encode
 from pipeline.model.receipt import Receipt
 from pipeline.model.sheet import Sheet
 

@@ -12,18 +12,17 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from pipeline import clock
-from pipeline.config.topology import Topology
-from pipeline.enqueue.acknowledged import Acknowledged
+from pipeline.config import Topology
 from pipeline.enqueue.epochs import Authority
-from pipeline.enqueue.producer import EPOCHS, FRESH_S, Producer, Run, resend
+from pipeline.enqueue.producer import EPOCHS, FRESH_S, Acknowledged, Producer, Run, resend
 from pipeline.enqueue.shipment import OpPlace, Shipment, queued
-from pipeline.enqueue.spooling.redis_away import RedisAway
+from pipeline.enqueue.spool_fallback import RedisAway
 from pipeline.errors import LogUnavailable, PipelineFull, Unavailable
 from pipeline.events import Event
-from pipeline.model.op import Position
+from pipeline.model import Position
 from pipeline.oplog.appends import HELD, HOLE, Appends, EpochStale, Scope
 from pipeline.oplog.doorbell import Bell, SilentBell
-from pipeline.spool.store import Number
+from pipeline.spool import Number
 
 #: Rounds of one call: the first, one under another epoch, one behind a hole, and in case the server goes on changing.
 SEND_ROUNDS = 5

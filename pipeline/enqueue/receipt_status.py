@@ -6,24 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pipeline import clock
-from pipeline.config.topology import Topology
-from pipeline.enqueue import bucket_map
+from pipeline.config import Topology
+from pipeline.enqueue.buckets import follow_noted, where
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import LogUnavailable, Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
-from pipeline.model.op import START, Position
-from pipeline.model.receipt import Receipt
-from pipeline.model.seal import Seal
+from pipeline.model import START, Position
+from pipeline.model.receipt import Receipt, Seal
 from pipeline.model.wait_reason import WaitReason, reasons_of
-from pipeline.oplog.contract import Log
+from pipeline.oplog import Log
+from pipeline.shard import NodeSession
 from pipeline.shard.nodes import Nodes
-from pipeline.shard.records import ledger_queries, moves
-from pipeline.shard.records.ledger import GONE, MOVED, OWNED
+from pipeline.shard.records import GONE, MOVED, OWNED, ledger_queries, moves
 from pipeline.shard.records.ledger_queries import Fate
 from pipeline.shard.records.set_aside import GIVEN_UP
 from pipeline.shard.records.stops import stop_reasons
-from pipeline.shard.session import NodeSession
-from pipeline.spool.null_spool import NullSpool
-from pipeline.spool.store import Spool
+from pipeline.spool import NullSpool, Spool
 
 #: A shard forgets producers it has not heard of for so long; an older receipt of another epoch has no status.
 REMEMBERED_S = 7 * 86_400
@@ -196,7 +193,7 @@ class Follower:
         bucket, place, leg = receipt.bucket, receipt.position, None
         fate = _fate_on(self._nodes.primary(shard), receipt)
         if fate.state is not None and fate.state not in OWNED:  # this process may have the map of before
-            shard, leg = bucket_map.where(self._nodes, bucket, shard)
+            shard, leg = where(self._nodes, bucket, shard)
             fate = _fate_on(self._nodes.primary(shard), receipt)
         if fate.reject is not None and fate.reject[0] in ("parked", "waiting"):
             return self._why_aside(shard, receipt, *fate.reject[:2])
@@ -224,7 +221,7 @@ class Follower:
         """Return what a shard knows of an op; where the bucket has left it, what the shard knows that has it now."""
         found = _fate_on(self._nodes.primary(shard), receipt)
         if found.state in (MOVED, GONE):
-            bucket_map.follow_noted(self._log, self._topology)
+            follow_noted(self._log, self._topology)
             owner = self._topology.shard_of(receipt.bucket)
             found = found if owner == shard else _fate_on(self._nodes.primary(owner), receipt)
         return found
@@ -298,7 +295,7 @@ class Follower:
         """Return the buckets of which a shard has not applied all; hear where those have gone that it has no more."""
         found = ledger_queries.marks_of(self._nodes.primary(shard), buckets)
         if any(mark.state in (MOVED, GONE) for mark in found.values()):
-            bucket_map.follow_noted(self._log, self._topology)
+            follow_noted(self._log, self._topology)
         if missing := buckets - found.keys():
             raise ShardUnavailable(shard, f"it has no watermark of bucket {min(missing)}: run pipeline migrate")
         return {bucket for bucket in buckets if found[bucket].position < tails[bucket]}

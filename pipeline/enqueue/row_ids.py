@@ -1,6 +1,6 @@
 """Make row ids of blocks that Redis gave to this process or, while Redis is away, of the host's reserve.
 
-The layout of an id, and why ids are unique, is in `pipeline.model.ids`.
+The layout of an id, and why ids are unique, is in `pipeline.model`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from itertools import islice
 from operator import length_hint
 
 from pipeline import clock
-from pipeline.config.topology import Topology
-from pipeline.enqueue.spooling.redis_away import RedisAway
+from pipeline.bounds import WaitBudgetSpent
+from pipeline.config import Topology
+from pipeline.enqueue.spool_fallback import RedisAway
 from pipeline.errors import IdsUsedUp, LogUnavailable, Unavailable
 from pipeline.events import Event
-from pipeline.model.ids import FIRST_SPAN, SPANS, Given, ids_of
+from pipeline.model import FIRST_SPAN, SPANS, Given, ids_of
 from pipeline.oplog.shared_state import SharedState
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
-from pipeline.spool.id_reserve import IdReserve
-from pipeline.spool.null_spool import NullSpool
-from pipeline.wait_budget import WaitBudgetSpent
+from pipeline.spool import IdReserve, NullSpool
 
 #: The least and the most ids of a block. A block has twice what the one before was used for.
 LEAST, MOST = 8, 1 << 16

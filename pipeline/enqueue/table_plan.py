@@ -9,10 +9,10 @@ from typing import Any
 
 from pipeline import clock
 from pipeline.bounds import keep_newest
-from pipeline.dal.objects import has_filters, with_filters
+from pipeline.dal import has_filters, with_filters
 from pipeline.dal.trees import Tree, condition
 from pipeline.enqueue import held_ops
-from pipeline.enqueue.bucket_choice import (
+from pipeline.enqueue.buckets import (
     bucket_of_new,
     bucket_of_rows,
     check_upsert_filters,
@@ -36,7 +36,7 @@ from pipeline.enqueue.final_values import (
 from pipeline.enqueue.held_ops import Chunk
 from pipeline.enqueue.row_ids import RowIds
 from pipeline.errors import BadOp, BadQuery, BadValue, shown
-from pipeline.model.op import DELETE, INSERT, UPDATE, UPSERT, Addressed, Op, encode
+from pipeline.model import DELETE, INSERT, UPDATE, UPSERT, Addressed, Op, encode
 from pipeline.model.sheet import Sheet
 
 #: Longest idempotency key, characters: a key is a number, an address or a digest, and each op carries it.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, overload
 import msgspec
 
 from pipeline.errors import NewerOp, NotAnOp
-from pipeline.model.op import INSERT, SHEETS, Entry, Op, Position, decode, encode
+from pipeline.model import INSERT, SHEETS, Entry, Op, Position, decode, encode
 
 #: What the text of a sheet begins with.
 KIND = b'["sheet",'

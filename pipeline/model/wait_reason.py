@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from pipeline.events import without_values
-from pipeline.model.op import Position
+from pipeline.model import Position
 
 
 class Kind(NamedTuple):

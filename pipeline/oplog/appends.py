@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from pipeline.model.op import Position
+from pipeline.model import Position
 
 #: Codes of `Placed`.
 APPENDED, SEEN, HOLE, HELD = 0, 1, 2, 3

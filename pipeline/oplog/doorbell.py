@@ -1,11 +1,4 @@
-"""Ring a shard through Celery: one message says "this shard has work". Hold Celery's settings of the broker.
-
-A ring is a hint: a lost one delays an op by two seconds at most, and loses no op. Ringing takes about as long as three
-enqueues, so a thread does it, off the caller's path. A forked process has its own thread and connections.
-
-The web process that rings and the workers that listen share the settings. Each value has its reason; the traps behind
-the values are in docs/notes/03-celery-on-redis.md.
-"""
+"""Ring a shard through Celery: one message says "this shard has work". Know since when nothing has happened there."""
 
 from __future__ import annotations
 
@@ -18,15 +11,57 @@ from typing import Any
 from urllib.parse import quote
 
 from pipeline import clock
-from pipeline.config.address import Address, host_of, parse
+from pipeline.config.uris import Address, host_of, parse
+from pipeline.errors import LogUnavailable
 from pipeline.events import Event
 from pipeline.oplog.redis.connection import connect, tls_options, to_sentinels
+from pipeline.oplog.shared_state import SharedState
 from pipeline.per_process import PerProcess
+
+#: A shard is quiet once nothing has happened at it for so long, s: then its last report and its last record are of now.
+QUIET_SHARD_S = 10.0
+
+
+class Quiet:
+    """What one thread of a worker has seen of all shards.
+
+    Args:
+        log: says what happens.
+        shards: their names.
+    """
+
+    def __init__(self, log: SharedState, shards: Iterable[str]):
+        self._log, self._shards = log, tuple(shards)
+        #: By shard at which nothing happens: what the log said, and since when, by this process's steady clock.
+        self._since: dict[str, tuple[str, float]] = {}
+        self._looked_s = 0.0
+
+    def look(self) -> None:
+        """Ask the log; call this once a second."""
+        try:
+            found = self._log.stirs(self._shards)
+        except LogUnavailable:
+            found = {}
+        self._looked_s, before = clock.mono_s(), self._since
+        same = {shard for shard, said in found.items() if shard in before and before[shard][0] == said}
+        self._since = {
+            shard: before[shard] if shard in same else (said, self._looked_s) for shard, said in found.items() if said
+        }
+
+    def is_quiet(self, shard: str) -> bool:
+        """Return whether nothing had happened at a shard for a while at the last look.
+
+        Args:
+            shard: its name.
+        """
+        said = self._since.get(shard)
+        return said is not None and self._looked_s - said[1] > QUIET_SHARD_S
+
 
 #: The task that drains a shard. Rung by name: the web process never imports the workers.
 APPLY_TASK = "pipeline.apply"
 #: Rings of one process that come faster than this are one, s. Keeps a busy producer's own latency flat.
-QUIET_S = 0.005
+REST_S = 0.005
 #: With this many messages waiting for a shard, another adds nothing; keeps the queue short while no worker is there.
 ENOUGH = 8
 #: How long Celery waits for a connection to the broker, s.
@@ -199,7 +234,7 @@ class Bell:
                 later = None
             for wish in flushed:
                 wish.set()
-            clock.sleep_s(QUIET_S)
+            clock.sleep_s(REST_S)
 
     def _celery(self) -> Any:
         mine = self._mine()

@@ -14,17 +14,16 @@ from typing import Any, NamedTuple
 from pipeline import clock
 from pipeline.bounds import keep_newest
 from pipeline.errors import BadRead, ReadOnly, ShardUnavailable
-from pipeline.model.op import Position
+from pipeline.model import Position
 from pipeline.per_process import PerProcess
+from pipeline.reads import Need
 from pipeline.reads.node_tables import MOST_MET, NodeTables
 from pipeline.reads.onward import Onward
-from pipeline.reads.session import Need
+from pipeline.shard import NodeSession
 from pipeline.shard.dialect import Dialect
 from pipeline.shard.driver_errors import connection_lost, refused_write, sentence_of
 from pipeline.shard.nodes import Nodes
-from pipeline.shard.records import ledger_queries
-from pipeline.shard.records.ledger import ASIDE_IN, Mark
-from pipeline.shard.session import NodeSession
+from pipeline.shard.records import ASIDE_IN, Mark, ledger_queries
 
 #: A connection that was idle for longer is tried before it is relied on, s.
 IDLE_S = 1.0

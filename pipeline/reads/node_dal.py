@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from pipeline.dal.objects import kind_of, rebuilt_on, tables_in
+from pipeline.dal import kind_of, rebuilt_on, tables_in
 from pipeline.dal.sql_texts import raw
 from pipeline.errors import BadRead, UnknownTable
 from pipeline.reads.connections import NodeReader

@@ -14,17 +14,9 @@ from functools import partial
 from typing import Any
 
 from pipeline.bounds import MOST_DEFINITIONS, keep_newest
-from pipeline.dal.filters import narrowed
-from pipeline.dal.objects import (
-    compile_in_each_thread,
-    for_all_threads,
-    kind_of,
-    real_name,
-    rebuilt_on,
-    referee,
-    renamed,
-)
+from pipeline.dal import compile_in_each_thread, for_all_threads, kind_of, real_name, rebuilt_on, referee, renamed
 from pipeline.dal.sql_texts import guard
+from pipeline.dal.trees import narrowed
 from pipeline.model.schema import signature_of
 from pipeline.per_process import PerProcess
 from pipeline.reads.onward import Onward, Referee, Referrers, RowsDAL

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from pipeline.config.topology import Topology
-from pipeline.dal.objects import real_name, tables_in
+from pipeline.config import Topology
+from pipeline.dal import real_name, tables_in
 from pipeline.errors import BadRead
+from pipeline.reads import After
 from pipeline.reads.read_place import places_of_query
-from pipeline.reads.routing.policy import Bounds
-from pipeline.reads.session import After
+from pipeline.reads.routing import Bounds
 from pipeline.shard.driver_errors import no_such_table
 
 

@@ -6,17 +6,17 @@ from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from pipeline.config.bucket_ranges import NOWHERE, Placement
+from pipeline.config import Topology
+from pipeline.config.buckets import NOWHERE, Placement
 from pipeline.config.settings import TableSettings
-from pipeline.config.topology import Topology
-from pipeline.dal.objects import conjuncts, field_table, kind_of, op_name, pinned_values, real_name
+from pipeline.dal import conjuncts, field_table, kind_of, op_name, pinned_values, real_name
 from pipeline.errors import BadRead, BadToken, ShardKeyError, shown
 from pipeline.model.schema import Column, column_of
 from pipeline.model.values import TEXT_KINDS
-from pipeline.model.values.numbers import RANGES
-from pipeline.oplog.contract import Entries
+from pipeline.model.values.texts import RANGES
+from pipeline.oplog import Entries
 from pipeline.per_process import chance
-from pipeline.reads.session import Need, Token
+from pipeline.reads import Need, Token
 
 
 class NoRowMatches(BadRead):

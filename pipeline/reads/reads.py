@@ -8,24 +8,22 @@ from functools import cached_property, partial
 from typing import Any
 
 from pipeline import clock
+from pipeline.config import Topology
 from pipeline.config.settings import Settings
-from pipeline.config.topology import Topology
-from pipeline.dal.objects import kind_of, query_of
+from pipeline.dal import kind_of, query_of
 from pipeline.errors import BadOp, BadRead, ShardUnavailable
-from pipeline.oplog.contract import Entries
+from pipeline.oplog import Entries
+from pipeline.reads import NOTHING, After, ReadSession, Token, TokenSeal, after_of
 from pipeline.reads.connections import NodeReaders
-from pipeline.reads.gather.gather import GATHER_S, Gather
+from pipeline.reads.gather import GATHER_S, Gather
 from pipeline.reads.node_dal import NodeDAL, refuse_cache
 from pipeline.reads.onward import Onward
-from pipeline.reads.pending.pending_rows import CannotOverlay, Overlay
+from pipeline.reads.pending import CannotOverlay, Overlay
 from pipeline.reads.read_place import ReadPlace, needs_at, place_of_id, place_of_key, whole_id
-from pipeline.reads.routing.health_cache import HealthCache
+from pipeline.reads.routing import Bounds
 from pipeline.reads.routing.moving import Elsewhere, MovingRead, check_served
-from pipeline.reads.routing.policy import Bounds
-from pipeline.reads.routing.router import Read
-from pipeline.reads.routing.traced import router_type
-from pipeline.reads.session import NOTHING, After, ReadSession, Token, after_of
-from pipeline.reads.token_cookie import TokenSeal
+from pipeline.reads.routing.replicas import HealthCache
+from pipeline.reads.routing.router import Read, router_type
 from pipeline.shard.nodes import Nodes
 
 #: A read that failed twice is retried while no more time than that has passed, s. And how often at most: each of a

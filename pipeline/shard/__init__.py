@@ -1,1 +1,373 @@
-"""Open sessions on database nodes, and speak their SQL: dialects, statements, the pipeline's own tables."""
+"""Open one node's database session: pyDAL's connection, pinned to settings under which nothing is bent or cut.
+
+pyDAL replaces MySQL's `sql_mode` after every connect (strict mode off). So a session sets its own mode after pyDAL's.
+pyDAL also leaves an idle reader frozen in its snapshot, so every read or write ends its transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from itertools import count
+from types import new_class
+from typing import Any
+
+from pydal import DAL
+
+from pipeline.config.settings import redact
+from pipeline.errors import NotMigrated, PipelineError, ShardUnavailable, Unavailable
+from pipeline.events import Event
+from pipeline.shard.dialect import Dialect, dialect_of
+from pipeline.shard.driver_errors import NOT_THE_PRIMARY, Fault, code_of, fault_of, row_in, sentence_of
+
+#: Seconds until a server without an answer counts as away.
+CONNECT_S, STATEMENT_S = 3, 20
+#: The same where a person waits for the answer, s.
+BRIEF_CONNECT_S, BRIEF_STATEMENT_S = 2, 3
+#: MySQL's CLIENT.FOUND_ROWS: an UPDATE counts the rows that it found, not only the rows that it changed.
+_FOUND_ROWS = 2
+#: The most statements that are kept back to be sent together: where one waits for a lock, each of the others waits too.
+MOST_KEPT = 12
+logger = logging.getLogger("pipeline.shard")
+
+
+class Unanswered(PipelineError):
+    """What is kept back, to be sent together, needs an answer first; nothing of it was sent."""
+
+    retryable = True
+
+
+class _Here(threading.local):
+    """What one thread keeps back; None: nothing is kept back."""
+
+    kept: list[str] | None = None
+
+
+class _OwnName:
+    """Under which names a thread keeps an adapter's connection and cursor.
+
+    pyDAL's names are the adapter's address in memory. Another adapter has that address once this one is gone, and would
+    take a connection that a thread has left of it: to another database.
+    """
+
+    number: int
+
+    @property
+    def _connection_uname_(self) -> str:
+        return f"_pipeline_connection_{self.number}_{os.getpid()}"
+
+    @property
+    def _cursors_uname_(self) -> str:
+        return f"_pipeline_cursor_{self.number}_{os.getpid()}"
+
+
+#: Numbers that no two adapters of a process share.
+_numbers = count(1)
+
+
+@cache
+def _with_own_name(kind: Any) -> Any:
+    return new_class(kind.__name__, (_OwnName, kind))
+
+
+class NodeSession:
+    """A connection per thread and process to one node; it reconnects by itself after a failure.
+
+    Args:
+        node: its name, for messages: `s0`, `s0-r1`.
+        uri: pyDAL's URI.
+        read_only: refuse every write on the server.
+        connect_s: the longest connect, seconds.
+        statement_s: the longest wait for the answer to a statement, seconds.
+        autocommit: leave no transaction open after a statement: for readers, which would otherwise freeze in a
+            snapshot.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        uri: str,
+        *,
+        read_only: bool = False,
+        autocommit: bool = False,
+        connect_s: float = CONNECT_S,
+        statement_s: float = STATEMENT_S,
+    ):
+        self.node, self.read_only, self.autocommit = node, read_only, autocommit
+        #: Whether the node was away, or refused a write as a replica, since a caller last reset this flag.
+        self.suspect = False
+        self._statement_bytes = 0
+        self._limit_s: float | None = None
+        #: Numbers of errors of which the server names no row.
+        self._silent_codes: set[int] = set()
+        self._here = _Here()
+        self.dialect: Dialect = dialect_of(uri)
+        self.db = DAL(
+            self.dialect.uri(uri),
+            pool_size=0,
+            migrate=False,
+            migrate_enabled=False,
+            attempts=1,
+            bigint_id=True,
+            check_reserved=None,
+            driver_args=self.dialect.driver_args(connect_s, statement_s, _FOUND_ROWS)
+            | (self.dialect.autocommit if autocommit else {}),
+        )
+        self.adapter: Any = self.db._adapter
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Let pyDAL's adapter keep no statements, close nothing by itself, and prepare each connection of its own."""
+        self.adapter._clean_tlocals()
+        self.adapter.number = next(_numbers)
+        self.adapter.__class__ = _with_own_name(self.adapter.__class__)
+        self.adapter.set_connection(None)  # as pyDAL leaves a new one, for `DAL.close`
+        # pyDAL's handler keeps the last 100 statements of each thread: a gigabyte where ops have 10 MB
+        self.adapter.execution_handlers = []
+        pydals_own = self.adapter.after_connection
+        # a request's end closes every DAL that web2py first saw in its thread; this DAL outlives requests
+        self._close, self.adapter.close = self.adapter.close, lambda *args, **options: None
+
+        def after_connection() -> None:
+            pydals_own()
+            self._statement_bytes, self._limit_s = 0, None
+            for name, function in self.dialect.functions.items():
+                self.adapter.connection.create_function(name, 1, function, deterministic=True)
+            for sql in self.dialect.session(self.read_only):
+                self.adapter.execute(sql)
+
+        self.adapter.after_connection = after_connection
+        if (connect := self.dialect.connect) is not None:
+            self.adapter.connector = lambda: connect(self.adapter.driver_args)
+
+    def execute(self, sql: str) -> int:
+        """Run a statement and return the rows that it found. The driver's errors pass through: the applier judges them.
+
+        Args:
+            sql: one statement.
+        """
+        if (kept := self._here.kept) is not None:
+            if len(kept) == MOST_KEPT:
+                raise Unanswered(sql)
+            kept.append(sql)
+            return 0
+        self.adapter.execute(sql)
+        return int(self.adapter.cursor.rowcount)
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Run a query inside the open transaction.
+
+        Args:
+            sql: one SELECT.
+
+        Raises:
+            Unanswered: statements before it are kept back.
+        """
+        if self._here.kept is not None:
+            raise Unanswered(sql)
+        self.adapter.execute(sql)
+        return list(self.adapter.cursor.fetchall())
+
+    def ask(self, *statements: str) -> list[list[tuple[Any, ...]]]:
+        """Run statements inside the open transaction, in one round trip where the driver can; return the rows of each.
+
+        Args:
+            statements: a few, whose rows are whole numbers and texts. Where one fails, those behind it may be done.
+
+        Raises:
+            Unanswered: statements before them are kept back.
+        """
+        if self._here.kept is not None:
+            raise Unanswered(statements[0])
+        ask = getattr(self.adapter.connection, "ask", None)
+        return [self.rows(sql) for sql in statements] if ask is None else ask(statements)
+
+    @contextmanager
+    def kept_back(self) -> Iterator[list[str]]:
+        """Keep back what this thread executes, and yield the list of it, to be sent with `ask` behind the block.
+
+        Raises:
+            Unanswered: something needs an answer, or there are more than `MOST_KEPT` statements.
+        """
+        kept = self._here.kept = list[str]()
+        try:
+            yield kept
+        finally:
+            self._here.kept = None
+
+    def statement_bytes(self) -> int:
+        """Return the size of the largest statement that the server takes; read once per connection."""
+        if self._statement_bytes == 0:
+            self._statement_bytes = self.dialect.statement_bytes(self.rows)
+        return self._statement_bytes
+
+    def limit_statements(self, longest_s: float) -> None:
+        """Let the server interrupt statements of this connection, where the server can.
+
+        Args:
+            longest_s: the longest statement, seconds.
+        """
+        sql = self.dialect.limits(longest_s) if self._limit_s != longest_s else None
+        if sql is not None:
+            self.execute(sql)
+            self._limit_s = longest_s
+
+    def last_ids(self, rows: int) -> tuple[int, int]:
+        """Return the first id that the last INSERT, of so many *rows*, was given, and the step to the next."""
+        return self.dialect.last_ids(self.rows, rows)
+
+    def bad_row(self, error: Exception) -> int | None:
+        """Return which row of the last statement the server refused, from 1, as far as the server says so.
+
+        Args:
+            error: of the statement; nothing else has been sent since.
+        """
+        code = code_of(error)
+        if code is None or fault_of(error) not in (Fault.PERMANENT, Fault.UNKNOWN):
+            return None
+        row = row_in(error)
+        if row is None and code not in self._silent_codes:
+            row = self._told_row()
+            if row is None:
+                self._silent_codes.add(code)
+        return row
+
+    def marked_id(self) -> int | None:
+        """Return the id of the last row of a marked INSERT that the server came to, or None; see `Dialect.mark`."""
+        if not self.dialect.mark:
+            return None
+        [[found]] = self.rows("SELECT @pipeline_id")
+        return int(found) if found is not None else None
+
+    def _told_row(self) -> int | None:
+        try:
+            return self.dialect.bad_row(self.rows)
+        except Exception as error:
+            if fault_of(error) is Fault.PERMANENT:  # MySQL knows no such word: 1064, a syntax error
+                return None
+            raise
+
+    @contextmanager
+    def transaction(self) -> Iterator[NodeSession]:
+        """Commit at the end, or roll back and let the error through.
+
+        Raises:
+            ShardUnavailable: no connection, or the answer to COMMIT was lost; the watermark shows whether it happened.
+        """
+        self._open()
+        try:
+            yield self
+        except BaseException as error:
+            self.suspect |= code_of(error) in NOT_THE_PRIMARY
+            if isinstance(error, PipelineError) and not isinstance(error, Unavailable):
+                self._roll_back()  # it ends in an orderly way, and is perhaps run again at once
+            else:
+                self.discard()
+            raise
+        try:
+            self.adapter.commit()
+        except Exception as error:
+            self.suspect = True
+            self.discard()
+            raise ShardUnavailable(self.node, f"the answer to COMMIT was lost ({sentence_of(error)})") from error
+
+    @contextmanager
+    def snapshot(self) -> Iterator[NodeSession]:
+        """Show the database as it is now for as long as this lasts; the connection is closed at the end."""
+        with self.translated():
+            for sql in self.dialect.snapshot:
+                self.adapter.execute(sql)
+        try:
+            yield self
+        finally:
+            self.discard()
+
+    def _roll_back(self) -> None:
+        try:
+            self.adapter.rollback()
+        except Exception:
+            self.discard()
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Run a query in a transaction of its own.
+
+        Args:
+            sql: one SELECT.
+
+        Raises:
+            ShardUnavailable: the node did not answer in time.
+            NotMigrated: a table of the pipeline is missing.
+        """
+        with self.translated():
+            for again in (True, False):
+                try:
+                    found = self.rows(sql)
+                    if not self.autocommit:
+                        self.adapter.rollback()
+                except Exception as error:
+                    self.discard()
+                    # an idle connection may have broken long ago: one retry on a new connection
+                    if again and fault_of(error) is Fault.TRANSIENT:
+                        continue
+                    raise
+                return found
+        raise AssertionError
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn the driver's errors into ours."""
+        try:
+            yield
+        except Exception as error:
+            if type(error).__module__.startswith("pipeline."):
+                raise
+            if fault_of(error) is Fault.SCHEMA and "pipeline_" in str(error):
+                raise NotMigrated(self.node, sentence_of(error)) from error
+            self.suspect = True
+            raise ShardUnavailable(self.node, f"{type(error).__name__}: {sentence_of(error)}") from error
+
+    def discard(self) -> None:
+        """Close this thread's connection, rolling back; the next use opens another."""
+        try:
+            self._close("rollback")
+        except Exception as error:
+            logger.debug(Event("connection_dropped", node=self.node, error=error))
+
+    def _open(self) -> None:
+        """Begin; a connection that broke while idle is replaced once."""
+        if getattr(self.adapter.connection, "begins_itself", False):
+            return
+        with self.translated():
+            try:
+                self.adapter.execute(self.dialect.begin)
+            except Exception as error:
+                self.discard()
+                if fault_of(error) in (Fault.SCHEMA, Fault.PERMANENT) or "locked" in str(error):
+                    raise
+                self.adapter.execute(self.dialect.begin)
+
+    def __repr__(self) -> str:
+        return f"<Session {self.node} {redact(str(self.db._uri))}>"
+
+
+@contextmanager
+def brief(
+    node: str, uri: str, *, read_only: bool = True, statement_s: float = BRIEF_STATEMENT_S
+) -> Iterator[NodeSession]:
+    """Yield a session of a node for a person who waits; its connection is closed at the end.
+
+    Args:
+        node: its name, for messages.
+        uri: pyDAL's URI.
+        read_only: whether the server refuses every write.
+        statement_s: the longest wait for the answer to a statement, seconds.
+    """
+    session = NodeSession(node, uri, read_only=read_only, connect_s=BRIEF_CONNECT_S, statement_s=statement_s)
+    try:
+        yield session
+    finally:
+        session.discard()

@@ -24,7 +24,7 @@ from pymysql.constants import CLIENT, COMMAND, CR, FIELD_TYPE
 from pymysql.err import InterfaceError, MySQLError, OperationalError, raise_mysql_exception
 
 from pipeline import clock
-from pipeline.config.address import TLS, host_of, parse
+from pipeline.config.uris import TLS, host_of, parse
 from pipeline.shard.driver_errors import Fault, fault_of
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Endpoint:
     """A database that connections are made to, as its address says.
 
     Args:
-        uri: the address; see `pipeline.config.address`.
+        uri: the address; see `pipeline.config.uris`.
 
     Attributes:
         uri: what pyDAL reads: the same database, without a password.

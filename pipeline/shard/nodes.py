@@ -17,7 +17,7 @@ from pipeline.config.uris import with_login_of
 from pipeline.errors import PipelineError, ShardUnavailable
 from pipeline.events import Event
 from pipeline.per_process import PerProcess
-from pipeline.shard.session import NodeSession
+from pipeline.shard import NodeSession
 
 if TYPE_CHECKING:
     from typing import Protocol

@@ -13,9 +13,9 @@ from typing import NamedTuple
 from pipeline.bounds import portions
 from pipeline.clock import mono_s
 from pipeline.model.schema import TableSchema
+from pipeline.shard import NodeSession
 from pipeline.shard.columns import DatabaseColumn
 from pipeline.shard.driver_errors import Fault, fault_of, is_about_other_rows, is_driver_error
-from pipeline.shard.session import NodeSession
 from pipeline.shard.stored_rows import WRITE_ROWS, RangeTotal, StoredIds, StoredRows, as_it_is
 
 #: Rows of the first chunk and of the largest, and how long a chunk may take to compare, copy or delete, seconds.

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.dal.trees import pinned
 from pipeline.errors import PipelineError
-from pipeline.model.op import DELETE, GROUP, INSERT, UPDATE, UPSERT, Op
+from pipeline.model import DELETE, GROUP, INSERT, UPDATE, UPSERT, Op
 from pipeline.model.sheet import Sheet
 from pipeline.shard.dialect import Dialect
 from pipeline.shard.literals import ENCODED, format_of

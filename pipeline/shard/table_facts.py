@@ -1,22 +1,249 @@
-"""Read what a worker must know of a table on one shard: its constraints in the database, and its value encoders.
-
-Grouping must respect unique indexes and foreign keys. Constraints are read from the database, not from the model: an
-index that was added by hand counts too.
-"""
+"""Read what a worker must know of a table on one shard: constraints, encoders, what a write may reach."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 from pipeline.model.schema import TableSchema
+from pipeline.shard import NodeSession
 from pipeline.shard.dialect import Dialect
 from pipeline.shard.literals import encoder
-from pipeline.shard.reach import ForeignKey, Reach, descendants, foreign_keys_in, joined, reach_of_triggers
-from pipeline.shard.records.ledger import text_literal
-from pipeline.shard.session import NodeSession
+from pipeline.shard.records import text_literal
+
+_RULE = "(RESTRICT|CASCADE|SET NULL|NO ACTION|SET DEFAULT)"
+#: A foreign key in the words of SHOW CREATE TABLE.
+_WRITTEN = re.compile(
+    rf"CONSTRAINT `((?:[^`]|``)+)` FOREIGN KEY [^\n]*?\)(?: ON DELETE {_RULE})?(?: ON UPDATE {_RULE})?,?$", re.MULTILINE
+)
+#: (event, tables that the triggers of a table may reach then); `@` are the variables of the session.
+Reach = tuple[tuple[str, tuple[str, ...]], ...]
+_EVENTS = ("DELETE", "INSERT", "UPDATE")
+#: What is before the body of SQLite's CREATE TRIGGER; its event.
+_SQLITE_HEAD = re.compile(r"(?is).*?\b(insert|update|delete)\b.*?\bon\s+\S+")
+#: What may be the call of a routine, and whether it names a database.
+_CALL = re.compile(r"(\.\s*)?`?([\w$]+)`?\s*\(")
+#: Words before a bracket that call no routine of the application's. The list need not be whole: another word counts as
+#: a routine, which costs speed.
+_BUILT_IN = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        and as between by case distinct else elseif exists if in insert into key mod not on or return select set then
+        until using values when where while xor
+        bigint char date datetime decimal enum int integer json text time timestamp varchar year
+        abs ascii avg cast ceil ceiling char_length coalesce concat concat_ws convert convert_tz count curdate
+        current_date current_time current_timestamp current_user curtime database date_add date_format date_sub datediff
+        day dayofweek elt extract field find_in_set floor format from_unixtime greatest hex hour ifnull instr isnull
+        json_array json_extract json_object json_quote json_set json_unquote json_value last_insert_id least left length
+        locate lower lpad ltrim max md5 min minute month now nullif position power quarter rand replace reverse right
+        round row_count rpad rtrim second sha1 sha2 sign str_to_date strcmp substr substring substring_index sum sysdate
+        time_format timediff timestampadd timestampdiff to_days trim truncate unix_timestamp upper user utc_date
+        utc_time utc_timestamp uuid week weekday
+        """,
+    )
+)
+#: A line of SHOW GRANTS that is about tables: what, on which database, on which table. Names as the server writes them.
+_GRANT = re.compile(r"(GRANT|REVOKE) (.+?) ON (?:TABLE )?(\*|`(?:[^`]|``)+`)\.(\*|`(?:[^`]|``)+`) (?:TO|FROM) ")
+
+
+# foreign keys -----------------------------------------------------------------------------------------------------
+
+
+class ForeignKey(NamedTuple):
+    """One foreign key, with a single column or several; names are the database's, and SQLite's have none."""
+
+    columns: tuple[str, ...]
+    parent: str
+    parent_columns: tuple[str, ...] = ("id",)
+    table: str = ""
+    name: str = ""
+    on_delete: str = "RESTRICT"
+    on_update: str = "RESTRICT"
+
+
+def foreign_keys_in(session: NodeSession, where: str) -> list[ForeignKey]:
+    """Read foreign keys of the session's database, MySQL or MariaDB.
+
+    Args:
+        session: of the node.
+        where: which, as a condition on the tables that have them; see `table_facts.rows_about`.
+    """
+    columns = session.rows(
+        "SELECT table_name, constraint_name, column_name, referenced_table_name, referenced_column_name"
+        f" FROM information_schema.key_column_usage WHERE {where}"
+        " AND referenced_table_name IS NOT NULL ORDER BY table_name, constraint_name, ordinal_position"
+    )
+    rules = session.rows(
+        "SELECT table_name, constraint_name, delete_rule, update_rule"
+        f" FROM information_schema.referential_constraints WHERE {where.replace('table_schema', 'constraint_schema')}"
+    ) if columns else []  # fmt: skip
+    rule_of = {(row[0], row[1]): row[2:] for row in rules}
+    hidden = {table for table, name, *_ in columns if (table, name) not in rule_of}
+    rule_of |= {key: rules for table in sorted(hidden) for key, rules in _written_rules(session, table)}
+    return list(
+        joined(
+            (name, table, own, parent, theirs, *rule_of.get((table, name), ()))
+            for table, name, own, parent, theirs in columns
+        )
+    )
+
+
+def _written_rules(session: NodeSession, table: str) -> Iterator[tuple[tuple[str, str], tuple[str, ...]]]:
+    """Yield (table, name) and the rules of each foreign key from the table's definition.
+
+    To a user who may only read, MariaDB 10.11 shows keys in `key_column_usage`, and none in `referential_constraints`.
+    """
+    [(_, text)] = session.rows(f"SHOW CREATE TABLE {session.dialect.quote(table)}")
+    for found in _WRITTEN.finditer(str(text)):
+        name, on_delete, on_update = found.groups()
+        yield (table, name.replace("``", "`")), (on_delete or "RESTRICT", on_update or "RESTRICT")
+
+
+def joined(rows: Iterable[Sequence[Any]], *, named: bool = True) -> Iterator[ForeignKey]:
+    """Yield the foreign keys of rows: name, table, column, parent, its column, rules; a row is one of its columns.
+
+    Args:
+        rows: those of one foreign key side by side, in the order of its columns.
+        named: whether the name is the database's, or a number of this list.
+    """
+    for _, found in groupby(rows, key=lambda row: row[:2]):
+        parts = list(found)
+        name, table, _, parent, _, *rules = parts[0]
+        own, theirs = (tuple(str(part[at]) for part in parts) for at in (2, 4))
+        yield ForeignKey(own, str(parent), theirs, str(table), str(name) if named else "", *map(str, rules))
+
+
+def descendants(table: str, children: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
+    """Return the tables that a delete may reach through foreign keys: the children, and the children of those.
+
+    Args:
+        table: where rows are deleted; its bare name.
+        children: the tables with foreign keys to a table, by its name in lower case.
+    """
+    found: dict[str, None] = {}
+    waiting = [table]
+    while waiting:
+        new = [child for child in children.get(waiting.pop().lower(), ()) if child not in found]
+        found.update(dict.fromkeys(new))
+        waiting += new
+    return tuple(found)
+
+
+# triggers ---------------------------------------------------------------------------------------------------------
+
+
+def reach_of_triggers(session: NodeSession, children: Mapping[str, Sequence[str]]) -> dict[str, Reach]:
+    """Return what the triggers of each table may read or write, by the table's name in lower case.
+
+    A table without triggers is left out. Where the user may not see triggers, every table has some that reach all.
+
+    Args:
+        session: of the node.
+        children: the tables with foreign keys to a table, by its name in lower case.
+    """
+    unseen = not sees_triggers(session)
+    triggers = [] if unseen else _triggers(session)
+    if not (triggers or unseen):
+        return {}
+    sqlite = session.dialect.name == "sqlite"
+    tables = session.rows(
+        "SELECT name FROM sqlite_master WHERE type = 'table'"
+        if sqlite
+        else "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()"
+    )
+    names = {str(name).lower(): str(name) for (name,) in tables if not str(name).startswith("pipeline_")}
+    if unseen:
+        everything = (*sorted(names.values()), "@")
+        return dict.fromkeys(names, tuple((event, everything) for event in _EVENTS))
+    named: dict[tuple[str, str], set[str]] = {}
+    for table, event, body in triggers:
+        words = {word.lower() for word in re.findall(r"[\w$]+", body)}
+        # what a routine does is not known, and a session's variable is what the last trigger made of it
+        reached = set(names) if not sqlite and _calls(body, names) else words & names.keys()
+        named.setdefault((table, event), set()).update(reached, "@" if "@" in body else ())
+    further = {name: {child.lower() for child in children.get(name, ())} for name in names}
+    for (table, _), reached in named.items():
+        further.setdefault(table, set()).update(reached)
+    reach: dict[str, Reach] = {}
+    for (table, event), reached in sorted(named.items()):
+        all_of_it = reached | {name.lower() for one in reached for name in descendants(one, further)}
+        reach[table] = (*reach.get(table, ()), (event, tuple(sorted(names.get(one, one) for one in all_of_it))))
+    return reach
+
+
+def sees_triggers(session: NodeSession) -> bool:
+    """Return whether the user may see all triggers of the session's database.
+
+    Args:
+        session: of the node.
+    """
+    if session.dialect.name == "sqlite":
+        return True
+    [(database,)] = session.rows("SELECT DATABASE()")
+    return may_see_triggers([str(line) for (line,) in session.rows("SHOW GRANTS")], str(database))
+
+
+def may_see_triggers(grants: Iterable[str], database: str) -> bool:
+    """Return whether grants let their user see all triggers of a database; in doubt they do not.
+
+    A grant on the database by its own name decides before any on a pattern of names. Patterns must agree: the server
+    takes one of them.
+
+    Args:
+        grants: the lines of SHOW GRANTS.
+        database: its name.
+    """
+    named, patterns = list[bool](), list[bool]()
+    for verb, what, where, table in (match.groups() for match in map(_GRANT.match, grants) if match):
+        has = bool({"TRIGGER", "ALL", "ALL PRIVILEGES"} & {one.strip() for one in what.split(",")})
+        if table != "*":
+            continue
+        if where == "*":
+            if has and verb == "GRANT":
+                named.append(True)
+        elif not _fits(where, database):
+            continue
+        elif verb == "REVOKE":  # of MySQL: what a grant on all databases gives, this one is without
+            if has:
+                return False
+        else:
+            (patterns if re.search(r"(?<!\\)[%_]", where) else named).append(has)
+    return any(named) if named else bool(patterns) and all(patterns)
+
+
+def _fits(pattern: str, database: str) -> bool:
+    r"""Return whether a database's name fits a grant's, where `_` and `%` are any characters, `\_` and `\%` these."""
+    parts = re.split(r"(\\.|[%_])", pattern[1:-1].replace("``", "`"))
+    written = "".join({"%": ".*", "_": "."}.get(part) or re.escape(part.removeprefix("\\")) for part in parts)
+    return re.fullmatch(written, database, re.IGNORECASE | re.DOTALL) is not None
+
+
+def _calls(body: str, tables: Iterable[str]) -> bool:
+    """Return whether a trigger's body may call a routine: a procedure, or a function that is not the server's own."""
+    found = {(bool(dot), word.lower()) for dot, word in _CALL.findall(body)}
+    known = {*tables, *_BUILT_IN}
+    return re.search(r"(?i)\bcall\b", body) is not None or any(
+        word not in known or (dot and word in _BUILT_IN) for dot, word in found
+    )
+
+
+def _triggers(session: NodeSession) -> list[tuple[str, str, str]]:
+    """Return table, event and body of each trigger."""
+    if session.dialect.name == "sqlite":
+        found = session.rows("SELECT tbl_name, sql FROM sqlite_master WHERE type = 'trigger'")
+        heads = [(table, _SQLITE_HEAD.match(sql), sql) for table, sql in found]
+        return [(table.lower(), head[1].upper(), sql[head.end() :]) for table, head, sql in heads if head]
+    rows = session.rows(
+        "SELECT event_object_table, event_manipulation, action_statement FROM information_schema.triggers"
+        " WHERE trigger_schema = DATABASE()"
+    )
+    return [(str(table).lower(), str(event), str(body)) for table, event, body in rows]
+
 
 #: What a collation compares.
 _TEXTS = frozenset(("string", "text", "json", "list:string"))

@@ -17,8 +17,7 @@ from pathlib import Path
 from weakref import WeakSet
 
 from pipeline.errors import PipelineFull, SpoolUnavailable
-from pipeline.spool.private_files import BESIDE, moved_aside, open_private, refuse_planted, take_over
-from pipeline.spool.turns import HostLock, host_lock
+from pipeline.spool.turns import BESIDE, HostLock, host_lock, moved_aside, open_private, refuse_planted, take_over
 
 #: How long a write waits for those of other processes, s; each takes about as long as one fsync.
 BUSY_S = 2.0

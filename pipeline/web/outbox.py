@@ -13,7 +13,7 @@ import logging
 import threading
 from base64 import b64decode, b64encode
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pydal import Field
@@ -23,14 +23,58 @@ from pipeline.client import Client
 from pipeline.enqueue.held_ops import HeldOp
 from pipeline.enqueue.producer import Run
 from pipeline.enqueue.publisher import Publisher
-from pipeline.enqueue.sends import what_of
+from pipeline.enqueue.shipment import what_of
 from pipeline.errors import BadOp, Unavailable
 from pipeline.events import Event
-from pipeline.model.op import Position, decode, encode, id_of_new, new_producer
+from pipeline.model import Position, decode, encode, id_of_new, new_producer
 from pipeline.model.receipt import Receipt
-from pipeline.oplog.counts import ENQUEUED, OUTBOX
-from pipeline.shard.session import brief
+from pipeline.oplog.shared_state import ENQUEUED, OUTBOX
+from pipeline.shard import brief
 from pipeline.tracing import carried
+from pipeline.web.request import Request
+
+#: Returns the requests of the moment whose ops go with a DAL.
+Begun = Callable[[], Iterable[Request]]
+#: Where a DAL, which may outlive a request, keeps whom it tells.
+_TOLD = "_pipeline_told"
+
+
+def follow_commits(db: Any, begun: Begun) -> None:
+    """Let `db.commit()` send what is held, and `db.rollback()` drop it; frameworks end requests in another way.
+
+    Args:
+        db: the application's DAL.
+        begun: returns the requests of the moment whose ops go with *db*.
+    """
+    told: list[Begun] | None = vars(db).get(_TOLD)
+    if told is None:
+        told = _tell(db)
+    if begun not in told:
+        told.append(begun)
+
+
+def _tell(db: Any) -> list[Begun]:
+    told: list[Begun] = []
+    own_commit, own_rollback = db.commit, db.rollback
+
+    def requests() -> Iterator[Request]:
+        for begun in told:
+            yield from begun()
+
+    def commit() -> None:
+        own_commit()
+        for request in requests():
+            request.send()
+
+    def rollback() -> None:
+        own_rollback()
+        for request in requests():
+            request.forget()
+
+    for name, value in ((_TOLD, told), ("commit", commit), ("rollback", rollback)):
+        object.__setattr__(db, name, value)
+    return told
+
 
 TABLE = "pipeline_outbox"
 #: Rows that are sent in one go besides a request's own.

@@ -18,8 +18,8 @@ from support.sandbox.sessions import other, session, shard, uri
 from support.servers.log_users import as_shipped
 
 from pipeline.config.settings import load
+from pipeline.oplog import Log
 from pipeline.oplog.appends import Line
-from pipeline.oplog.contract import Log
 from pipeline.oplog.groups import GroupedLog
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.oplog.redis.log import RedisLog

@@ -15,7 +15,7 @@ from support.servers.rig import Rig
 
 from pipeline.client import Client
 from pipeline.clock import polls
-from pipeline.devcluster import redis_server
+from pipeline.devcluster import servers
 from pipeline.devcluster.processes import free_ports
 from pipeline.oplog.redis.connection import connect
 
@@ -146,14 +146,14 @@ class Replicated:
         primary = trial.rig.port("redis")
         [self._port] = free_ports(1)
         self._front, self._link = Proxy(primary), Proxy(primary)
-        service = redis_server.service(folder, redis_server.bundled(), self._port)
+        service = servers.service(folder, servers.bundled(), self._port)
         password = trial.rig.cluster.password
-        redis_server.keep_password(folder, password)
+        servers.keep_password(folder, password)
         trial.rig.redis.config_set("repl-diskless-sync-delay", 0)
         self._server = subprocess.Popen(
             [*service.argv, "--replicaof", f"127.0.0.1 {self._link.port}"], stdout=subprocess.DEVNULL
         )
-        self._redis = connect(redis_server.address(self._port, password), read_s=5, connect_s=2)
+        self._redis = connect(servers.address(self._port, password), read_s=5, connect_s=2)
         self.config = trial.rig.config_through({primary: self._front.port})
         self.client = Client(self.config)
         self.client.define_tables(trial.rig.db)

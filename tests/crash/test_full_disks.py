@@ -15,7 +15,7 @@ from support.servers.rig import rig_of
 from support.servers.spooled import Spooled
 
 from pipeline.errors import PipelineFull
-from pipeline.spool.store import Spool
+from pipeline.spool import Spool
 
 #: What is done while a disk is full, at most; each op takes some hundred bytes, and a disk gives 4 KB at once.
 MOST = 2000

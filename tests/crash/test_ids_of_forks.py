@@ -12,7 +12,7 @@ from support.oracle import nodes
 from support.oracle.producer import environment
 from support.oracle.trial import Trial
 
-from pipeline.model import ids
+from pipeline import model
 
 pytestmark = pytest.mark.mariadb
 
@@ -52,7 +52,7 @@ def test_sixteen_forked_processes_never_make_the_same_id(trial: Trial) -> None:
 
     made = [entry for line in run.stdout.splitlines() for entry in json.loads(line)]
     assert len({id for id, _, _ in made}) == children * each
-    assert all(ids.bucket_of(id) == bucket for id, bucket, _ in made)
+    assert all(model.bucket_of(id) == bucket for id, bucket, _ in made)
     assert {bucket for _, bucket, _ in made} == {rig.client.topology.bucket_of("event", owner) for owner in owners}
     rig.client.wait_all([rig.client.parse(text) for _, _, text in made])
     sql = f"SELECT id FROM event WHERE owner IN ({', '.join(map(str, owners))}) AND body <> 'parent'"
@@ -114,4 +114,4 @@ def test_sixty_old_and_sixty_new_processes_never_make_the_same_id_over_an_emptie
 
     made = [id for line in run.stdout.splitlines() for id in json.loads(line)]
     assert len(set(made)) == len(made) == children * each * 3
-    assert all(ids.carries_bucket(id) and ids.bucket_of(id) < 4 for id in made)
+    assert all(model.carries_bucket(id) and model.bucket_of(id) < 4 for id in made)

@@ -16,13 +16,12 @@ from support.oracle.producer import Producer, environment
 from support.oracle.trial import Trial
 
 from pipeline import clock
-from pipeline.admin.moving import mover as movers
-from pipeline.admin.moving import orders
-from pipeline.admin.moving.mover import Mover
+from pipeline.admin import moving as movers
+from pipeline.admin.moving import Mover, orders
 from pipeline.client import Client
 from pipeline.clock import polls
-from pipeline.config.topology import Topology
-from pipeline.enqueue import bucket_map
+from pipeline.config import Topology
+from pipeline.enqueue.buckets import follow
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.shard.records import ledger_queries, moves
 from pipeline.shard.records.moves import MoveNote
@@ -161,7 +160,7 @@ def test_workers_go_on_with_a_move_whose_command_was_killed(trial: Trial, state:
 
 def followed(client: Client) -> Topology:
     """Return who has which bucket, by what the shards say now."""
-    bucket_map.follow(client.log, client.nodes, client.topology, anew=True)
+    follow(client.log, client.nodes, client.topology, anew=True)
     return client.topology
 
 

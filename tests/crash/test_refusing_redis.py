@@ -17,7 +17,7 @@ from support.servers.rig import Rig
 
 from pipeline.clock import polls
 from pipeline.devcluster.processes import free_ports
-from workers.broker import outlive_collected_channels
+from workers.signals import outlive_collected_channels
 
 #: What the worker's log shows once it has met a refusal, and goes on.
 MET = "Connection to broker lost"

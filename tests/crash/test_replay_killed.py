@@ -12,13 +12,13 @@ import pytest
 from pipeline.apply.applier import Applier
 from pipeline.apply.replay import Replay
 from pipeline.config.settings import ApplySettings
-from pipeline.model.op import INSERT, UPDATE, Op, Position, encode
+from pipeline.model import INSERT, UPDATE, Op, Position, encode
 from pipeline.model.schema import Column, TableSchema
 from pipeline.oplog.appends import Append, Scope
 from pipeline.oplog.memory.log import MemoryLog
+from pipeline.shard import NodeSession
+from pipeline.shard.columns import own_tables
 from pipeline.shard.records import ledger_queries
-from pipeline.shard.records.own_tables import own_tables
-from pipeline.shard.session import NodeSession
 
 pytestmark = pytest.mark.mariadb
 

@@ -11,7 +11,7 @@ from support.oracle.ledger import replay
 from support.oracle.trial import Trial
 
 from pipeline.clock import polls
-from pipeline.model.op import Position
+from pipeline.model import Position
 
 pytestmark = pytest.mark.mariadb
 

@@ -18,7 +18,7 @@ from support.oracle import nodes
 from support.servers.proxy import Proxy
 from support.servers.rig import Rig
 
-from pipeline.admin.check.uwsgi import servers_without_threads
+from pipeline.admin.check.evidence import servers_without_threads
 from pipeline.clock import polls
 from pipeline.devcluster.processes import free_ports
 

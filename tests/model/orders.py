@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 from model.search import Model, Move
 
-from pipeline.model.op import START
-from pipeline.shard.records import moves
-from pipeline.shard.records.ledger import ACTIVE, CATCHING, COPYING, GONE, MOVED
+from pipeline.model import START
+from pipeline.shard.records import ACTIVE, CATCHING, COPYING, GONE, MOVED, moves
 from pipeline.shard.records.moves import Leg, MoveNote
 
 SHARDS = ("A", "B", "C")

@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.admin.check import surroundings
 from pipeline.admin.check.evidence import Evidence
+from pipeline.config import Topology
 from pipeline.config.settings import load
-from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
 
 

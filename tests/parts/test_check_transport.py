@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.admin.check.evidence import Evidence
 from pipeline.admin.check.servers import transport_findings
+from pipeline.config import Topology
 from pipeline.config.settings import load
-from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
 
 KEY = "k" * 32

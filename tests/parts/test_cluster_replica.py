@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.devcluster import sqlite
+from pipeline.devcluster import servers
 
 
 @pytest.fixture
@@ -33,11 +33,11 @@ def count(connection: sqlite3.Connection) -> int:
 
 
 def test_a_refresh_brings_what_was_committed_and_keeps_wal(files: tuple[Path, Path]):
-    with closing(sqlite._open(files[0])) as source, closing(sqlite._open(files[1])) as target:
-        first = sqlite.refresh(source, target, None)
+    with closing(servers._open(files[0])) as source, closing(servers._open(files[1])) as target:
+        first = servers.refresh(source, target, None)
         add_row(files[0])
 
-        sqlite.refresh(source, target, first)
+        servers.refresh(source, target, first)
 
         with closing(sqlite3.connect(files[1])) as reader:
             assert count(reader) == 1
@@ -46,16 +46,16 @@ def test_a_refresh_brings_what_was_committed_and_keeps_wal(files: tuple[Path, Pa
 
 def test_a_reader_in_a_transaction_keeps_its_snapshot_during_a_refresh(files: tuple[Path, Path]):
     with (
-        closing(sqlite._open(files[0])) as source,
-        closing(sqlite._open(files[1])) as target,
+        closing(servers._open(files[0])) as source,
+        closing(servers._open(files[1])) as target,
         closing(sqlite3.connect(files[1], isolation_level=None)) as reader,
     ):
-        first = sqlite.refresh(source, target, None)
+        first = servers.refresh(source, target, None)
         reader.execute("BEGIN")
         before = count(reader)
         add_row(files[0])
 
-        sqlite.refresh(source, target, first)
+        servers.refresh(source, target, first)
 
         assert (before, count(reader)) == (0, 0)
         reader.execute("COMMIT")
@@ -63,29 +63,29 @@ def test_a_reader_in_a_transaction_keeps_its_snapshot_during_a_refresh(files: tu
 
 
 def test_an_unchanged_source_is_not_copied_again(files: tuple[Path, Path]):
-    with closing(sqlite._open(files[0])) as source, closing(sqlite._open(files[1])) as target:
-        first = sqlite.refresh(source, target, None)
+    with closing(servers._open(files[0])) as source, closing(servers._open(files[1])) as target:
+        first = servers.refresh(source, target, None)
         add_row(files[1])  # Visible as long as no copy writes over it.
 
-        second = sqlite.refresh(source, target, first)
+        second = servers.refresh(source, target, first)
 
         assert second == first
         assert count(target) == 1
 
 
 def test_a_locked_target_is_tried_again_in_the_next_round(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sqlite, "LOCK_TIMEOUT_S", 0.01)
-    with closing(sqlite._open(files[0])) as source, closing(sqlite._open(files[1])) as target:
+    monkeypatch.setattr(servers, "LOCK_TIMEOUT_S", 0.01)
+    with closing(servers._open(files[0])) as source, closing(servers._open(files[1])) as target:
         with closing(sqlite3.connect(files[1], isolation_level=None)) as writer:
             writer.execute("BEGIN IMMEDIATE")
-            assert sqlite.refresh(source, target, None) is None
+            assert servers.refresh(source, target, None) is None
             writer.execute("ROLLBACK")
 
-        assert sqlite.refresh(source, target, None) is not None
+        assert servers.refresh(source, target, None) is not None
 
         assert count(target) == 0
 
 
 def test_a_missing_source_is_an_error_not_an_empty_shard(tmp_path: Path):
     with pytest.raises(sqlite3.OperationalError):
-        sqlite._open(tmp_path / "nowhere.sqlite")
+        servers._open(tmp_path / "nowhere.sqlite")

@@ -13,8 +13,16 @@ from support.sandbox.demo import PLANES, SHARDS, place
 
 from pipeline.cli.cluster import demo as command
 from pipeline.demo import data, system
-from pipeline.demo.data import COLUMNS, EVERY_NTH, Correction, Dataset, DemoDataMissing
-from pipeline.demo.verify import Digest, expected_digests, final_rows
+from pipeline.demo.data import (
+    COLUMNS,
+    EVERY_NTH,
+    Correction,
+    Dataset,
+    DemoDataMissing,
+    Digest,
+    expected_digests,
+    final_rows,
+)
 from pipeline.errors import PipelineError
 
 # the data ----------------------------------------------------------------------------------------------------

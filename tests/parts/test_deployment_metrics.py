@@ -16,9 +16,8 @@ from pipeline.admin.observe.moves import MoveRecord
 from pipeline.admin.observe.published import Newest
 from pipeline.admin.observe.record import HostRecord, NodeRecord, ReadCount, Record, RedisRecord, ShardRecord
 from pipeline.model.wait_reason import WaitReason
-from pipeline.reads.health.report import NodeState
-from workers.metrics.counters import Tables, metrics_of
-from workers.metrics.deployment import of_record
+from pipeline.reads.health import NodeState
+from workers.metrics.port import Tables, metrics_of, of_record
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NODE = NodeRecord("s0-r0", "replica", NodeState.IN, lag_ops=12, lag_ms=1500, age_ms=900)

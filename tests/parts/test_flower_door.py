@@ -9,7 +9,7 @@ import flower.command  # noqa: F401  # as Celery's command does, for all of its 
 import pytest
 from tornado.options import options
 
-from workers.flower import VARIABLE, refuse_strangers
+from workers.signals import VARIABLE, refuse_strangers
 
 
 @pytest.fixture(autouse=True)

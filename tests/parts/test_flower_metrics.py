@@ -20,9 +20,9 @@ from pipeline.admin.observe.published import publish
 from pipeline.admin.observe.record import Record, RedisRecord, ShardRecord
 from pipeline.errors import LogUnavailable
 from pipeline.oplog.memory.log import MemoryLog
-from workers.flower import put_ours
-from workers.metrics import at_flower
-from workers.metrics.counters import Tables
+from workers import pipeline_tab
+from workers.metrics.port import Tables
+from workers.signals import put_ours
 
 SHARD = ShardRecord("s0", depth=30, oldest_ms=2500)
 
@@ -31,9 +31,9 @@ SHARD = ShardRecord("s0", depth=30, oldest_ms=2500)
 def log(monkeypatch: pytest.MonkeyPatch) -> MemoryLog:
     """What Flower reads."""
     log = MemoryLog()
-    shown = object.__new__(at_flower.Deployment)
+    shown = object.__new__(pipeline_tab.Deployment)
     shown._log, shown._shards, shown._tables = log, ("s0",), Tables()  # type: ignore[assignment]
-    monkeypatch.setattr(at_flower, "deployment", lambda: shown)
+    monkeypatch.setattr(pipeline_tab, "deployment", lambda: shown)
     return log
 
 

@@ -20,11 +20,11 @@ from pipeline import clock
 from pipeline.admin.check import surroundings
 from pipeline.admin.check.evidence import Evidence
 from pipeline.cli import pipeline
+from pipeline.config import Topology
 from pipeline.config.settings import load
-from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
 from pipeline.owners import stranger, unsafe_import
-from workers.sweeper import Child
+from workers.threads import Child
 
 ROOT = Path(__file__).parents[2]
 CELERY = Path(sys.executable).with_name("celery")

@@ -18,13 +18,12 @@ from celery.worker import state
 from click.testing import CliRunner, Result
 
 from pipeline import cli
-from pipeline.admin.health import sign, web
-from pipeline.admin.health.sign import Beat, Sign, signs, write_sign
+from pipeline.admin import health
+from pipeline.admin.health import Beat, Sign, signs, write_sign
 from pipeline.clock import mono_s, polls
 from pipeline.config.settings import Settings, load
-from pipeline.spool.store import Spool
-from workers.sign_of_life import PoolWatch, SignOfLife, to_systemd
-from workers.turns import Turns
+from pipeline.spool import Spool
+from workers.process import PoolWatch, SignOfLife, Turns, to_systemd
 
 #: Nobody listens there: Redis, the broker and the database are away.
 AWAY = '[redis]\nurl = "redis://127.0.0.1:1/0"\n[shards.s0]\nprimary = "mysql:pymysql://u:p@127.0.0.1:1/shop"\n'
@@ -152,12 +151,12 @@ def test_a_pool_that_does_not_take_what_it_is_handed_makes_the_worker_red_until_
     pool.beat()
     one.turn()
 
-    assert any("takes nothing" in sign.sickness_of(turned(one, settings), mono_s(), 0.05) for _ in polls(10))
+    assert any("takes nothing" in health.sickness_of(turned(one, settings), mono_s(), 0.05) for _ in polls(10))
     state.active_requests.add(handed)
     state.all_total_count[0] += 1
     pool.beat()
     assert (pool.taken, pool.untaken_s) == (1, None)
-    assert sign.sickness_of(turned(one, settings), mono_s(), 5) == ""
+    assert health.sickness_of(turned(one, settings), mono_s(), 5) == ""
     one.close()
 
 
@@ -181,7 +180,7 @@ class Door:
 def test_an_idle_worker_by_whose_ear_doorbells_wait_is_deaf_and_a_broker_that_is_away_proves_nothing(
     settings: Settings, threads: dict[str, Turns], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("workers.sign_of_life.IDLE_S", 0.0)
+    monkeypatch.setattr("workers.process.IDLE_S", 0.0)
     one = life(settings, threads)
     one._bell.close()
     one._bell = Door(2, 1, None, 3, 0)  # type: ignore[assignment]
@@ -281,13 +280,13 @@ def test_a_spool_that_nobody_empties_although_all_servers_answer_is_red(
 ):
     spool = Spool(Path(settings.spool.path), 256_000_000)
     spool.add({3: [b"a"]})
-    monkeypatch.setattr(web, "_redis", lambda _: away)
-    monkeypatch.setattr(web, "_primaries", lambda _: answers)
+    monkeypatch.setattr(health, "_redis", lambda _: away)
+    monkeypatch.setattr(health, "_primaries", lambda _: answers)
     taken = threading.Timer(0.1, lambda: spool.sent(spool.head(), 1))
 
     if leave:
         taken.start()
-    found = web.judge_web(settings, watch_s=20 if leave else 0.1)
+    found = health.judge_web(settings, watch_s=20 if leave else 0.1)
 
     assert found[0] is well, found
     spool.close()
@@ -336,10 +335,10 @@ def page() -> Iterator[SimpleNamespace]:
 def test_flower_is_well_where_it_hears_the_workers_that_run(
     settings: Settings, page: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, text: str, runs: bool | None, well: bool
 ):
-    monkeypatch.setattr(web, "_worker_runs", lambda _: runs)
+    monkeypatch.setattr(health, "_worker_runs", lambda _: runs)
     page.text = text
 
-    assert web.judge_flower(settings, page.url, watch_s=0.0)[0] is well
+    assert health.judge_flower(settings, page.url, watch_s=0.0)[0] is well
 
 
 def test_flower_is_red_where_it_does_not_answer_and_not_because_redis_is_away(config: Path, page: SimpleNamespace):

@@ -10,13 +10,12 @@ import msgspec
 import pytest
 
 from pipeline import clock
-from pipeline.admin.observe.news import SILENT_MS, hosts_of
+from pipeline.admin.observe.published import SILENT_MS, hosts_of
 from pipeline.admin.observe.record import FULLEST, HostRecord, Record, RedisRecord
-from pipeline.enqueue.spooling.host_news import HostNews
-from pipeline.model.op import INSERT, Op, encode
+from pipeline.enqueue.shipment import HostNews
+from pipeline.model import INSERT, Op, encode
 from pipeline.oplog.memory.log import MemoryLog
-from pipeline.spool.null_spool import NullSpool
-from pipeline.spool.store import Spool
+from pipeline.spool import NullSpool, Spool
 
 OP = encode(Op(INSERT, "event", "0" * 64, clock.wall_ms() - 90_000, id=1, values={"body": "tea"}))
 

@@ -18,7 +18,7 @@ from pipeline import clock
 from pipeline.client import Client
 from pipeline.enqueue.row_ids import FEW, FRESH_MS, LEAST
 from pipeline.errors import IdsUsedUp, ShardUnavailable
-from pipeline.model.ids import EPOCH_MS, FIRST_SPAN, PER_MS, SMALLEST, SPAN, SPANS, bucket_of, carries_bucket, ids_of
+from pipeline.model import EPOCH_MS, FIRST_SPAN, PER_MS, SMALLEST, SPAN, SPANS, bucket_of, carries_bucket, ids_of
 from pipeline.shard.records import ledger_queries
 from pipeline.testing import Sandbox
 

@@ -16,13 +16,13 @@ from hiredis import pack_command
 from support.servers.redis_stub import HANG_UP, Stub
 
 from pipeline import clock
+from pipeline.bounds import COLD_S, WaitBudget, WaitBudgets, in_all, require_threads
 from pipeline.errors import ConfigError, LogUnavailable
-from pipeline.model.op import Position
+from pipeline.model import Position
 from pipeline.oplog.appends import Append, Scope
 from pipeline.oplog.redis import line as lines
 from pipeline.oplog.redis.keys import Keys
 from pipeline.oplog.redis.line import FITS_BYTES, RedisLine
-from pipeline.wait_budget import COLD_S, WaitBudget, WaitBudgets, in_all, require_threads
 
 PING = pack_command(("PING",))
 LONG = pack_command(("PING", b"x" * FITS_BYTES))

@@ -11,13 +11,13 @@ import pytest
 from support.sandbox.publishing import REFERENCE, TOPOLOGY, Shop, authority, breaking
 
 from pipeline import clock
-from pipeline.enqueue import acknowledged
+from pipeline.enqueue import producer as acknowledged
 from pipeline.enqueue.producer import FRESH_S, Producer
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.shipment import OpPlace, Shipment
 from pipeline.errors import LogUnavailable, PipelineFull, ShardUnavailable
-from pipeline.model.op import START, Position
-from pipeline.shard.records.ledger import LostRange
+from pipeline.model import START, Position
+from pipeline.shard.records import LostRange
 
 
 @pytest.fixture

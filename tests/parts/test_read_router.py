@@ -15,12 +15,11 @@ from support.sandbox.routing import BOUNDS, HAS, LACKS, NEEDS, S0, Deployment, l
 from pipeline import clock
 from pipeline.config.sections import Load
 from pipeline.errors import ShardUnavailable, StaleRead
-from pipeline.model.op import Position
-from pipeline.reads import reads
-from pipeline.reads.health.report import Report
+from pipeline.model import Position
+from pipeline.reads import ReadSession, Token, reads
+from pipeline.reads.health import Report
 from pipeline.reads.read_place import ReadPlace
-from pipeline.reads.routing.policy import Bounds
-from pipeline.reads.session import ReadSession, Token
+from pipeline.reads.routing import Bounds
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from support.sandbox.publishing import TOPOLOGY, Shop, authority, breaking
 from pipeline.enqueue.producer import Run
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import LogUnavailable
-from pipeline.model.op import Position
-from pipeline.shard.records.ledger import LostRange
+from pipeline.model import Position
+from pipeline.shard.records import LostRange
 
 MINE = 2**63 - 1
 

@@ -12,8 +12,7 @@ import pytest
 from support.sandbox.spooled import FORK, payloads, shared
 
 from pipeline.errors import PipelineFull, SpoolUnavailable
-from pipeline.spool import sqlite_file
-from pipeline.spool.store import Spool
+from pipeline.spool import Spool, sqlite_file
 from pipeline.spool.turns import HostLock
 
 # others that hold the file ----------------------------------------------------------------------------------------

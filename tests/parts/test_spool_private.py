@@ -10,8 +10,7 @@ import pytest
 from support.sandbox.spooled import payloads
 
 from pipeline.errors import SpoolUnavailable
-from pipeline.spool import private_files
-from pipeline.spool.store import Spool
+from pipeline.spool import Spool, turns
 
 NOBODY = 65534
 #: Every file of a spool that this process opens by its name.
@@ -146,12 +145,12 @@ def test_a_folder_is_its_user_s_root_s_or_shared_with_a_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, owner: int, group: int, fault: str | None
 ) -> None:
     found = os.stat_result((stat.S_IFDIR | mode, 1, 1, 2, owner, group, 0, 0, 0, 0))
-    monkeypatch.setattr(private_files.os, "stat", lambda path: found)
-    monkeypatch.setattr(private_files.os, "geteuid", lambda: 1001)
-    monkeypatch.setattr(private_files.os, "getegid", lambda: 1001)
-    monkeypatch.setattr(private_files.os, "getgroups", lambda: [33])
+    monkeypatch.setattr(turns.os, "stat", lambda path: found)
+    monkeypatch.setattr(turns.os, "geteuid", lambda: 1001)
+    monkeypatch.setattr(turns.os, "getegid", lambda: 1001)
+    monkeypatch.setattr(turns.os, "getgroups", lambda: [33])
 
-    said = private_files.folder_fault(tmp_path / "app.spool")
+    said = turns.folder_fault(tmp_path / "app.spool")
 
     assert (said is None) if fault is None else (said is not None and fault in said[0])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from support.sandbox.spooled import FORK, payloads, shared
 
-from pipeline.spool.store import Spool
+from pipeline.spool import Spool
 
 
 def test_processes_share_one_order_and_one_numbering(spool: Spool):

@@ -12,10 +12,8 @@ from support.sandbox.spooled import FORK, shared
 
 from pipeline.enqueue.row_ids import FRESH_MS, RESERVE, RowIds
 from pipeline.errors import IdsUsedUp, LogUnavailable
-from pipeline.model.ids import bucket_of
-from pipeline.spool import sqlite_file
-from pipeline.spool.id_reserve import RENEW_MS
-from pipeline.spool.store import Spool
+from pipeline.model import bucket_of
+from pipeline.spool import RENEW_MS, Spool, sqlite_file
 
 BLOCKS = {bucket: range(10**12, 10**12 + 5000) for bucket in TOPOLOGY.buckets_of("s0")}
 

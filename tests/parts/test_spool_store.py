@@ -15,7 +15,7 @@ from support.sandbox.spooled import payloads
 from pipeline import clock
 from pipeline.errors import PipelineFull, SpoolUnavailable
 from pipeline.model.fingerprint import Fingerprint
-from pipeline.spool.store import FRESH_MS, Spool
+from pipeline.spool import FRESH_MS, Spool
 from pipeline.spool.turns import GroupCommit
 
 # taking and sending ------------------------------------------------------------------------------------------------

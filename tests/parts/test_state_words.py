@@ -11,9 +11,9 @@ from rich.console import Console
 from pipeline.admin.observe.record import NodeRecord, Record, RedisRecord, ShardRecord
 from pipeline.cli.status_screen import lines, screen, shards_table
 from pipeline.model.wait_reason import KINDS, WaitReason
-from pipeline.reads.health.report import NodeState
-from workers.pipeline_tab import one_shard, overview
-from workers.pipeline_tab.feed import Seen
+from pipeline.reads.health import NodeState
+from workers.pipeline_tab import overview
+from workers.pipeline_tab.acts import Seen
 
 FINE = ShardRecord("s0", 0, 12, False, 40, 3, 1.0, rejected=0, parked=0, lost=0, nodes=(NodeRecord("s0", "primary"),))
 WORDS = {
@@ -55,7 +55,7 @@ def test_all_screens_show_the_same_word(word: str):
     for shown in (printed(screen(found, Console(width=80), 60)), printed(shards_table([shard], Console(), -1))):
         row = next(line for line in shown.splitlines() if line.split()[:1] == ["s0"])
         assert f" {word} " in row
-    for html in (overview.overview(seen)["pl-0-state"], one_shard.shard_page(seen, "s0")["pl-cards"]):
+    for html in (overview.overview(seen)["pl-0-state"], overview.shard_page(seen, "s0")["pl-cards"]):
         assert f">{word}</span>" in html
 
 

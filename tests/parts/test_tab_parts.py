@@ -20,10 +20,10 @@ from pipeline.admin.observe.record import (
 )
 from pipeline.config.settings import load
 from pipeline.model.wait_reason import KINDS, WaitReason
-from pipeline.reads.health.report import NodeState
-from workers.pipeline_tab import one_shard, overview
+from pipeline.reads.health import NodeState
+from workers.pipeline_tab import overview
+from workers.pipeline_tab.acts import Feed, Seen
 from workers.pipeline_tab.cells import Curve, chart, sparkline
-from workers.pipeline_tab.feed import Feed, Seen
 
 BAD = "<script>alert(1)</script>\"'&"
 NODES = (
@@ -88,7 +88,7 @@ def test_a_primary_that_is_away_is_told_once_with_what_becomes_of_its_ops_and_wh
 
     told = f"The primary of s0 cannot be asked: its ops wait, and none is lost OperationalError: refused {mend}"
     assert text(overview.overview(found)["pl-faults"]) == told
-    assert text(one_shard.shard_page(found, "s0")["pl-waits"]) == told
+    assert text(overview.shard_page(found, "s0")["pl-waits"]) == told
 
 
 def test_a_deployment_of_which_nothing_is_known_says_why_once():
@@ -110,7 +110,7 @@ def test_an_old_record_says_how_old_it_is_and_what_to_start_and_is_never_called_
     assert text(parts["pl-faults"]) == (
         "No worker has said anything since 2025-11-28 09:30:22 UTC: all below is of then celery -A workers worker"
     )
-    assert text(one_shard.shard_page(found, "s0")["pl-waits"]) == text(parts["pl-faults"])
+    assert text(overview.shard_page(found, "s0")["pl-waits"]) == text(parts["pl-faults"])
 
 
 def test_a_stopped_shard_has_the_sentence_and_the_command():
@@ -142,7 +142,7 @@ def test_what_waits_on_many_shards_for_one_reason_is_told_once():
 def test_what_mends_a_wait_stands_once_beside_what_waits(kind: str):
     wait = WaitReason(kind, "s0", "s0", "by maria", 1_764_322_222_000)
 
-    waits = text(one_shard.shard_page(seen(replace(FINE, waits=(wait,))), "s0", read_only=True)["pl-waits"])
+    waits = text(overview.shard_page(seen(replace(FINE, waits=(wait,))), "s0", read_only=True)["pl-waits"])
 
     assert waits == wait.sentence().replace(f"; {wait.command}", f" {wait.command.removeprefix('run: ')}")
 
@@ -178,7 +178,7 @@ def test_a_replica_that_is_away_is_named_and_is_not_all_that_there_is():
     for node in (unfit, silent, stalled):
         found = seen(replace(FINE, nodes=(node,)))
         said.append(text(overview.overview(found)["pl-faults"]))
-        assert text(one_shard.shard_page(found, "s0")["pl-waits"]) == said[-1]
+        assert text(overview.shard_page(found, "s0")["pl-waits"]) == said[-1]
 
     assert said == [
         "s0-r0 is unfit: reads go elsewhere it is not like its primary",
@@ -206,7 +206,7 @@ def test_a_fault_has_a_link_to_the_page_with_its_buttons():
 def test_what_is_stopped_has_a_button_beside_it_unless_flower_only_looks(scope: str, value: str, words: str):
     found = seen(replace(FINE, waits=(WaitReason("paused", "s0", scope, "by maria", 1),)))
 
-    waits, seen_only = (one_shard.shard_page(found, "s0", read_only=only)["pl-waits"] for only in (False, True))
+    waits, seen_only = (overview.shard_page(found, "s0", read_only=only)["pl-waits"] for only in (False, True))
 
     assert f'form="pl-stop" name="resume" value="{value}">{words}</button>' in waits
     assert "<button" not in seen_only
@@ -227,7 +227,7 @@ def test_moves_are_shown_with_a_bar_and_the_time_left_on_the_overview_and_on_the
     found = found._replace(record=replace(found.record, moves=(STILL, COPYING)))
 
     parts = overview.overview(found)
-    on_s0, on_s1 = (one_shard.shard_page(found, name)["pl-moves"] for name in ("s0", "s1"))
+    on_s0, on_s1 = (overview.shard_page(found, name)["pl-moves"] for name in ("s0", "s1"))
 
     assert 'max="100" value="12" aria-label="Rows of 0-15,40, copying"' in parts["pl-moves"]
     assert text(parts["pl-moves"]) == (
@@ -237,12 +237,12 @@ def test_moves_are_shown_with_a_bar_and_the_time_left_on_the_overview_and_on_the
     assert "s1: the move of 9 to s2 stands still: no mover has been at it for 75 s start workers" in text(
         parts["pl-faults"]
     )
-    assert "12 in 32 buckets" in text(one_shard.shard_page(found, "s0")["pl-cards"])
+    assert "12 in 32 buckets" in text(overview.shard_page(found, "s0")["pl-cards"])
     assert text(on_s0).startswith("0-15,40 s0 → s1")
     assert text(on_s0) in text(on_s1)
     assert "9 s1 → s2" in text(on_s1)
-    assert text(one_shard.shard_page(found, "s1")["pl-waits"]).startswith("the move of 9 to s2 stands still: no mover")
-    assert text(one_shard.shard_page(found, "s0")["pl-waits"]) == "✓ Nothing waits."
+    assert text(overview.shard_page(found, "s1")["pl-waits"]).startswith("the move of 9 to s2 stands still: no mover")
+    assert text(overview.shard_page(found, "s0")["pl-waits"]) == "✓ Nothing waits."
     assert text(overview.overview(seen(FINE))["pl-moves"]) == "no bucket moves"
 
 
@@ -265,7 +265,7 @@ def test_no_text_from_outside_is_taken_for_html():
     hosts = (HostRecord(BAD, BAD, 1, 2, 3, 4, BAD),)
     found = found._replace(record=replace(found.record, hosts=hosts, moves=(move,)))
 
-    parts = overview.overview(found) | one_shard.shard_page(found, BAD) | overview.hosts(found)
+    parts = overview.overview(found) | overview.shard_page(found, BAD) | overview.hosts(found)
 
     assert "<script" not in "".join(parts.values())
     assert 'alert(1)</script>"' not in "".join(parts.values())
@@ -283,7 +283,7 @@ def test_a_chart_has_a_gap_where_nothing_is_known():
 
 
 def test_a_part_is_the_same_text_while_nothing_changes():
-    assert one_shard.shard_page(seen(FINE), "s0") == one_shard.shard_page(seen(FINE), "s0")
+    assert overview.shard_page(seen(FINE), "s0") == overview.shard_page(seen(FINE), "s0")
 
 
 def test_a_line_is_drawn_anew_once_it_has_a_further_point():
@@ -303,6 +303,6 @@ def test_a_line_is_drawn_anew_once_it_has_a_further_point():
 def test_many_shards_are_read_every_other_second(monkeypatch: pytest.MonkeyPatch, shards: int, every_s: float):
     nodes = {f"s{n}": {"primary": f"sqlite://s{n}.sqlite"} for n in range(shards)}
     settings = load({"redis": {"url": "redis://127.0.0.1:1/0"}, "shards": nodes, "spool": {"enabled": False}})
-    monkeypatch.setattr("workers.pipeline_tab.feed.load", lambda: settings)
+    monkeypatch.setattr("workers.pipeline_tab.acts.load", lambda: settings)
 
     assert Feed().every_s == every_s

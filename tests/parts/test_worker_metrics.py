@@ -16,10 +16,9 @@ from prometheus_client.samples import Sample
 from pipeline.apply.transaction import Outcome
 from pipeline.config.settings import MetricsSettings
 from pipeline.per_process import PerProcess
-from workers.metrics import tally
-from workers.metrics.counters import MOST_TABLES
-from workers.metrics.port import PORTS, Port
-from workers.metrics.tally import Page, Tally
+from workers import metrics
+from workers.metrics import Page, Tally
+from workers.metrics.port import MOST_TABLES, PORTS, Port
 
 
 def page_of(pages: Tally, number: int) -> Page:
@@ -80,7 +79,7 @@ def count_around(page: Page, low: int) -> None:
 def test_a_full_page_shows_no_new_number_and_keeps_the_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(tally, "PAGE", 64)
+    monkeypatch.setattr(metrics, "PAGE", 64)
     pages = Tally(2)
     first, second = page_of(pages, 0), page_of(pages, 1)
 
@@ -95,7 +94,7 @@ def test_a_full_page_shows_no_new_number_and_keeps_the_others(
 def test_a_full_page_remembers_no_name_that_it_does_not_show_and_says_once_that_it_is_full(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(tally, "PAGE", 64)
+    monkeypatch.setattr(metrics, "PAGE", 64)
     page = page_of(Tally(1), 0)
 
     for n in range(1000):
@@ -113,23 +112,23 @@ def test_a_process_beyond_all_pages_is_not_counted():
 def counted(monkeypatch: pytest.MonkeyPatch) -> Tally:
     """Counting is on in this process."""
     pages = Tally(1)
-    monkeypatch.setattr(tally, "tally", pages)
-    monkeypatch.setattr(tally, "page", PerProcess(tally._own_page))
+    monkeypatch.setattr(metrics, "tally", pages)
+    monkeypatch.setattr(metrics, "page", PerProcess(metrics._own_page))
     return pages
 
 
 def test_a_batch_is_counted_by_what_it_did(counted: Tally):
-    tally.count_batch("s0", Outcome(counts=Counter({"applied insert t": 7, "batches": 1})))
-    tally.count_batch("s0", Outcome(counts=Counter({"applied insert t": 1})))
-    tally.count_batch("s1", Outcome())
+    metrics.count_batch("s0", Outcome(counts=Counter({"applied insert t": 7, "batches": 1})))
+    metrics.count_batch("s0", Outcome(counts=Counter({"applied insert t": 1})))
+    metrics.count_batch("s1", Outcome())
 
     assert counted.totals() == {"s0": {"applied insert t": 8, "batches": 1}}
 
 
 def test_without_a_port_nothing_is_counted():
-    tally.count_batch("s0", Outcome(counts=Counter({"batches": 1})))
+    metrics.count_batch("s0", Outcome(counts=Counter({"batches": 1})))
 
-    assert tally.page() is None
+    assert metrics.page() is None
 
 
 @pytest.fixture

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline.admin.adopt.changes import findings
-from pipeline.admin.adopt.shard_key_guess import MOST_COPIED_ROWS, Case, guess_shard_keys
+from pipeline.admin.adopt import findings
+from pipeline.admin.adopt_guesses import MOST_COPIED_ROWS, Case, guess_shard_keys
+from pipeline.config import Topology
 from pipeline.config.settings import RedisSettings, Settings, ShardSettings
-from pipeline.config.topology import Topology
-from pipeline.shard.catalog import Catalog, CatalogColumn, CatalogTable
-from pipeline.shard.reach import ForeignKey
-from pipeline.shard.survey import Survey
+from pipeline.shard.survey import Catalog, CatalogColumn, CatalogTable, Survey
+from pipeline.shard.table_facts import ForeignKey
 
 LARGE = MOST_COPIED_ROWS + 1
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.apply.attempt import MOST_DEATHS, Attempt
-from pipeline.model.op import START, Position
+from pipeline.apply.judge import MOST_DEATHS, Attempt
+from pipeline.model import START, Position
 
 numbers = st.integers(1, 10_000)
 attempts = st.builds(Attempt, st.just(Position(7, 3)), numbers, numbers, st.integers(0, 9), numbers, st.booleans())

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.admin.replica_absence import GAP_MS, LastSeen, look
-from pipeline.model.op import Position
+from pipeline.admin.absence import GAP_MS, LastSeen, look
+from pipeline.model import Position
 
 OLD, NEW, NEWER = {0: Position(1, 5)}, {0: Position(1, 6)}, {0: Position(1, 7)}
 LOOK_MS = 10_000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.model.op import START, Position
-from pipeline.oplog.batches import MOST_NOTED, committed_in, note_of
+from pipeline.model import START, Position
+from pipeline.oplog.shared_state import MOST_NOTED, committed_in, note_of
 
 NOTES = [
     note_of(30, {4: Position(9, 5)}, {4: Position(9, 8)}),

@@ -7,19 +7,17 @@ from typing import Any
 
 import pytest
 
-from pipeline.admin.check import buckets, schemas
-from pipeline.admin.check.drift import drift_lines
-from pipeline.admin.check.evidence import Evidence
-from pipeline.admin.check.finding import ERROR, WARNING, Finding, merged_findings, without_copies
+from pipeline.admin import check
+from pipeline.admin.check import schemas
+from pipeline.admin.check.evidence import ERROR, WARNING, Evidence, Finding, merged_findings, without_copies
+from pipeline.admin.check.schemas import drift_lines
+from pipeline.config import Topology
 from pipeline.config.settings import load
-from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
-from pipeline.shard import widening
-from pipeline.shard.reach import ForeignKey
+from pipeline.shard.columns import plain_type, type_fault
 from pipeline.shard.survey import Survey, SurveyedColumn, SurveyedTable
-from pipeline.shard.table_facts import Constraints
-from pipeline.shard.widening import plain_type
+from pipeline.shard.table_facts import Constraints, ForeignKey
 
 
 @pytest.mark.parametrize(
@@ -43,7 +41,7 @@ from pipeline.shard.widening import plain_type
     ],
 )
 def test_a_column_that_holds_all_of_its_field_is_well(field: Column, there: str) -> None:
-    assert widening.type_fault(field, there) is None
+    assert type_fault(field, there) is None
 
 
 @pytest.mark.parametrize(
@@ -65,7 +63,7 @@ def test_a_column_that_holds_all_of_its_field_is_well(field: Column, there: str)
     ],
 )
 def test_a_column_that_holds_less_than_its_field_is_told_with_its_type(field: Column, there: str) -> None:
-    assert there in str(widening.type_fault(field, there))
+    assert there in str(type_fault(field, there))
 
 
 def test_the_display_width_of_older_servers_makes_no_difference() -> None:
@@ -86,7 +84,7 @@ def test_the_display_width_of_older_servers_makes_no_difference() -> None:
     ],
 )
 def test_a_foreign_key_must_stay_on_its_shard(tables: dict[str, Any], leaves: bool) -> None:
-    found = list(buckets.constraint_findings(evidence(tables, old_ids=frozenset(["person"]))))
+    found = list(check.constraint_findings(evidence(tables, old_ids=frozenset(["person"]))))
 
     assert [f.where for f in found] == (["s0: order.person"] if leaves else [])
 
@@ -94,7 +92,7 @@ def test_a_foreign_key_must_stay_on_its_shard(tables: dict[str, Any], leaves: bo
 def test_a_table_may_be_sharded_by_a_reference_whatever_its_parent_is_sharded_by_if_the_pipeline_made_its_ids() -> None:
     tables = {"order": {"shard_key": "person"}, "person": {"shard_key": "town"}}
 
-    assert list(buckets.constraint_findings(evidence(tables))) == []
+    assert list(check.constraint_findings(evidence(tables))) == []
 
 
 @pytest.mark.parametrize(
@@ -107,7 +105,7 @@ def test_a_table_may_be_sharded_by_a_reference_whatever_its_parent_is_sharded_by
 def test_a_reference_without_a_foreign_key_is_told_with_what_that_means_for_ondelete(
     tables: dict[str, Any], told: list[tuple[str, ...]], cure: str
 ) -> None:
-    found = list(buckets.constraint_findings(modelled(evidence(tables), Constraints())))
+    found = list(check.constraint_findings(modelled(evidence(tables), Constraints())))
 
     assert [(f.severity, f.place) for f in found] == [(WARNING, "order.person"), (WARNING, "order.clerk")]
     assert all(word in found[0].what for words in told for word in words)
@@ -121,12 +119,12 @@ def test_versions_may_outlive_their_row() -> None:
     archive = TableSchema("paper_archive", (*paper.columns, Column("current_record", "reference paper")))
     node = Survey("s0", "mysql", "11.4-MariaDB", tables={"paper_archive": SurveyedTable("paper_archive", "InnoDB", {})})
 
-    assert list(buckets.constraint_findings(replace(evidence({}), schemas=(paper, archive), nodes={"s0": node}))) == []
+    assert list(check.constraint_findings(replace(evidence({}), schemas=(paper, archive), nodes={"s0": node}))) == []
 
 
 def test_a_foreign_key_that_does_something_else_than_the_model_says_is_told_with_the_statements() -> None:
     standing = Constraints(parents=(ForeignKey(("person",), "person", table="order", name="of", on_delete="RESTRICT"),))
-    found = list(buckets.constraint_findings(modelled(evidence({"order": {"shard_key": "person"}}), standing)))
+    found = list(check.constraint_findings(modelled(evidence({"order": {"shard_key": "person"}}), standing)))
 
     assert found[0].what == "refers to person ON DELETE RESTRICT, but the model says CASCADE"
     assert found[0].fix.split("; ") == [
@@ -140,7 +138,7 @@ def test_a_replica_without_the_foreign_key_of_its_primary_is_told_as_it_will_dif
     bare = Survey("s0-r0", "mysql", "10.11.0-MariaDB", tables={"order": SurveyedTable("order", "InnoDB", {})})
     found = replace(found, nodes={**found.nodes, "s0-r0": bare}, primary_of=PRIMARY_OF)
 
-    [told] = buckets.constraint_findings(found)
+    [told] = check.constraint_findings(found)
 
     assert told.where == "s0-r0: order.person"
     assert "on its primary and not here" in told.what

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.admin.check.finding import database_cure, redis_cure
+from pipeline.admin.check.evidence import database_cure, redis_cure
 from pipeline.errors import NotMigrated
 
 

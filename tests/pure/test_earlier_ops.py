@@ -7,7 +7,7 @@ from itertools import accumulate
 import pytest
 
 from pipeline.apply.earlier_ops import LOOK_S, Wait
-from pipeline.model.op import Position
+from pipeline.model import Position
 
 #: A time, s, the buckets with older ops, and how far each bucket is.
 Look = tuple[float, set[int], dict[int, int]]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.config import Topology
 from pipeline.config.settings import load
-from pipeline.config.topology import Topology
 from pipeline.model.fingerprint import BY_ID, Fingerprint, differences, table_differences
 
 MYSQL = "mysql:pymysql://app:s3cret@DB0/shop?set_encoding=utf8mb4"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from pipeline.admin.health.sign import Beat, Sign, judge_workers, sickness_of
+from pipeline.admin.health import Beat, Sign, judge_workers, sickness_of
 
 NOW_S = 10_000.0
 WELL = Sign(

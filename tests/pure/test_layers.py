@@ -21,7 +21,6 @@ LAYERS = {
     "pipeline.clock": 0,
     "pipeline.owners": 0,
     "pipeline.per_process": 0,
-    "pipeline.wait_budget": 0,
     # values
     "pipeline.model": 1,
     # the deployment's settings; pyDAL's objects
@@ -71,10 +70,10 @@ FENCES = {
     "redis": ("pipeline.oplog.redis",),
     "pydal": ("pipeline.shard", "pipeline.demo", "pipeline.testing", *FACES),
     "pymysql": ("pipeline.shard", *FACES),
-    "celery": ("pipeline.oplog.doorbell", "pipeline.oplog.doorbell", "workers"),
-    "kombu": ("pipeline.oplog.doorbell", "pipeline.oplog.doorbell", "workers"),
+    "celery": ("pipeline.oplog.doorbell", "workers"),
+    "kombu": ("pipeline.oplog.doorbell", "workers"),
     "opentelemetry": ("pipeline.tracing",),
-    "prometheus_client": ("workers.metrics",),
+    "prometheus_client": ("workers.metrics", "workers.pipeline_tab"),
     "gluon": ("pipeline.web2py",),
     "py4web": ("pipeline.py4web",),
     "click": ("pipeline.cli",),
@@ -111,7 +110,7 @@ def _for_type_checkers(node: ast.AST) -> bool:
 
 
 def _named(module: str, name: str) -> str:
-    """Return `pipeline.spool.store` for `from pipeline.spool import store`; the package, where it defines the name."""
+    """Return `pipeline.spool.turns` for `from pipeline.spool import turns`; the package, where it defines the name."""
     path = ROOT.joinpath(*module.split("."), name)
     return f"{module}.{name}" if path.is_dir() or path.with_suffix(".py").exists() else module
 
@@ -147,7 +146,7 @@ def test_the_words_need_nothing_but_the_standard_library():
 
     roots = {name.split(".")[0] for path in words for name in imports_of(path)}
 
-    assert len(words) == 7
+    assert len(words) == 6
     assert roots - {"pipeline"} <= sys.stdlib_module_names
 
 

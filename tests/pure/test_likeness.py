@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.shard.survey.likeness import Traits, differences
+from pipeline.shard.survey.mysql import Traits, differences
 
 PRIMARY = Traits(
     "shop", {"read_only": "off"}, clock="12:00", collations={"": "utf8mb4_bin", "sale.note": "utf8mb4_bin"}

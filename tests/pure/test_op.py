@@ -11,20 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import NewerOp, NotAnOp
-from pipeline.model.op import (
-    COPY,
-    DELETE,
-    GROUP,
-    INSERT,
-    READ,
-    UPDATE,
-    UPSERT,
-    Op,
-    TracedOp,
-    decode,
-    encode,
-    with_trace,
-)
+from pipeline.model import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op, TracedOp, decode, encode, with_trace
 
 PARENT = f"00-{'0a' * 16}-{'0b' * 8}-01"
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.apply.grouping import Item
 from pipeline.apply.order import by_time
-from pipeline.model.op import DELETE, INSERT, Entry, Op, Position
+from pipeline.model import DELETE, INSERT, Entry, Op, Position
 
 
 def families(luck: random.Random, ops: int, buckets: int) -> list[tuple[int, Op]]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.apply.pace import FIRST_ROWS, LEAST_ROWS, Pace
 from pipeline.config.settings import ApplySettings
-from pipeline.model.op import START, Entry, Position
+from pipeline.model import START, Entry, Position
 from pipeline.oplog.appends import BIG_BYTES
 from pipeline.oplog.memory.log import MemoryLog
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.apply.grouping import Item, grouped
-from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Entry, Op, Position
+from pipeline.model import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Entry, Op, Position
 from pipeline.model.schema import Column, TableSchema
-from pipeline.shard.reach import ForeignKey
-from pipeline.shard.table_facts import Constraints, Facts
+from pipeline.shard.table_facts import Constraints, Facts, ForeignKey
 
 ID = Column("id", "id")
 ONE = TableSchema("one", (ID, Column("n", "integer"), Column("t", "string", 20)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.admin.observe.queues import SPAN_S, Window, batch_of, counters_of, tables_of, with_reads
+from pipeline.admin.observe.readings import SPAN_S, Window, batch_of, counters_of, tables_of, with_reads
 from pipeline.admin.observe.record import BatchRecord, NodeRecord, ReadCount, TableRecord
 from pipeline.model.wait_reason import WaitReason
-from pipeline.oplog.counts import BOUNDS_MS, bound_of, quantile
+from pipeline.oplog.shared_state import BOUNDS_MS, bound_of, quantile
 
 
 def window(*readings: dict[str, int]) -> Window:

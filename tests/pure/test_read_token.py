@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import BadRead, BadToken
-from pipeline.model.op import Position
+from pipeline.model import Position
 from pipeline.model.receipt import Receipt
+from pipeline.reads import MOST_CHARACTERS, Need, ReadSession, Token, TokenSeal, token_of
 from pipeline.reads.routing.replicas import least_marks
-from pipeline.reads.session import Need, ReadSession, Token, token_of
-from pipeline.reads.token_cookie import MOST_CHARACTERS, TokenSeal
 
 POSITIONS = st.builds(Position, st.integers(1, 4), st.integers(0, 50))
 SEQUENCES = st.dictionaries(st.integers(1, 2**62), st.integers(1, 2**40), max_size=3)

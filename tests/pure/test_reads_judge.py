@@ -6,13 +6,7 @@ import random
 
 import pytest
 
-from pipeline.reads.health.shard_health import (
-    GOOD_PROBES,
-    LONG_PROBES,
-    MINUTE_PROBES,
-    QUIET_PROBES,
-    FlapJudge,
-)
+from pipeline.reads.health.prober import GOOD_PROBES, LONG_PROBES, MINUTE_PROBES, QUIET_AFTER_PROBES, FlapJudge
 
 HOUR = 3600
 
@@ -55,7 +49,7 @@ def test_each_relapse_doubles_what_it_takes_to_come_back_and_quiet_halves_it_aga
         took.append(looks)
         for _ in range(MINUTE_PROBES):
             judge.see(True)
-    for _ in range(QUIET_PROBES):
+    for _ in range(QUIET_AFTER_PROBES):
         judge.see(True)
 
     assert took == [5, 10, 20, 40, GOOD_PROBES["unsteady"]]

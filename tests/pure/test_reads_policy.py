@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.reads.health.report import IN_ROTATION, NodeState
-from pipeline.reads.routing.policy import Bounds, Candidate, Choice, choose, over_limit
+from pipeline.reads.health import IN_ROTATION, NodeState
+from pipeline.reads.routing import Bounds, Candidate, Choice, choose, over_limit
 
 candidates = st.lists(
     st.builds(

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.model.op import Position
-from pipeline.reads.health.probe import LagMeter, NoResult, ProbeResult
-from pipeline.reads.health.report import NodeState, Report
-from pipeline.reads.health.shard_health import ShardHealth
+from pipeline.model import Position
+from pipeline.reads.health import LagMeter, NodeState, NoResult, ProbeResult, Report
+from pipeline.reads.health.prober import ShardHealth
 
 NOW = 1_000_000
 

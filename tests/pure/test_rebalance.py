@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.admin.rebalance import Transfer, Weights, applied_since, plan
-from pipeline.model.op import Position
+from pipeline.admin.shards import Transfer, Weights, applied_since, plan
+from pipeline.model import Position
 
 SHARDS = ["s0", "s1", "s2", "s3"]
 owned = st.dictionaries(st.integers(0, 63), st.sampled_from(SHARDS), min_size=1)

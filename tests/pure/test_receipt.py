@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 import pipeline
 from pipeline.errors import BadToken, PipelineError
-from pipeline.model.op import START, Position
-from pipeline.model.receipt import Receipt, Receipts, _base36
-from pipeline.model.seal import Seal
+from pipeline.model import START, Position
+from pipeline.model.receipt import Receipt, Receipts, Seal, _base36
 
 receipts = st.builds(
     Receipt,

@@ -6,9 +6,19 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from pipeline.admin.observe.news import news_of, with_news
-from pipeline.admin.observe.published import FRESH_MS, NO_HISTORY, Point, publish, read_histories, read_record, summary
-from pipeline.admin.observe.queues import Queues
+from pipeline.admin.observe import DAY_S, RECENT_S, Spans
+from pipeline.admin.observe.published import (
+    FRESH_MS,
+    NO_HISTORY,
+    Point,
+    news_of,
+    publish,
+    read_histories,
+    read_record,
+    summary,
+    with_news,
+)
+from pipeline.admin.observe.readings import Queues
 from pipeline.admin.observe.record import (
     DEEPEST,
     HOTTEST,
@@ -23,13 +33,11 @@ from pipeline.admin.observe.record import (
     ShardRecord,
     TableRecord,
 )
-from pipeline.admin.observe.recorder import DAY_S, RECENT_S, Spans
-from pipeline.model.op import INSERT, START, Entry, Op, Position, encode
+from pipeline.model import INSERT, START, Entry, Op, Position, encode
 from pipeline.model.wait_reason import WaitReason
-from pipeline.oplog.counts import MOST_COUNTERS
 from pipeline.oplog.memory.log import MemoryLog
-from pipeline.oplog.ttls import MOST_OF_DAY, MOST_RECENT
-from pipeline.reads.health.report import NodeState, Report
+from pipeline.oplog.shared_state import MOST_COUNTERS, MOST_OF_DAY, MOST_RECENT
+from pipeline.reads.health import NodeState, Report
 
 PAUSED = WaitReason("paused", "s0", "s0", "by ann: a disk swap", 1_000, buckets=3)
 S0 = ShardRecord(

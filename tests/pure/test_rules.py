@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.bucket_rules import Rule, compile_rule
+from pipeline.config.buckets import Rule, compile_rule
 from pipeline.config.settings import TableSettings
 from pipeline.errors import ConfigError, ShardKeyError
-from pipeline.model.ids import END, SMALLEST, ids_of
+from pipeline.model import END, SMALLEST, ids_of
 
 BUCKETS = st.integers(1, 1024)
 KEYS = st.one_of(

@@ -6,9 +6,9 @@ import tomllib
 
 import pytest
 
+from pipeline.config import Topology
+from pipeline.config.files import with_shard, without_shard
 from pipeline.config.settings import load
-from pipeline.config.shard_section import with_shard, without_shard
-from pipeline.config.topology import Topology
 from pipeline.errors import ConfigError
 
 URI = "mysql:pymysql://app:${DB_PASSWORD}@db2/shop"

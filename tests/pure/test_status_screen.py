@@ -8,12 +8,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from pipeline.admin.observe.faults import OpFault
 from pipeline.admin.observe.moves import MoveRecord
-from pipeline.admin.observe.record import NodeRecord, ReadCount, Record, RedisRecord, ShardRecord
+from pipeline.admin.observe.record import NodeRecord, OpFault, ReadCount, Record, RedisRecord, ShardRecord
 from pipeline.cli.status_screen import lines, screen
 from pipeline.model.wait_reason import WaitReason, sentences_of
-from pipeline.reads.health.report import NodeState
+from pipeline.reads.health import NodeState
 
 REPLICA = NodeRecord("s0-r0", "replica", NodeState.IN, 123_456, 1_400, 40_000, 300)
 NODES = (NodeRecord("s0", "primary"), REPLICA, REPLICA)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 
-from pipeline.config.address import TLS
+from pipeline.config.uris import TLS
 from pipeline.shard.mysql_connection import NodeConnection
 
 

@@ -12,10 +12,9 @@ from pipeline.admin.dead import AsideCount
 from pipeline.admin.observe.moves import MoveRecord
 from pipeline.admin.observe.record import NodeRecord, Record, RedisRecord, ShardRecord, TableRecord
 from pipeline.cli.top import keys_in
-from pipeline.cli.top.board import Board, Order, Question, Sight, heard, pressed
-from pipeline.cli.top.screens import TopScreen
+from pipeline.cli.top.screens import Board, Order, Question, Sight, TopScreen, heard, pressed
 from pipeline.model.wait_reason import WaitReason
-from pipeline.reads.health.report import NodeState
+from pipeline.reads.health import NodeState
 
 REPLICA = NodeRecord("s0-r0", "replica", NodeState.IN, 123_456, 1_400, 40_000, 300, 812.0)
 HALTED = WaitReason("breaker", "s0", "purchase", "Duplicate entry for key 'code'", 1_764_322_222_000)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.bucket_ranges import format_ranges, numbers, parse_ranges
+from pipeline.config import Topology
+from pipeline.config.buckets import format_ranges, numbers, parse_ranges
 from pipeline.config.settings import Settings, TableSettings, load
-from pipeline.config.topology import Topology
 from pipeline.errors import ConfigError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.shard.reach import _calls, may_see_triggers
+from pipeline.shard.table_facts import _calls, may_see_triggers
 
 USAGE = "GRANT USAGE ON *.* TO `worker`@`%` IDENTIFIED BY PASSWORD '*6BB4837EB74329105EE4568DDA7DC67ED2CA2AD9'"
 

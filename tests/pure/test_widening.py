@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.shard.widening import Widening, widening
+from pipeline.shard.columns import Widening, widening
 
 
 @pytest.mark.parametrize(

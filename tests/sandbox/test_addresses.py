@@ -18,15 +18,15 @@ from pydal import DAL
 from pymysql.connections import Connection
 from support.sandbox.configurations import small
 
-from pipeline.config.ini import own_address
+from pipeline.config.files import own_address
 from pipeline.config.settings import Settings, load
 from pipeline.config.uris import database_of, redact, with_login_of, with_zone
 from pipeline.errors import ConfigError, ShardUnavailable
 from pipeline.oplog.doorbell import broker_settings
 from pipeline.oplog.redis.connection import connect
+from pipeline.shard import NodeSession
 from pipeline.shard.nodes import Nodes
-from pipeline.shard.session import NodeSession
-from pipeline.web.clients import address_of
+from pipeline.web import address_of
 
 #: What a password begins with, so that no other text of an address holds it by chance.
 MARK = "Pa55"

@@ -14,11 +14,11 @@ from pipeline.admin.upkeep import unapplied
 from pipeline.apply.applier import RING_S, Applier
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable
-from pipeline.model.op import START, Position
+from pipeline.model import START, Position
 from pipeline.oplog.doorbell import SilentBell
+from pipeline.shard import MOST_KEPT, NodeSession
 from pipeline.shard.dialect import SQLite
 from pipeline.shard.records import ledger_queries
-from pipeline.shard.session import MOST_KEPT, NodeSession
 from pipeline.testing import Drained, Sandbox, sandbox
 
 STEPS = ("due", "lock", "read", "execute", "statement", "mark", "commit", "committed", "finish")
@@ -303,7 +303,7 @@ def test_a_shard_that_does_not_answer_puts_its_buckets_off_and_raises_nothing(
         raise ShardUnavailable("s0", "connection refused")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.shard.session.NodeSession._open", refuse)
+        patch.setattr("pipeline.shard.NodeSession._open", refuse)
         outcome = worker.apply()
 
     assert "connection refused" in outcome.waiting

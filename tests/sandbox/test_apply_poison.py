@@ -12,17 +12,17 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline.admin import stops, upkeep
-from pipeline.admin.observe.queues import Queues
+from pipeline.admin.observe.readings import Queues
 from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
-from pipeline.apply.attempt import MOST_DEATHS
+from pipeline.apply.judge import MOST_DEATHS
 from pipeline.apply.transaction import Outcome
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import LogUnavailable
 from pipeline.model.receipt import Receipt
-from pipeline.oplog.waits import ALIVE, ALIVE_TOKEN
+from pipeline.oplog.shared_state import ALIVE, ALIVE_TOKEN
+from pipeline.shard import NodeSession
 from pipeline.shard.records import ledger_queries
-from pipeline.shard.session import NodeSession
 from pipeline.testing import Sandbox, sandbox
 
 OTHERS = 60

@@ -13,7 +13,7 @@ from pydal import DAL, Field
 import pipeline
 from pipeline.admin.why import why
 from pipeline.errors import PipelineError
-from pipeline.model.op import Op, Position, decode, encode
+from pipeline.model import Op, Position, decode, encode
 from pipeline.model.receipt import Receipt
 from pipeline.model.wait_reason import WaitReason
 from pipeline.testing import Drained, Sandbox, sandbox

@@ -14,17 +14,17 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline import attachment, clock
-from pipeline.attachment.forms import editing
+from pipeline.attachment.changes import editing
 from pipeline.errors import BadOp, BadRead, Rejected, WaitTimeout
 from pipeline.testing import Sandbox, sandbox
-from pipeline.web import own_reads, user_session
+from pipeline.web import own_reads
 from pipeline.web.outbox import Outbox
 from pipeline.web.request import Request
 
 
 @pytest.fixture(autouse=True)
 def _short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_session, "QUEUED_S", 0.01)
+    monkeypatch.setattr(own_reads, "QUEUED_S", 0.01)
     monkeypatch.setattr(own_reads, "OWN_S", 0.01)
 
 
@@ -47,7 +47,7 @@ def db(box: Sandbox, tmp_path: Any) -> Iterator[Any]:
 @pytest.fixture
 def worker(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Apply everything as soon as somebody waits for it, however long that takes."""
-    monkeypatch.setattr(user_session, "QUEUED_S", 60)
+    monkeypatch.setattr(own_reads, "QUEUED_S", 60)
     monkeypatch.setattr(own_reads, "OWN_S", 60)
     monkeypatch.setattr(clock, "sleep_s", lambda seconds: box.drain())
 

@@ -381,7 +381,7 @@ def test_versioning_that_comes_behind_our_back_is_refused_at_the_next_write(db: 
 
 
 def test_a_version_that_is_only_queued_is_waited_for_and_not_guessed(box: Sandbox, db: Any, paper: Any):
-    from pipeline.reads.pending.pending_rows import CannotOverlay
+    from pipeline.reads.pending import CannotOverlay
 
     row_id = paper.insert(title="a")
     box.drain()

@@ -9,11 +9,10 @@ import pytest
 from pydal import DAL, Field
 
 import pipeline
-from pipeline.model.op import Position
-from pipeline.reads import connections, node_tables
+from pipeline.model import Position
+from pipeline.reads import Need, connections, node_tables
 from pipeline.reads.node_tables import NodeTables
-from pipeline.reads.session import Need
-from pipeline.shard.records.ledger import ACTIVE, Mark
+from pipeline.shard.records import ACTIVE, Mark
 from pipeline.testing import Sandbox, sandbox
 
 FEW = 4

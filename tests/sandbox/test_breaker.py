@@ -10,16 +10,16 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline.admin import stops, upkeep
-from pipeline.admin.release import release
+from pipeline.admin.stops import release
 from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
 from pipeline.apply.grouping import Item
-from pipeline.apply.stopped import IN_A_ROW, LEAST, WINDOW, Breaker
+from pipeline.apply.pace import IN_A_ROW, LEAST, WINDOW, Breaker
 from pipeline.config.settings import ApplySettings
-from pipeline.model.op import Entry, Op, Position
+from pipeline.model import Entry, Op, Position
 from pipeline.model.receipt import Receipt
 from pipeline.model.sheet import Sheet, SheetEntry
-from pipeline.shard.records.ledger import Reject
+from pipeline.shard.records import Reject
 from pipeline.shard.records.stops import Stop, stops_of
 from pipeline.testing import Sandbox, sandbox
 
@@ -28,7 +28,7 @@ BAD = "CREATE TRIGGER never BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'no
 
 @pytest.fixture
 def box(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    monkeypatch.setattr("pipeline.apply.stopped.READ_EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.apply.pace.READ_EVERY_S", 0.0)
     with sandbox({"event": {"shard_key": "who"}, "other": {"shard_key": "who"}}, shards=1) as box:
         yield box
 

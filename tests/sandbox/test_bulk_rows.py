@@ -18,7 +18,7 @@ import pipeline
 from pipeline.enqueue import held_ops
 from pipeline.enqueue.held_ops import Chunk
 from pipeline.errors import PipelineError
-from pipeline.model.op import Addressed, Op, decode
+from pipeline.model import Addressed, Op, decode
 from pipeline.testing import Sandbox, sandbox
 
 TABLES: dict[str, Any] = {"sale": {"shard_key": "shop"}, "kind": {"reference": True}}

@@ -14,7 +14,7 @@ from pydal import DAL, Field
 
 from pipeline.admin import stops
 from pipeline.admin.check import evidence
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.config.settings import load

@@ -15,15 +15,14 @@ from support.sandbox.spooling import Shop
 
 import pipeline
 from pipeline.clock import polls
+from pipeline.config import Topology
 from pipeline.config.settings import load
-from pipeline.config.topology import Topology
-from pipeline.enqueue import held_ops, sends
-from pipeline.enqueue.sends import Sends
-from pipeline.enqueue.shipment import OpPlace
+from pipeline.enqueue import held_ops, shipment
+from pipeline.enqueue.shipment import OpPlace, Sends
 from pipeline.errors import LogUnavailable, PipelineFull, Unavailable
 from pipeline.oplog.doorbell import Bell
 from pipeline.oplog.memory.log import MemoryLog
-from pipeline.spool.null_spool import NullSpool
+from pipeline.spool import NullSpool
 from pipeline.testing import Sandbox, sandbox
 
 CONFIGURATION = {"redis": {"url": "redis://r.invalid/0"}, "shards": {"s0": {"primary": "sqlite:///s0.sqlite"}}}
@@ -161,7 +160,7 @@ def test_while_redis_is_away_a_process_keeps_no_more_counters_than_the_log_does(
     def away(*arguments: Any, **options: Any) -> None:
         raise LogUnavailable("away on purpose")
 
-    monkeypatch.setattr(sends, "MOST_COUNTERS", 10)
+    monkeypatch.setattr(shipment, "MOST_COUNTERS", 10)
     log = MemoryLog()
     own = Sends(log, TOPOLOGY, NullSpool())
     monkeypatch.setattr(log, "finish", away)

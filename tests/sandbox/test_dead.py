@@ -18,7 +18,7 @@ from pipeline.admin.dead import Where, place_of
 from pipeline.cli.dead import dead_group
 from pipeline.errors import BadOp, BadValue, UnknownField
 from pipeline.model.receipt import Receipt
-from pipeline.shard.session import NodeSession
+from pipeline.shard import NodeSession
 from pipeline.testing import Drained, Sandbox, sandbox
 
 TABLES = {"sale": {"shard_key": "customer"}, "day": {"shard_key": "who", "unique": [["who", "name"]]}}

@@ -15,16 +15,15 @@ from support.sandbox.demo import SHARDS, Shards, played
 
 from pipeline import demo
 from pipeline.cli.cluster import demo as command
-from pipeline.demo import system, traffic
+from pipeline.demo import system
 from pipeline.demo.data import COLUMNS, Dataset
-from pipeline.demo.screen import Screen
-from pipeline.demo.summary import Summary
+from pipeline.demo.screen import Screen, Summary
 from pipeline.errors import WaitTimeout
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traffic, "LOOK_S", 0.0)
+    monkeypatch.setattr(system, "LOOK_S", 0.0)
     monkeypatch.setattr(demo, "LOOK_S", 0.0)
 
 
@@ -101,7 +100,7 @@ def test_workers_that_stop_applying_end_the_demo_with_a_sentence(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "STALL_S", 0.0)
-    monkeypatch.setattr(traffic, "MILESTONE_OPS", 10)
+    monkeypatch.setattr(system, "MILESTONE_OPS", 10)
 
     with pytest.raises(WaitTimeout, match="still queued"):
         played(dataset, Shards(status="queued"))
@@ -140,7 +139,7 @@ def test_bars_beside_a_growth_fit_a_terminal_and_what_was_done_is_printed_once(c
     growth = SimpleNamespace(stage="comparing", rows=1_234_567, total=7_654_321, done=[])
     done = SimpleNamespace(name="To s2", words="11 buckets of s0, 57,012 rows copied and compared", seconds=12.7)
 
-    with screen.bars(traffic.Meter(), cast("Any", growth)) as move:
+    with screen.bars(system.Meter(), cast("Any", growth)) as move:
         move(1_000_000)
         growth.done.append(done)
         move(1_000_000)

@@ -22,7 +22,7 @@ from support.sandbox.deployments import (
     site,
 )
 
-from pipeline.admin import new_shard
+from pipeline.admin import shards
 from pipeline.cli import options
 from pipeline.cli import pipeline as command
 from pipeline.client import Client
@@ -65,7 +65,7 @@ def given(site: Site, path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.setattr(site.log, "close", lambda: None)
     made = _clients(site.log)
     monkeypatch.setattr(options, "Client", lambda config: made(load(config)))
-    monkeypatch.setattr(new_shard, "Client", made)
+    monkeypatch.setattr(shards, "Client", made)
     return lambda *words, answer="": CliRunner().invoke(command, [*words, "--config", str(path)], input=answer)
 
 

@@ -14,13 +14,13 @@ from pydal import DAL, Field
 import pipeline
 from pipeline import clock
 from pipeline.admin import dead, stops
-from pipeline.admin.release import release
+from pipeline.admin.stops import release
 from pipeline.apply import transaction
 from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
 from pipeline.enqueue.producer import Run
 from pipeline.errors import LogUnavailable
-from pipeline.model.op import START
+from pipeline.model import START
 from pipeline.testing import Sandbox, sandbox
 
 TABLES = ("event", "parent", "child", "grandchild", "leaf", "node")
@@ -29,7 +29,7 @@ TABLES = ("event", "parent", "child", "grandchild", "leaf", "node")
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers read the stops before each batch."""
-    monkeypatch.setattr("pipeline.apply.stopped.READ_EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.apply.pace.READ_EVERY_S", 0.0)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline import clock
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.enqueue.receipt_status import REMEMBERED_S
@@ -27,7 +27,7 @@ from pipeline.errors import (
     UnknownTable,
     WaitTimeout,
 )
-from pipeline.model.op import Position
+from pipeline.model import Position
 from pipeline.model.schema import schema_of
 from pipeline.oplog.appends import Append
 from pipeline.oplog.doorbell import SilentBell

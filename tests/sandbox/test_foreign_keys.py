@@ -10,14 +10,13 @@ from pydal import DAL, Field
 from support.sandbox.deployments import Site, drain, site
 
 from pipeline.admin import reshape
-from pipeline.admin.migrate import migrate, plan_of
+from pipeline.admin.migration import migrate, plan_of
 from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.errors import MigrationUnfinished, PipelineError
 from pipeline.model.schema import TableSchema, schema_of
 from pipeline.shard.co_location import refused
-from pipeline.shard.reach import ForeignKey
-from pipeline.shard.table_facts import constraints_of
+from pipeline.shard.table_facts import ForeignKey, constraints_of
 
 __all__ = ["site"]
 ONE = {"s0": None}

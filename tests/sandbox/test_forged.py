@@ -16,9 +16,9 @@ from pydal import DAL, Field
 from support.hostile import fields
 
 import pipeline
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.errors import NewerOp, NotAnOp, PipelineError
-from pipeline.model.op import COPY, FORGED, READ, Entry, Op, Position, decode, encode
+from pipeline.model import COPY, FORGED, READ, Entry, Op, Position, decode, encode
 from pipeline.model.receipt import Receipt
 from pipeline.model.schema import TableSchema
 from pipeline.shard.records.ledger_queries import counts

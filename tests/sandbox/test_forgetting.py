@@ -13,7 +13,7 @@ from support.examples import examples
 
 import pipeline
 from pipeline.admin.upkeep import reconcile
-from pipeline.model.op import START
+from pipeline.model import START
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.appends import Append
 from pipeline.testing import Sandbox, sandbox

@@ -14,10 +14,10 @@ from support.oracle.families import astray
 from support.oracle.grouping import CHILD, DAY, LOUD, MANY, PARENT, PLAIN, TWO, Database, Maker, difference
 
 from pipeline.apply.earlier_ops import EarlierOps
-from pipeline.model.op import DELETE, GROUP, INSERT, UPDATE, UPSERT, Op
+from pipeline.model import DELETE, GROUP, INSERT, UPDATE, UPSERT, Op
 from pipeline.model.schema import TableSchema
+from pipeline.shard import NodeSession
 from pipeline.shard.dialect import SQLite
-from pipeline.shard.session import NodeSession
 
 
 @pytest.fixture(scope="module")

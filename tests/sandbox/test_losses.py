@@ -14,10 +14,9 @@ import pipeline
 from pipeline.admin import upkeep
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
-from pipeline.enqueue.acknowledged import Acknowledged
-from pipeline.enqueue.producer import Run
+from pipeline.enqueue.producer import Acknowledged, Run
 from pipeline.errors import LogUnavailable
-from pipeline.model.op import START, new_producer
+from pipeline.model import START, new_producer
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.shard.records import ledger_queries

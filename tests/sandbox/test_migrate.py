@@ -9,7 +9,7 @@ import pytest
 from pydal import DAL, Field
 
 import pipeline
-from pipeline.admin.migrate import migrate, plan_of, published
+from pipeline.admin.migration import migrate, plan_of, published
 from pipeline.admin.migration.definitions import definitions, forget
 from pipeline.client import Client
 from pipeline.errors import BadOp, MigrationUnfinished, PipelineError

@@ -11,9 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 from support.sandbox.deployments import Site, file_of, run, site
 
-from pipeline.admin.moving import buckets_rows, orders, sides
-from pipeline.admin.moving import mover as movers
-from pipeline.admin.moving.mover import Mover, MoveStep
+from pipeline.admin import moving as movers
+from pipeline.admin.moving import Mover, MoveStep, buckets_rows, orders, sides
 from pipeline.cli import move as face
 from pipeline.cli.move import move_group
 from pipeline.client import Client

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 from support.sandbox.deployments import Site, apply, drain, insert, run, site
 
-from pipeline.admin.moving import mover as movers
+from pipeline.admin import moving as movers
 from pipeline.admin.moving import orders
 from pipeline.admin.moving.carrier import MoveStep
 from pipeline.client import Client

@@ -13,25 +13,23 @@ from click.testing import CliRunner
 from pydal import Field
 from support.sandbox.deployments import BY_CUSTOMER, Site, apply, drain, file_of, insert, model, run, site
 
-from pipeline.admin import new_shard, reshape, upkeep
-from pipeline.admin.migrate import migrate
-from pipeline.admin.moving import carrier, orders
-from pipeline.admin.moving import mover as movers
+from pipeline.admin import moving as movers
+from pipeline.admin import reshape, shards, upkeep
+from pipeline.admin.migration import migrate
+from pipeline.admin.moving import MoveEnded, Mover, carrier, orders
 from pipeline.admin.moving.buckets_rows import CopyVoid, FencedSession
-from pipeline.admin.moving.mover import MoveEnded, Mover
 from pipeline.apply.replay import Replay
 from pipeline.cli import move as face
 from pipeline.cli import pipeline as command
 from pipeline.client import Client
 from pipeline.clock import polls
-from pipeline.enqueue import bucket_map
+from pipeline.enqueue import buckets as bucket_map
 from pipeline.errors import PipelineError, ShardUnavailable, WrongDeployment
-from pipeline.model.op import Position
-from pipeline.shard import stored_rows
+from pipeline.model import Position
+from pipeline.shard import NodeSession, stored_rows
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.records.ledger_queries import positions_of
-from pipeline.shard.session import NodeSession
-from workers.moves import Moves
+from workers.chores import Moves
 
 __all__ = ["site"]
 
@@ -185,7 +183,7 @@ def test_a_shard_to_which_buckets_have_moved_is_not_removed(client: Client, site
     with pytest.raises(WrongDeployment, match=r"\[shards\.s2\] is missing .* but owns buckets"):
         insert(site.client(shards={"s0": "0-31", "s1": "32-63"}), 3)
     with pytest.raises(WrongDeployment, match=r"\[shards\.s2\] is missing"):
-        new_shard.remove_shard(site.client(shards={"s0": "0-31", "s1": "32-63"}), "s2")
+        shards.remove_shard(site.client(shards={"s0": "0-31", "s1": "32-63"}), "s2")
 
 
 def test_nothing_is_replayed_while_its_bucket_moves(client: Client) -> None:

@@ -6,7 +6,7 @@ import pytest
 from support.oracle import judge
 from support.sandbox.deployments import Site, run, site
 
-from pipeline.admin.moving import mover as movers
+from pipeline.admin import moving as movers
 from pipeline.admin.moving import orders
 
 __all__ = ["site"]

@@ -9,9 +9,8 @@ import pytest
 from support.sandbox.deployments import Site, backup_of, drain, insert, model, restore, run, site
 
 from pipeline import clock
-from pipeline.admin.moving import carrier, orders
-from pipeline.admin.moving import mover as movers
-from pipeline.admin.moving.mover import Mover
+from pipeline.admin import moving as movers
+from pipeline.admin.moving import Mover, carrier, orders
 from pipeline.admin.moving.sides import Sides
 from pipeline.client import Client
 from pipeline.errors import ShardUnavailable

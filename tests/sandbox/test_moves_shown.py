@@ -11,23 +11,21 @@ from msgspec.structs import replace
 from support.sandbox.deployments import Site, drain, insert, run, site
 
 from pipeline import clock
-from pipeline.admin.moving import mover as movers
-from pipeline.admin.moving import orders
+from pipeline.admin import moving as movers
+from pipeline.admin.moving import MoveEnded, Mover, orders
 from pipeline.admin.moving.buckets_rows import Different
-from pipeline.admin.moving.mover import MoveEnded, Mover
+from pipeline.admin.observe import Observer
 from pipeline.admin.observe import moves as shown
 from pipeline.admin.observe.moves import pace_of
-from pipeline.admin.observe.observer import Observer
-from pipeline.admin.observe.reached import ask_node, ask_primary
+from pipeline.admin.observe.readings import ask_node, ask_primary
 from pipeline.admin.observe.record import Record
 from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.errors import PipelineError, ShardUnavailable
-from pipeline.reads.health.probe import probe
-from pipeline.reads.health.report import Report
+from pipeline.reads.health import Report, probe
 from pipeline.shard.records import moves
 from pipeline.shard.records.moves import MoveNote
-from workers.moves import Moves
+from workers.chores import Moves
 
 __all__ = ["site"]
 
@@ -48,8 +46,8 @@ def client(site: Site) -> Client:
 
 @pytest.fixture
 def observer(site: Site, client: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[Observer]:
-    monkeypatch.setattr("pipeline.admin.observe.observer.log_of", lambda settings, read_s: site.log)
-    monkeypatch.setattr("pipeline.admin.observe.observer.COUNTS_S", 0.0)
+    monkeypatch.setattr("pipeline.admin.observe.log_of", lambda settings, read_s: site.log)
+    monkeypatch.setattr("pipeline.admin.observe.COUNTS_S", 0.0)
     monkeypatch.setattr(type(site.log), "close", lambda log: None)
     made = Observer(client.settings)
     yield made
@@ -137,7 +135,7 @@ def test_of_a_shard_whose_primary_is_away_no_bucket_is_counted_that_has_left(
         return asked(shard, uri)
 
     asked = ask_node
-    monkeypatch.setattr("pipeline.admin.observe.observer.ask_node", without_s0)
+    monkeypatch.setattr("pipeline.admin.observe.ask_node", without_s0)
 
     record = observer.look()
 
@@ -312,7 +310,7 @@ def test_a_shard_that_is_away_leaves_its_moves_not_known(
         return asked(shard, uri)
 
     asked = ask_primary
-    monkeypatch.setattr("pipeline.admin.observe.observer.ask_primary", without_s1)
+    monkeypatch.setattr("pipeline.admin.observe.ask_primary", without_s1)
     monkeypatch.setattr(shown, "STILL_MS", -1)
 
     record = observer.look()

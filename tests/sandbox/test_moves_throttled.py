@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from support.sandbox.deployments import Site, run, site
 
-from pipeline.admin.migration.replica_lag import Behind, ReplicaLag
-from pipeline.admin.moving import mover as movers
+from pipeline.admin import moving as movers
+from pipeline.admin.migration.statement import Behind, ReplicaLag
 from pipeline.admin.moving import orders, sides
 from pipeline.admin.moving.carrier import MoveStep
 from pipeline.admin.moving.sides import Throttle

@@ -9,13 +9,12 @@ from support.sandbox.deployments import Site, drain, insert, model, run, site
 from test_moves_shown import CUSTOMERS, Look, customer_on, depths, known_at_once, look, observer, until
 
 from pipeline.admin import stops
-from pipeline.admin.moving import orders
-from pipeline.admin.moving.mover import MoveStep
+from pipeline.admin.moving import MoveStep, orders
 from pipeline.admin.why import why
 from pipeline.client import Client
-from pipeline.enqueue import bucket_map
+from pipeline.enqueue import buckets
 from pipeline.errors import BadOp, ShardUnavailable, WaitTimeout
-from pipeline.oplog.waits import ALIVE, ALIVE_TOKEN
+from pipeline.oplog.shared_state import ALIVE, ALIVE_TOKEN
 from pipeline.shard.records import moves
 
 __all__ = ["known_at_once", "look", "observer", "site"]
@@ -125,15 +124,15 @@ def test_once_the_target_has_begun_nothing_waits_for_the_move(client: Client) ->
 def test_who_has_a_bucket_is_found_from_any_shard_that_had_it(client: Client) -> None:
     bucket, _ = customer_on(client, "s0")
     home = client.nodes
-    assert bucket_map.where(home, bucket, "s0") == ("s0", None)
+    assert buckets.where(home, bucket, "s0") == ("s0", None)
     for step in orders.order_move(client, [bucket], "s1", "me", keep_s=0).steps():
-        owner, leg = bucket_map.where(home, bucket, "s0")
+        owner, leg = buckets.where(home, bucket, "s0")
         if step.stage in ("copying", "comparing"):
-            assert (owner, leg, bucket_map.where(home, bucket, "s1")) == ("s0", None, ("s0", None))
+            assert (owner, leg, buckets.where(home, bucket, "s1")) == ("s0", None, ("s0", None))
         if step.stage == "cleaning":
             assert (owner, leg) == ("s1", None)
     [*orders.order_move(client, [bucket], "s0", "me", keep_s=0).steps()]
-    assert [bucket_map.where(home, bucket, shard) for shard in ("s0", "s1")] == [("s0", None)] * 2
+    assert [buckets.where(home, bucket, shard) for shard in ("s0", "s1")] == [("s0", None)] * 2
 
 
 def test_a_source_that_has_forgotten_a_move_has_the_bucket(client: Client) -> None:
@@ -144,7 +143,7 @@ def test_a_source_that_has_forgotten_a_move_has_the_bucket(client: Client) -> No
     with source.transaction():
         moves.forget_legs(source, [bucket], mover.leg.move)
 
-    assert bucket_map.where(client.nodes, bucket, "s1") == ("s0", None)
+    assert buckets.where(client.nodes, bucket, "s1") == ("s0", None)
 
 
 def test_a_barrier_ends_also_where_a_bucket_has_moved_meanwhile(client: Client, site: Site) -> None:

@@ -13,11 +13,11 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline import clock
-from pipeline.config.bucket_ranges import NOWHERE, Placement
+from pipeline.config.buckets import NOWHERE, Placement
 from pipeline.errors import PartialResult, ShardUnavailable
-from pipeline.model.op import Position
+from pipeline.model import Position
+from pipeline.reads import Need, Token
 from pipeline.reads.routing.moving import Elsewhere
-from pipeline.reads.session import Need, Token
 from pipeline.testing import Sandbox, sandbox
 
 #: The states of the source and of the target, and which of them has the truth.

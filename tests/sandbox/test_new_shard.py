@@ -10,14 +10,14 @@ import pytest
 from click.testing import CliRunner
 from support.sandbox.deployments import Site, drain, model, run, site
 
-from pipeline.admin import new_shard
-from pipeline.admin.moving import mover as movers
+from pipeline.admin import moving as movers
+from pipeline.admin import shards
 from pipeline.admin.moving import orders
 from pipeline.cli import options
 from pipeline.cli import pipeline as command
 from pipeline.client import Client
+from pipeline.config.files import replace_file
 from pipeline.config.settings import load
-from pipeline.config.shard_section import replace_file
 from pipeline.errors import ConfigError, PipelineError, WrongDeployment
 
 __all__ = ["site"]
@@ -49,7 +49,7 @@ def deployment(site: Site, path: Path, monkeypatch: pytest.MonkeyPatch) -> Clien
     old = run(site, 7)
     old.enqueue_insert(model().country, name="a")
     drain(old)
-    monkeypatch.setattr(new_shard, "Client", lambda settings: Client(settings, log=site.log, bell=old.bell))
+    monkeypatch.setattr(shards, "Client", lambda settings: Client(settings, log=site.log, bell=old.bell))
     monkeypatch.setattr(site.log, "close", lambda: None)
     return old
 
@@ -59,9 +59,9 @@ def test_the_file_that_is_made_is_taken_over_by_those_who_start_with_it(
 ) -> None:
     monkeypatch.setenv("HOME_OF_IT", str(site.folder))
     path.chmod(0o640)
-    made = new_shard.grown(load(path), "s2", "sqlite://${HOME_OF_IT}/s2.sqlite", ())
+    made = shards.grown(load(path), "s2", "sqlite://${HOME_OF_IT}/s2.sqlite", ())
 
-    assert new_shard.take_shard(made) == (1, "")
+    assert shards.take_shard(made) == (1, "")
     assert path.read_text() == TEXT.format(site.folder)
     replace_file(path, made.text)
 
@@ -69,7 +69,7 @@ def test_the_file_that_is_made_is_taken_over_by_those_who_start_with_it(
     assert "# the old ones" in path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert list(path.parent.glob(".pipeline*")) == []
-    after = new_shard.Client(load(path))
+    after = shards.Client(load(path))
     receipts = [one.enqueue_insert(model().purchase, customer=7, qty=1) for one in (deployment, after)]
     drain(after)
     assert [receipt.status() for receipt in receipts] == ["applied"] * 2
@@ -78,17 +78,17 @@ def test_the_file_that_is_made_is_taken_over_by_those_who_start_with_it(
 
 def test_a_shard_whose_server_does_not_answer_changes_nothing(path: Path, deployment: Client) -> None:
     before = deployment.log.deployment()
-    made = new_shard.grown(load(path), "s2", "mysql:pymysql://app:x@127.0.0.1:9/shop", ())
+    made = shards.grown(load(path), "s2", "mysql:pymysql://app:x@127.0.0.1:9/shop", ())
 
     with pytest.raises(PipelineError, match=r"\[shards\.s2\] primary cannot be asked: "):
-        new_shard.take_shard(made)
+        shards.take_shard(made)
 
     assert deployment.log.deployment() == before
 
 
 def test_a_shard_that_the_file_names_is_not_written_again(path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\[shards\.s1\] is in .* already; leave --primary out"):
-        new_shard.grown(load(path), "s1", "sqlite://x.sqlite", ())
+        shards.grown(load(path), "s1", "sqlite://x.sqlite", ())
 
 
 def test_options_of_a_new_section_need_the_address_of_its_primary(path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_shard_that_owns_nothing_by_the_map_is_taken_out_of_the_file_which_the
     site: Site, path: Path, deployment: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(movers, "HEARD_S", 0.0)
-    monkeypatch.setattr(options, "Client", lambda config: new_shard.Client(load(path)))
+    monkeypatch.setattr(options, "Client", lambda config: shards.Client(load(path)))
     runner, remove = CliRunner(), ["shard", "remove", "s1", "--config", str(path)]
     text = path.read_text()
 
@@ -118,7 +118,7 @@ def test_a_shard_that_owns_nothing_by_the_map_is_taken_out_of_the_file_which_the
         "s0": {"primary": f"sqlite://{site.folder}/s0.sqlite", "buckets": "0-63"}
     }
     assert "# the old ones" in path.read_text()
-    after = new_shard.Client(load(path))
+    after = shards.Client(load(path))
     assert after.enqueue_insert(model().purchase, customer=7, qty=1).status() == "queued"
     with pytest.raises(WrongDeployment):
         deployment.enqueue_insert(model().purchase, customer=7, qty=1)
@@ -130,7 +130,7 @@ def test_a_removal_that_is_refused_leaves_the_file_as_it_was(
     path: Path, deployment: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(movers, "HEARD_S", 0.0)
-    monkeypatch.setattr(options, "Client", lambda config: new_shard.Client(load(path)))
+    monkeypatch.setattr(options, "Client", lambda config: shards.Client(load(path)))
     for _ in orders.order_move(deployment, range(32, 64), "s0", "me", keep_s=0).steps():
         pass
     path.write_text(path.read_text().replace('"customer"', '"qty"'))

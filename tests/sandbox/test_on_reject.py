@@ -11,7 +11,7 @@ import pytest
 from pydal import DAL, Field
 
 import pipeline
-from pipeline.apply import rejections
+from pipeline import apply
 from pipeline.testing import Drained, Sandbox, sandbox
 
 
@@ -25,7 +25,7 @@ def db() -> Iterator[Any]:
 
 @pytest.fixture
 def box(db: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    monkeypatch.setattr(rejections, "_functions", [])
+    monkeypatch.setattr(apply, "_functions", [])
     with sandbox({"event": {"shard_key": "who"}}, shards=1, buckets=4) as box:
         pipeline.define_tables(db)
         yield box
@@ -73,7 +73,7 @@ def test_a_function_that_raises_is_logged_and_stops_nothing(db: Any, box: Sandbo
 def test_a_function_that_hangs_is_left_behind(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(rejections, "MOST_S", 0.01)
+    monkeypatch.setattr(apply, "MOST_S", 0.01)
     free, told = threading.Event(), threading.Event()
 
     @pipeline.on_reject

@@ -27,17 +27,17 @@ from support.sandbox.spooling import Switched
 from pipeline import clock
 from pipeline.admin.check import surroundings
 from pipeline.admin.check.evidence import Evidence
-from pipeline.admin.migrate import migrate, plan_of
+from pipeline.admin.migration import migrate, plan_of
 from pipeline.admin.reshape import adopt_rows
 from pipeline.client import Client
 from pipeline.enqueue import epochs
 from pipeline.enqueue.deployment import misfits_of
-from pipeline.enqueue.spooling.drain import Drainer
-from pipeline.enqueue.spooling.drain_thread import DrainThread
+from pipeline.enqueue.spool_drain import Drainer
+from pipeline.enqueue.spool_fallback import DrainThread
 from pipeline.errors import LogUnavailable, PipelineError, ShardUnavailable, WrongDeployment
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog.memory.log import MemoryLog
-from pipeline.spool.store import Counts, Spool
+from pipeline.spool import Counts, Spool
 from workers import threads
 
 __all__ = ["site"]

@@ -11,11 +11,11 @@ from pydal import DAL, Field
 from support.sandbox.one_key import Caller
 
 import pipeline
+from pipeline import model
 from pipeline.errors import BadOp
-from pipeline.model import ids
 from pipeline.model.receipt import Receipt
-from pipeline.oplog.ttls import IDEMPOTENCY_TTL_MS
-from pipeline.shard.records.ledger import known_keys
+from pipeline.oplog.shared_state import IDEMPOTENCY_TTL_MS
+from pipeline.shard.records import known_keys
 from pipeline.testing import Drained, Sandbox
 
 TABLES = {
@@ -180,7 +180,7 @@ def test_in_a_table_that_is_sharded_by_its_own_id_the_id_carries_the_bucket_of_b
     assert sorted(row["id"] for row in box.rows("note")) == sorted({receipt.id for receipt in receipts})
     assert len(box.rows("note")) == 20
     assert len({receipt.bucket for receipt in receipts}) > 1
-    assert all(ids.bucket_of(receipt.id) == receipt.bucket for receipt in receipts if receipt.id)
+    assert all(model.bucket_of(receipt.id) == receipt.bucket for receipt in receipts if receipt.id)
     assert [pipeline.get(db.note, receipt.id).qty for receipt in receipts] == [1] * 40
 
 
@@ -274,7 +274,7 @@ def test_an_edit_that_is_applied_while_its_key_is_looked_up_is_shown(
         box.drain()
         return known_keys(*arguments)
 
-    monkeypatch.setattr("pipeline.reads.pending.pending_rows.known_keys", applied_meanwhile)
+    monkeypatch.setattr("pipeline.reads.pending.known_keys", applied_meanwhile)
 
     assert pipeline.get(db.purchase, row, pending=True).qty == 2
 

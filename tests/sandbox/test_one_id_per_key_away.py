@@ -13,7 +13,7 @@ from support.sandbox.spooling import Shop
 
 from pipeline import clock
 from pipeline.client import Client
-from pipeline.enqueue.spooling.redis_away import AWAY_S
+from pipeline.enqueue.spool_fallback import AWAY_S
 from pipeline.errors import WaitTimeout
 from pipeline.model.receipt import Receipt
 

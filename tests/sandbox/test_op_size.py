@@ -11,7 +11,7 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline.errors import BadOp, LogUnavailable
-from pipeline.reads.health.report import Report
+from pipeline.reads.health import Report
 from pipeline.testing import Drained, Sandbox, sandbox
 
 MB = 1_000_000

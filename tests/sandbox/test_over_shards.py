@@ -389,7 +389,7 @@ def test_a_subselect_of_too_many_values_is_refused_before_they_fill_the_memory(
     db: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     query = db.sale.qty.belongs(db(db.memo.id > 0).nested_select(db.memo.sale))
-    monkeypatch.setattr("pipeline.reads.gather.gather.MOST_VALUES", 5)
+    monkeypatch.setattr("pipeline.reads.gather.MOST_VALUES", 5)
 
     with pytest.raises(BadRead, match=r"memo.sale finds more than 5 values: .* distinct=True"):
         pipeline.select(query)

@@ -10,22 +10,21 @@ from typing import Any
 import pytest
 from pydal import DAL, Field
 
+from pipeline.admin import observe as observers
 from pipeline.admin import stops
 from pipeline.admin.moving import orders
-from pipeline.admin.observe import observer as observers
-from pipeline.admin.observe.observer import Observer
+from pipeline.admin.observe import Observer
 from pipeline.admin.observe.record import Record
 from pipeline.errors import LogUnavailable
-from pipeline.oplog import quiet
+from pipeline.oplog import doorbell
+from pipeline.oplog.doorbell import Quiet
 from pipeline.oplog.memory.log import MemoryLog
-from pipeline.oplog.quiet import Quiet
 from pipeline.reads.health.prober import QUIET_PROBES, Prober
 from pipeline.shard.nodes import Nodes
 from pipeline.testing import Sandbox, sandbox
 from workers import chores
-from workers.chores import CHORES, Alarm, Chores, Overview
-from workers.moves import Moves
-from workers.turns import Turns
+from workers.chores import CHORES, Alarm, Chores, Moves, Overview
+from workers.process import Turns
 
 SHARDS = ["s0", "s1"]
 
@@ -41,7 +40,7 @@ def db() -> Iterator[Any]:
 @pytest.fixture
 def box(db: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     """Two shards that are quiet as soon as two looks have found them alike."""
-    monkeypatch.setattr(quiet, "QUIET_S", 0.0)
+    monkeypatch.setattr(doorbell, "QUIET_SHARD_S", 0.0)
     with sandbox({"sale": {"shard_key": "customer"}}, shards=2) as made:
         made.client.define_tables(db)
         yield made
@@ -130,7 +129,7 @@ def test_a_shard_with_replicas_is_probed_each_time(box: Sandbox, tmp_path: Path)
 
 
 def test_where_the_log_does_not_answer_no_shard_is_quiet(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(quiet, "QUIET_S", 0.0)
+    monkeypatch.setattr(doorbell, "QUIET_SHARD_S", 0.0)
     log = MemoryLog()
     known = Quiet(log, SHARDS)
     known.look()

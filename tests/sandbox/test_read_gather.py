@@ -261,7 +261,7 @@ def test_whichever_shard_is_first_knows_the_tables_that_its_rows_refer_to(monkey
     def last_first(self: Any, places: Any, asked: Any) -> list[Any]:
         return [self._one(place, asked) for place in reversed(places)][::-1]
 
-    monkeypatch.setattr("pipeline.reads.gather.gather.Gather._all", last_first)
+    monkeypatch.setattr("pipeline.reads.gather.Gather._all", last_first)
     with sandbox() as box:
         db = DAL("sqlite:memory", migrate=False)
         db.define_table("owner", Field("name"))

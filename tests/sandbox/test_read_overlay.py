@@ -14,7 +14,7 @@ from support.examples import examples
 
 import pipeline
 from pipeline.errors import StaleRead
-from pipeline.reads.pending import pending_rows
+from pipeline.reads import pending as pending_rows
 from pipeline.testing import Sandbox, sandbox
 
 TABLES = {"sale": {"shard_key": "customer", "on_reject": "skip"}}

@@ -10,14 +10,14 @@ import pytest
 from click.testing import CliRunner
 from support.sandbox.deployments import Site, drain, insert, rows_of, run, site
 
-from pipeline.admin import new_shard, rebalance, reshape
-from pipeline.admin.moving import mover as movers
+from pipeline.admin import moving as movers
+from pipeline.admin import reshape, shards
 from pipeline.admin.moving import orders
 from pipeline.cli import deployment as face
 from pipeline.cli import pipeline as command
 from pipeline.client import Client
-from pipeline.config.bucket_ranges import format_ranges
-from pipeline.enqueue import bucket_map
+from pipeline.config.buckets import format_ranges
+from pipeline.enqueue.buckets import follow, follow_noted
 from pipeline.errors import PipelineError, WrongDeployment
 
 __all__ = ["site"]
@@ -38,8 +38,8 @@ def new(site: Site, old: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
     return grown
 
 
-def moved(client: Client, steps: list[rebalance.Transfer]) -> None:
-    for _, target, buckets in rebalance.joined_moves(steps, 8):
+def moved(client: Client, steps: list[shards.Transfer]) -> None:
+    for _, target, buckets in shards.joined_moves(steps, 8):
         assert len(buckets) <= 8
         for _ in orders.order_move(client, buckets, target, "me", keep_s=0).steps():
             pass
@@ -48,14 +48,14 @@ def moved(client: Client, steps: list[rebalance.Transfer]) -> None:
 def test_the_rows_of_all_buckets_are_counted_and_an_empty_shard_gets_a_third_of_them(old: Client, new: Client) -> None:
     before = rows_of(new)
 
-    steps, weights = rebalance.planned(new, 0)
+    steps, weights = shards.planned(new, 0)
     moved(new, steps)
 
     assert weights.rows == Counter(old.topology.bucket_of("purchase", customer) for customer in CUSTOMERS)
     held = {shard: len(new.nodes.primary(shard).query("SELECT id FROM purchase")) for shard in new.topology.shards}
     assert {name: abs(count - 50) <= 6 for name, count in held.items()} == dict.fromkeys(held, True), held
     assert rows_of(new) == before
-    assert rebalance.planned(new, 0)[0] == []
+    assert shards.planned(new, 0)[0] == []
 
 
 def test_a_bucket_that_is_written_to_counts_for_its_load(
@@ -69,13 +69,13 @@ def test_a_bucket_that_is_written_to_counts_for_its_load(
             insert(new, 7)
         drain(new)
 
-    monkeypatch.setattr(rebalance.clock, "sleep_s", sample)
-    steps, weights = rebalance.planned(new, 5.0)
+    monkeypatch.setattr(shards.clock, "sleep_s", sample)
+    steps, weights = shards.planned(new, 5.0)
 
     assert weights.load == {**dict.fromkeys(range(64), 0), busy: 700}
-    assert steps[0] == rebalance.Transfer(busy, new.topology.began(busy), "s2")
+    assert steps[0] == shards.Transfer(busy, new.topology.began(busy), "s2")
     monkeypatch.undo()
-    assert busy not in [step.bucket for step in rebalance.plan(weights.together(["rows"]), *about(new))][:1]
+    assert busy not in [step.bucket for step in shards.plan(weights.together(["rows"]), *about(new))][:1]
 
 
 def about(client: Client) -> tuple[dict[int, str], dict[str, float]]:
@@ -87,7 +87,7 @@ def test_a_process_without_the_shard_is_refused_once_buckets_are_there_also_by_a
     site: Site, old: Client, new: Client
 ) -> None:
     insert(old)
-    moved(new, rebalance.planned(new, 0)[0])
+    moved(new, shards.planned(new, 0)[0])
 
     with pytest.raises(WrongDeployment, match=r"\[shards\.s2\] is missing in worker\.toml, but .*; restart with"):
         insert(old)
@@ -98,29 +98,29 @@ def test_a_process_without_the_shard_is_refused_once_buckets_are_there_also_by_a
 
 
 def test_a_shard_to_which_buckets_have_moved_is_not_removed_until_they_are_back(site: Site, new: Client) -> None:
-    steps, _ = rebalance.planned(new, 0)
+    steps, _ = shards.planned(new, 0)
     moved(new, steps[:1])
 
     with pytest.raises(WrongDeployment, match=r"\[shards\.s2\] is missing in .*; restart with"):
-        new_shard.remove_shard(site.client(shards=OLD), "s2")
-    moved(new, [rebalance.Transfer(steps[0].bucket, "s2", steps[0].source)])
-    new_shard.remove_shard(site.client(shards=OLD), "s2")
+        shards.remove_shard(site.client(shards=OLD), "s2")
+    moved(new, [shards.Transfer(steps[0].bucket, "s2", steps[0].source)])
+    shards.remove_shard(site.client(shards=OLD), "s2")
 
     insert(site.client(shards=OLD))
 
 
 def test_a_shard_with_buckets_in_the_file_is_removed_once_they_have_moved(site: Site, old: Client, new: Client) -> None:
     before = rows_of(new)
-    moved(new, [rebalance.Transfer(bucket, "s0", "s2") for bucket in range(20)])
+    moved(new, [shards.Transfer(bucket, "s0", "s2") for bucket in range(20)])
     fewer = {"s1": "32-63", "s2": "0-31"}
     with pytest.raises(PipelineError, match="puts the buckets 20-31 where they are not"):
-        new_shard.remove_shard(site.client(shards=fewer), "s0")
-    moved(new, [rebalance.Transfer(bucket, "s0", "s1") for bucket in range(20, 32)])
+        shards.remove_shard(site.client(shards=fewer), "s0")
+    moved(new, [shards.Transfer(bucket, "s0", "s1") for bucket in range(20, 32)])
 
     with pytest.raises(PipelineError, match="puts the buckets 20-31 where they are not"):
-        new_shard.remove_shard(site.client(shards=fewer), "s0")
+        shards.remove_shard(site.client(shards=fewer), "s0")
     left = site.client(shards={"s1": "20-63", "s2": "0-19"})
-    new_shard.remove_shard(left, "s0")
+    shards.remove_shard(left, "s0")
 
     with pytest.raises(WrongDeployment, match=r"\[shards"):
         insert(new)
@@ -131,19 +131,19 @@ def test_a_shard_with_buckets_in_the_file_is_removed_once_they_have_moved(site: 
     assert {receipt.status() for receipt in receipts} == {"applied"}
     # who reads by the older file, and a Redis that has lost the map, still find what has moved
     site.log.note_placement(site.log.placement(), "")
-    bucket_map.follow(site.log, left.nodes, left.topology)
-    bucket_map.follow_noted(site.log, new.topology)
+    follow(site.log, left.nodes, left.topology)
+    follow_noted(site.log, new.topology)
     assert [new.topology.shard_of(bucket) for bucket in (0, 20, 32)] == ["s2", "s1", "s1"]
 
 
 def test_a_shard_is_not_removed_while_its_rows_are_kept(site: Site, new: Client) -> None:
-    moved(new, [rebalance.Transfer(bucket, "s0", "s1") for bucket in range(1, 32)])
+    moved(new, [shards.Transfer(bucket, "s0", "s1") for bucket in range(1, 32)])
     steps = orders.order_move(new, [0], "s1", "me", keep_s=0).steps()
     while "cleaning" not in next(steps).stage:
         pass
 
     with pytest.raises(PipelineError, match="buckets move from or to 's0'"):
-        new_shard.remove_shard(site.client(shards={"s1": "0-63", "s2": ""}), "s0")
+        shards.remove_shard(site.client(shards={"s1": "0-63", "s2": ""}), "s0")
 
 
 def test_the_command_prints_its_plan_and_does_it(new: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,4 +178,4 @@ def test_nothing_is_planned_while_buckets_move(new: Client) -> None:
     orders.order_move(new, [1], "s2", "me")
 
     with pytest.raises(PipelineError, match="buckets move right now"):
-        rebalance.planned(new, 0)
+        shards.planned(new, 0)

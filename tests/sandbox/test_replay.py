@@ -17,7 +17,7 @@ from pipeline.admin.upkeep import trim
 from pipeline.apply.applier import Applier
 from pipeline.apply.replay import Replay, Replayed
 from pipeline.config.settings import ApplySettings
-from pipeline.model.op import Position
+from pipeline.model import Position
 from pipeline.model.receipt import Receipt
 from pipeline.shard.records import ledger_queries
 from pipeline.testing import Sandbox, sandbox

@@ -21,9 +21,9 @@ from support.sandbox.deployments import (
 )
 
 from pipeline import clock
-from pipeline.admin import new_shard, reshape, upkeep
-from pipeline.admin import restore as restoring
-from pipeline.admin.migrate import migrate
+from pipeline.admin import absence as restoring
+from pipeline.admin import reshape, shards, upkeep
+from pipeline.admin.migration import migrate
 from pipeline.client import Client
 from pipeline.errors import PipelineError, WrongDeployment
 from pipeline.model.fingerprint import Fingerprint
@@ -158,12 +158,12 @@ def test_no_worker_trims_the_reference_log_while_a_shard_that_it_does_not_know_m
 def test_a_shard_with_buckets_is_not_removed_and_one_without_is(site: Site) -> None:
     run(site, 7)
     with pytest.raises(PipelineError, match="puts the buckets 32-63 where they are not"):
-        new_shard.remove_shard(site.client(shards={"s0": None}), "s1")
+        shards.remove_shard(site.client(shards={"s0": None}), "s1")
     reshape.add_shard(site.client(shards=GROWN), "s2")
     three = site.client(shards=GROWN)
     insert(three)
 
-    new_shard.remove_shard(site.client(shards=OLD), "s2")
+    shards.remove_shard(site.client(shards=OLD), "s2")
 
     insert(site.client(shards=OLD))
     with pytest.raises(WrongDeployment, match=r"\[shards\.s2\] is new"):

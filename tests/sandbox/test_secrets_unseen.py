@@ -30,9 +30,9 @@ from pipeline.config.settings import ApplySettings, load
 from pipeline.errors import PipelineError, Rejected
 from pipeline.events import Lines
 from pipeline.model.receipt import Receipt
-from pipeline.shard.session import NodeSession
+from pipeline.shard import NodeSession
 from pipeline.testing import Sandbox, sandbox
-from workers.metrics.deployment import of_record
+from workers.metrics.port import of_record
 
 #: Each is planted in one place, and belongs in no sight of anybody but whom the documentation names.
 VALUE, OTHER = "v4lue-of-a-row", "0ther-value"
@@ -93,9 +93,9 @@ def box(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
         return real(session, sql)
 
     monkeypatch.setattr(NodeSession, "execute", execute)
-    monkeypatch.setattr("pipeline.apply.stopped.READ_EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.apply.pace.READ_EVERY_S", 0.0)
     with sandbox({"sale": {"shard_key": "customer"}}, shards=1) as box:
-        monkeypatch.setattr("pipeline.cli.status.opened", lambda config: nullcontext(box.client))
+        monkeypatch.setattr("pipeline.cli.inspect.opened", lambda config: nullcontext(box.client))
         monkeypatch.setattr("pipeline.cli.dead.opened", lambda config: nullcontext(box.client))
         yield box
 

@@ -16,8 +16,8 @@ from pydal.objects import Row
 from support.examples import THOROUGH
 
 import pipeline
-from pipeline.config.topology import Topology
-from pipeline.dal.objects import reference_to
+from pipeline.config import Topology
+from pipeline.dal import reference_to
 from pipeline.errors import BadOp, BadValue, ConfigError, ShardKeyError
 from pipeline.reads.read_place import place_of_id, place_of_key, places_of_query
 from pipeline.testing import Sandbox, sandbox

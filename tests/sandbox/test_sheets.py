@@ -18,10 +18,10 @@ from pipeline.apply.batch import Batch
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import SheetItems
 from pipeline.config.settings import ApplySettings
-from pipeline.model.op import DELETE, Entry, Op, encode
+from pipeline.model import DELETE, Entry, Op, encode
 from pipeline.oplog.appends import Append
+from pipeline.shard import NodeSession
 from pipeline.shard.dialect import SQLite
-from pipeline.shard.session import NodeSession
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ from pipeline.errors import (
     ShardUnavailable,
     WaitTimeout,
 )
+from pipeline.shard import NodeSession
 from pipeline.shard.columns import DatabaseColumn
 from pipeline.shard.records import ledger_queries
-from pipeline.shard.session import NodeSession
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op
+from pipeline.model import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op
 from pipeline.model.schema import Column, TableSchema
+from pipeline.shard import NodeSession
 from pipeline.shard.dialect import Dialect, MySQL, SQLite
 from pipeline.shard.literals import encoder
-from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import MAX_BRANCHES, MAX_ROWS, CannotRender, copy_statement, most, statement
 from pipeline.shard.table_facts import Constraints, Facts
 

@@ -15,8 +15,8 @@ from pipeline.apply.transaction import Outcome
 from pipeline.clock import polls
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.testing import Sandbox, sandbox
-from workers import process, stay
-from workers.stay import Stay, gather_s
+from workers import process, tasks
+from workers.tasks import Stay, gather_s
 
 
 class Watched(SilentBell):
@@ -54,9 +54,9 @@ def box(db: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
         made.log._server.dirty["s0"] = dict.fromkeys(made.log._server.dirty["s0"], 0)  # due for a while
         monkeypatch.setattr(process, "applier", made._appliers.__getitem__)
         monkeypatch.setattr(process, "process_client", lambda: made.client)
-        monkeypatch.setattr(stay, "LOOK_S", -1.0)
-        monkeypatch.setattr(stay, "SLICE_S", -1.0)
-        monkeypatch.setattr(stay, "STAY_S", 30.0)
+        monkeypatch.setattr(tasks, "LOOK_S", -1.0)
+        monkeypatch.setattr(tasks, "SLICE_S", -1.0)
+        monkeypatch.setattr(tasks, "STAY_S", 30.0)
         yield made
         process.ask_to_stop(False)
         process._stays[:] = type(process._stays)(bytes(process._stays.nbytes)).cast("H")
@@ -96,8 +96,8 @@ def test_who_has_work_leaves_for_no_shard_that_somebody_is_at_and_who_is_idle_do
 def test_who_waits_asks_the_broker_seldom_while_processes_of_its_worker_are_at_all_other_shards(
     box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch, there: bool
 ):
-    monkeypatch.setattr(stay, "LISTEN_S", 60.0)
-    monkeypatch.setattr(stay, "STAY_S", 0.2)
+    monkeypatch.setattr(tasks, "LISTEN_S", 60.0)
+    monkeypatch.setattr(tasks, "STAY_S", 0.2)
     monkeypatch.setattr(box.client.topology, "shards", ("s0", "s1"))
     monkeypatch.setattr(process, "current_process_index", lambda base: 1)
     process.stay_at("s1")
@@ -119,7 +119,7 @@ def test_a_worker_that_is_asked_to_stop_leaves_after_its_batch(box: Sandbox):
 
 
 def test_a_stay_is_over_after_its_time(box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(stay, "STAY_S", 0.0)
+    monkeypatch.setattr(tasks, "STAY_S", 0.0)
     bell = Watched(box, db, ops=100)
 
     assert Stay("s0", bell, ["s1"]).run()["applied"] == 1

@@ -11,15 +11,15 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline.admin import stops, upkeep
-from pipeline.admin.migrate import migrate
-from pipeline.admin.release import release
+from pipeline.admin.migration import migrate
+from pipeline.admin.stops import release
 from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import BadOp, PipelineError, StaleRead
-from pipeline.reads.health.probe import probe
+from pipeline.reads.health import probe
+from pipeline.shard import NodeSession
 from pipeline.shard.records.stops import stops_of
-from pipeline.shard.session import NodeSession
 from pipeline.testing import Sandbox
 
 TABLES = {"event": {"shard_key": "who"}, "other": {"shard_key": "who"}, "s1": {"shard_key": "who"}}
@@ -28,7 +28,7 @@ TABLES = {"event": {"shard_key": "who"}, "other": {"shard_key": "who"}, "s1": {"
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers read the stops before each batch."""
-    monkeypatch.setattr("pipeline.apply.stopped.READ_EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.apply.pace.READ_EVERY_S", 0.0)
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from pipeline import clock
 from pipeline.admin import dead
 from pipeline.admin.dead import Where
 from pipeline.admin.stops import who
-from pipeline.cli.status import trace_command
+from pipeline.cli.inspect import trace_command
 from pipeline.errors import LogUnavailable
 from pipeline.model.receipt import Receipt
-from pipeline.oplog.waits import ALIVE, ALIVE_TOKEN
+from pipeline.oplog.shared_state import ALIVE, ALIVE_TOKEN
 from pipeline.testing import Drained, Sandbox, sandbox
 
 SECRET = "planted-value-7731"
@@ -42,7 +42,7 @@ def box(db: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
         pipeline.define_tables(db)
         for shard in box.client.topology.shards:
             box.log.hold_lease(ALIVE.format(shard), ALIVE_TOKEN, 60_000)
-        monkeypatch.setattr("pipeline.cli.status.opened", lambda config: nullcontext(box.client))
+        monkeypatch.setattr("pipeline.cli.inspect.opened", lambda config: nullcontext(box.client))
         yield box
 
 

@@ -12,8 +12,8 @@ import pipeline
 from pipeline.admin import dead
 from pipeline.admin.dead import Where
 from pipeline.admin.stops import stops_on, target_of
-from pipeline.cli.top.board import Order, Question
-from pipeline.cli.top.watcher import Hands, Watcher
+from pipeline.cli.top import Hands, Watcher
+from pipeline.cli.top.screens import Order, Question
 from pipeline.clock import polls
 from pipeline.errors import ShardUnavailable
 from pipeline.testing import Drained, Sandbox, sandbox
@@ -129,7 +129,7 @@ def test_the_watcher_answers_at_once_while_its_servers_hang(box: Sandbox, monkey
                 break
         raise ShardUnavailable("s0", "it hung")
 
-    monkeypatch.setattr("pipeline.cli.top.watcher.Observer.newest", hangs)
+    monkeypatch.setattr("pipeline.cli.top.Observer.newest", hangs)
     watcher = Watcher(box.client, 60)
     try:
         assert any(asked for _ in polls(10))

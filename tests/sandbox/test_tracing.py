@@ -19,10 +19,10 @@ from pydal import DAL, Field
 from support.sandbox.spooling import Shop
 
 import pipeline
-from pipeline.apply.traced import MOST_LINKS
+from pipeline.apply.applier import MOST_LINKS
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import Unavailable
-from pipeline.model.op import START, Op, TracedOp, decode, encode
+from pipeline.model import START, Op, TracedOp, decode, encode
 from pipeline.oplog.doorbell import APPLY_TASK
 from pipeline.testing import Drained, Sandbox, sandbox
 

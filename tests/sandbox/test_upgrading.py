@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support import recorded
 
-from pipeline.model.op import COPY, DELETE, GROUP, INSERT, UPDATE, UPSERT, Entry, Op, Position, decode, encode
+from pipeline.model import COPY, DELETE, GROUP, INSERT, UPDATE, UPSERT, Entry, Op, Position, decode, encode
 from pipeline.model.schema import TableSchema
 from pipeline.testing import Drained, Sandbox
 

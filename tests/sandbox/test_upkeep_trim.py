@@ -12,16 +12,15 @@ from support.sandbox.deployments import Site, run, site
 
 import pipeline
 from pipeline import clock
-from pipeline.admin import replica_absence
+from pipeline.admin import absence
+from pipeline.admin import moving as movers
 from pipeline.admin.dead import HEADS, Where, chosen, dead_ops, replay
-from pipeline.admin.moving import mover as movers
 from pipeline.admin.moving import orders
 from pipeline.admin.upkeep import FLOOR_S, trim
 from pipeline.client import Client
 from pipeline.errors import Rejected, ShardUnavailable
-from pipeline.model.op import START
-from pipeline.shard import actions
-from pipeline.shard.records import ledger_queries
+from pipeline.model import START
+from pipeline.shard.records import ledger_queries, replays
 from pipeline.testing import Sandbox, sandbox
 
 __all__ = ["site"]
@@ -109,7 +108,7 @@ def test_the_log_of_reference_tables_is_kept_while_a_replica_of_another_shard_is
     box.drain()
     quick, other = box.client.topology.shards
     away = [(box.client.nodes.primary(other), None)]
-    monkeypatch.setattr(replica_absence, "fit_replicas", lambda client, shard, marks: away if shard == other else [])
+    monkeypatch.setattr(absence, "fit_replicas", lambda client, shard, marks: away if shard == other else [])
     trim(box.client, quick)
 
     minded(box.client, quick, forward, 60, FLOOR_S)
@@ -288,9 +287,9 @@ def test_nothing_goes_of_a_bucket_that_two_shards_compare(refusing: tuple[Sandbo
     aged(box, 91)
     session = box.client.nodes.primary("s0")
     with session.transaction():
-        assert actions.bound_rejects(session, 0, [moving.bucket]) == (1, 1)
-        assert actions.drop_old_rejects(session, 90, [moving.bucket]) == 0
-        actions.forget_settled(session, -1, [moving.bucket, other.bucket])
+        assert replays.bound_rejects(session, 0, [moving.bucket]) == (1, 1)
+        assert replays.drop_old_rejects(session, 90, [moving.bucket]) == 0
+        replays.forget_settled(session, -1, [moving.bucket, other.bucket])
 
     assert (moving.status(), other.status()) == ("rejected", "dropped")
 

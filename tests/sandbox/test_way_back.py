@@ -11,14 +11,14 @@ import pytest
 from support.sandbox.spooling import Shop
 
 from pipeline import clock
-from pipeline.enqueue.spooling import drain, redis_away
-from pipeline.enqueue.spooling.redis_away import RedisAway
+from pipeline import spool as store
+from pipeline.bounds import WaitBudgetSpent
+from pipeline.enqueue import spool_drain, spool_fallback
+from pipeline.enqueue.spool_fallback import RedisAway
 from pipeline.errors import LogUnavailable
-from pipeline.model.op import START
+from pipeline.model import START
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.redis.connection import translated
-from pipeline.spool import store
-from pipeline.wait_budget import WaitBudgetSpent
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_ops_that_never_stop_coming_do_not_keep_a_host_from_the_direct_way(shop:
 def test_large_ops_are_sent_while_others_go_on_spooling_and_only_small_ones_in_the_pause(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ):
-    for module in (drain, store):
+    for module in (spool_drain, store):
         monkeypatch.setattr(module, "HEAD_BYTES", 1_000)
     spool, drainer, bucket = shop.client.spool, shop.client.drainer, shop.client.topology.buckets_of("s0")[-1]
     for _ in range(3):
@@ -155,7 +155,7 @@ def test_who_waits_for_its_turn_while_the_last_ops_are_sent_goes_directly_behind
 
     monkeypatch.setattr(other.spool, "add", at_the_door)
     monkeypatch.setattr(drainer, "_send_last", another_comes)
-    monkeypatch.setattr("pipeline.enqueue.spooling.drain.LAST_S", 30)
+    monkeypatch.setattr("pipeline.enqueue.spool_drain.LAST_S", 30)
     drainer._step = buys
 
     assert shop.drain().empty
@@ -197,7 +197,7 @@ def test_the_last_ops_have_twice_as_long_as_redis_took_for_those_before_them_and
     shop: Shop, monkeypatch: pytest.MonkeyPatch, took_s: float, given_s: float
 ):
     past_s, given = [clock.mono_s()], list[float]()
-    drainer, resend, bounded = shop.client.drainer, shop.client.publisher.resend, drain.WaitBudget
+    drainer, resend, bounded = shop.client.drainer, shop.client.publisher.resend, spool_drain.WaitBudget
     monkeypatch.setattr(clock, "mono_s", lambda: past_s[-1])
 
     def slowly(*arguments: Any, **options: Any) -> Any:
@@ -214,7 +214,7 @@ def test_the_last_ops_have_twice_as_long_as_redis_took_for_those_before_them_and
             shop.buy(2)
 
     monkeypatch.setattr(shop.client.publisher, "resend", slowly)
-    monkeypatch.setattr(drain, "WaitBudget", wait_budget)
+    monkeypatch.setattr(spool_drain, "WaitBudget", wait_budget)
     drainer._step = buys
     done = drainer.drain()
 
@@ -263,11 +263,11 @@ def test_an_open_breaker_lets_the_next_call_try_within_a_quarter_of_a_second(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ):
     away, now = RedisAway(shop.client.spool), clock.mono_s()
-    monkeypatch.setattr(redis_away.clock, "mono_s", lambda: now)
+    monkeypatch.setattr(spool_fallback.clock, "mono_s", lambda: now)
     away.hear(LogUnavailable("refused", sent=False, silent=True))
     assert away.tripped
 
-    monkeypatch.setattr(redis_away.clock, "mono_s", lambda: now + 0.25)
+    monkeypatch.setattr(spool_fallback.clock, "mono_s", lambda: now + 0.25)
 
     assert not away.tripped
 

@@ -14,8 +14,7 @@ import pipeline
 from pipeline.config.settings import load
 from pipeline.errors import ConfigError
 from pipeline.testing import sandbox
-from pipeline.web import clients
-from pipeline.web.clients import address_of, client_for, configuration_of
+from pipeline.web import address_of, client_for, close_clients, configuration_of
 
 DB = SimpleNamespace(_uri="sqlite://storage.sqlite")
 INI = "/private/appconfig.ini"
@@ -26,7 +25,7 @@ OWN_INI = "[db]\nuri = mysql://app:secret@db0/shop?set_encoding=utf8\n[pipeline]
 def _no_client_is_left() -> Iterator[None]:
     yield
     pipeline.close()
-    clients.close_clients()
+    close_clients()
 
 
 def folder(tmp_path: Path) -> str:

@@ -12,8 +12,7 @@ from pydal import DAL, Field
 from pipeline import clock
 from pipeline.errors import BadOp, LogUnavailable
 from pipeline.testing import Sandbox
-from pipeline.web.manual_commit import follow_commits
-from pipeline.web.outbox import ABANDONED_MS, FORGOTTEN_MS, Outbox, defined, delete, resend_outbox
+from pipeline.web.outbox import ABANDONED_MS, FORGOTTEN_MS, Outbox, defined, delete, follow_commits, resend_outbox
 from pipeline.web.request import Request
 
 TABLES = {"tally": {"shard_key": "owner"}}

@@ -11,7 +11,7 @@ from pydal import DAL, Field
 import pipeline
 from pipeline.errors import BadOp, LogUnavailable, UnknownField
 from pipeline.testing import Sandbox, sandbox
-from pipeline.web.manual_commit import follow_commits
+from pipeline.web.outbox import follow_commits
 from pipeline.web.request import Request
 
 TABLES = {"sale": {"shard_key": "customer"}}
@@ -149,7 +149,7 @@ def test_a_page_waits_longer_for_its_own_op_in_the_queue_than_for_a_replica(
 
 
 def test_a_page_gives_up_when_its_own_op_stays_queued(box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pipeline.web.user_session.QUEUED_S", 0.2)
+    monkeypatch.setattr("pipeline.web.own_reads.QUEUED_S", 0.2)
     request = Request(box.client)
     request.enqueue_insert(db.sale, customer=7, qty=1)
     request.enqueue_insert(db.sale, customer=8, qty=1)

@@ -14,17 +14,17 @@ import pipeline
 from pipeline.admin import stops
 from pipeline.admin.why import Answer, why
 from pipeline.apply.applier import Applier
-from pipeline.cli.status import folded
+from pipeline.cli.inspect import folded
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import BadOp, LogUnavailable, ShardUnavailable, WaitTimeout
-from pipeline.oplog.waits import ALIVE, ALIVE_TOKEN
-from pipeline.shard.session import NodeSession
+from pipeline.oplog.shared_state import ALIVE, ALIVE_TOKEN
+from pipeline.shard import NodeSession
 from pipeline.testing import Sandbox, sandbox
 
 
 @pytest.fixture
 def box(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    monkeypatch.setattr("pipeline.apply.stopped.READ_EVERY_S", 0.0)
+    monkeypatch.setattr("pipeline.apply.pace.READ_EVERY_S", 0.0)
     with sandbox({"event": {"shard_key": "who"}, "late": {"shard_key": "who"}}, shards=1) as box:
         box.log.hold_lease(ALIVE.format("s0"), ALIVE_TOKEN, 60_000)
         yield box
@@ -201,7 +201,7 @@ def test_an_error_of_the_database_is_named(box: Sandbox, event: Any, monkeypatch
     def full(*arguments: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr("pipeline.shard.records.ledger.lock", full)
+    monkeypatch.setattr("pipeline.shard.records.lock", full)
     applier.apply()
 
     for name in (receipt, "s0"):
@@ -228,7 +228,7 @@ def test_a_primary_that_does_not_answer_is_named(box: Sandbox, event: Any, monke
     def away(*arguments: object) -> None:
         raise ShardUnavailable("s0", "no route")
 
-    monkeypatch.setattr("pipeline.shard.session.NodeSession.query", away)
+    monkeypatch.setattr("pipeline.shard.NodeSession.query", away)
 
     for name in (receipt, "s0"):
         assert "because the primary of s0 does not answer (node 's0': no route)" in only(box, name, "primary-away")

@@ -18,10 +18,10 @@ from pipeline.oplog.appends import EVERYWHERE
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.testing import Sandbox, sandbox
-from workers import chores, sweeper, turns
+from workers import chores, process, threads
 from workers.chores import CHORES, Chores, hasten
-from workers.sweeper import Child, Pulse, Sweep
-from workers.turns import Turns
+from workers.process import Turns
+from workers.threads import Child, Pulse, Sweep
 
 SHARDS = {"s0": {"primary": "sqlite://s0.sqlite"}, "s1": {"primary": "sqlite://s1.sqlite"}}
 REDIS_OF_TWO = {"url": "redis://localhost/0", "two": {"url": "redis://localhost/1"}}
@@ -117,11 +117,11 @@ def test_a_worker_that_sweeps_and_is_killed_is_followed_by_another_within_second
     killed.turn()
     silence(log)
 
-    log.ahead_ms += sweeper.LEASE_MS
+    log.ahead_ms += threads.LEASE_MS
     other.turn()
 
     assert bell.rung == ["s0", "s1"]
-    assert sweeper.LEASE_MS / 1000 + sweeper.SWEEP_S <= 2
+    assert threads.LEASE_MS / 1000 + threads.SWEEP_S <= 2
 
 
 class StrangeLease(MemoryLog):
@@ -174,7 +174,7 @@ def test_a_redis_that_is_away_keeps_no_other_redis_from_being_swept():
 def test_a_worker_whose_event_loop_stands_still_hears_no_bell_and_applies_without_the_broker(
     log: MemoryLog, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sweeper, "STILL_S", -1.0)
+    monkeypatch.setattr(threads, "STILL_S", -1.0)
     one, alone = sweep(log, SilentBell())
 
     one.turn()
@@ -315,7 +315,7 @@ def test_a_primary_that_has_died_is_noticed_by_one_failure_and_its_successor_is_
 
 
 def test_a_thread_goes_on_after_a_turn_that_failed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(turns, "FAILED_S", 0.0)
+    monkeypatch.setattr(process, "FAILED_S", 0.0)
     work = Failing()
     thread = Turns("test", work)
 

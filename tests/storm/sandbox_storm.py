@@ -27,16 +27,16 @@ from support.tables import TABLES_TOML, define
 
 from pipeline import testing
 from pipeline.apply.applier import Applier
+from pipeline.bounds import WaitBudgets
 from pipeline.client import Client
-from pipeline.enqueue.acknowledged import Acknowledged
 from pipeline.enqueue.epochs import EpochCache
-from pipeline.enqueue.spooling.drain_thread import DrainThread
+from pipeline.enqueue.producer import Acknowledged
+from pipeline.enqueue.spool_fallback import DrainThread
 from pipeline.errors import PipelineError, PipelineFull, Unavailable, WrongDeployment
 from pipeline.per_process import chance
-from pipeline.reads.routing.health_cache import OLD_S, HealthCache
+from pipeline.reads.routing.replicas import OLD_S, HealthCache
 from pipeline.spool.sqlite_file import SpoolFile
 from pipeline.testing import Sandbox
-from pipeline.wait_budget import WaitBudgets
 from workers.chores import Chores
 
 BUCKETS, OWNERS = 8, 4

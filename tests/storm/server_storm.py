@@ -23,7 +23,7 @@ from support.servers.rig import Rig, rig_of
 from support.tables import TABLES_TOML
 
 from pipeline import clock
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.client import Client
 from pipeline.errors import PipelineError
 

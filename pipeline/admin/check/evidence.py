@@ -1,40 +1,203 @@
-"""Read everything before anything is judged: the configuration, Redis, the workers, each node.
-
-All servers are asked side by side. A dead one costs the time-out once, and the error names it.
-"""
+"""Read everything before anything is judged: configuration, Redis, workers, nodes. Define what a judgement finds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import clock
-from pipeline.admin.check.uwsgi import servers_without_threads
-from pipeline.admin.observe.faults import MAX_AGE_S, OpFault
-from pipeline.admin.observe.observer import Observer
-from pipeline.admin.observe.reached import ASK_S, ask_all
+from pipeline.admin.observe import Observer
+from pipeline.admin.observe.readings import ASK_S, ask_all
+from pipeline.admin.observe.record import MAX_AGE_S, OpFault
 from pipeline.client import Client
+from pipeline.config import Topology
 from pipeline.config.settings import Settings
-from pipeline.config.topology import Topology
-from pipeline.enqueue.bucket_map import follow_noted
+from pipeline.enqueue.buckets import follow_noted
 from pipeline.enqueue.deployment import misfits_of
 from pipeline.errors import PipelineError, WaitTimeout
-from pipeline.model.op import DELETE, START, Addressed, Op
+from pipeline.model import DELETE, START, Addressed, Op
 from pipeline.model.receipt import Receipt
 from pipeline.model.schema import TableSchema
 from pipeline.oplog.doorbell import Bell
 from pipeline.oplog.groups import log_of
-from pipeline.oplog.redis.log import RedisLog
-from pipeline.oplog.redis.rehearsal import rehearse
-from pipeline.oplog.redis.server_info import ANSWER_S, Health, health_of
-from pipeline.reads.health.report import unfit_of
+from pipeline.oplog.redis.connection import ANSWER_S, Health, health_of
+from pipeline.oplog.redis.log import RedisLog, rehearse
+from pipeline.reads.health import unfit_of
+from pipeline.shard.columns import own_tables
 from pipeline.shard.nodes import Nodes
-from pipeline.shard.records.own_tables import own_tables
 from pipeline.shard.records.stops import WHOLE, tables_that_wait
 from pipeline.shard.survey import Survey, survey
+
+ERROR, WARNING = "error", "warning"
+#: Words of Redis, and the cure; the first that fits counts. `{key}` is the setting with the address.
+_REDIS = (
+    (
+        ("READONLY", "read only replica", "ReadOnlyError"),
+        "this Redis is a replica: follow the primary, with its address or sentinel:// in {key}",
+    ),
+    (("WRONGPASS", "NOAUTH", "Authentication", "invalid username-password"), "correct user and password in {key}"),
+    (
+        ("NOPERM", "no permissions", "NoPermission", "this user has no", "can't run this command"),
+        "ACL SETUSER as its user in deploy/redis/log.acl, or broker.acl, with ~<prefix>:* of [redis] prefix",
+    ),
+    (("MISCONF",), "make room on the disk of this Redis: it cannot save, so it refuses to write"),
+    (("NOREPLICAS", "good replicas"), "start the replicas of this Redis, or lower min-replicas-to-write"),
+    (("maxmemory", "OOM"), "give this Redis more memory (maxmemory), and start workers"),
+    (("LOADING", "loading the dataset"), "wait until this Redis has loaded its data"),
+)
+#: Words of the databases.
+_DATABASE = (
+    (("to database", "command denied"), "GRANT the user of [shards.{key}] its rights on this database"),
+    (
+        ("Access denied for user", "(1045", "caching_sha2", "auth_gssapi"),
+        "correct user and password in [shards.{key}], or create the user, and GRANT it the database",
+    ),
+    (("Unknown database",), "create the database, or correct its name in [shards.{key}]"),
+    (("Too many connections", "max_user_connections"), "raise max_connections, or start fewer processes"),
+    (("is blocked because",), "run mariadb-admin flush-hosts on this node"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One fault. An error keeps ops from being applied, or from being exact; a warning is a risk.
+
+    Attributes:
+        severity: `error` or `warning`.
+        place: a table, a column, a setting or a key of the configuration.
+        what: what is there; the sentence continues after the place.
+        fix: the SQL, the setting or the command.
+        nodes: the servers concerned; empty where the whole deployment is.
+    """
+
+    severity: str
+    place: str
+    what: str
+    fix: str
+    nodes: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """Nodes and place in one text."""
+        return ": ".join(part for part in (", ".join(self.nodes), self.place) if part)
+
+    def as_json(self) -> dict[str, object]:
+        """Return the finding for programs."""
+        return {
+            "severity": self.severity,
+            "nodes": list(self.nodes),
+            "place": self.place,
+            "what": self.what,
+            "fix": self.fix,
+        }
+
+
+def merged_findings(findings: Iterable[Finding]) -> list[Finding]:
+    """Return errors before warnings, and one finding for what several nodes share.
+
+    Args:
+        findings: of any order.
+    """
+    together: dict[Finding, dict[str, None]] = {}
+    for finding in findings:
+        together.setdefault(replace(finding, nodes=()), {}).update(dict.fromkeys(finding.nodes))
+    found = [replace(finding, nodes=tuple(nodes)) for finding, nodes in together.items()]
+    return sorted(found, key=lambda finding: finding.severity != ERROR)
+
+
+def without_copies(findings: Iterable[Finding], primary_of: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield the findings without those that a replica has from its primary: a repair of the primary repairs both.
+
+    Args:
+        findings: of all nodes.
+        primary_of: the primary of each replica.
+    """
+    for finding in merged_findings(findings):
+        own = tuple(node for node in finding.nodes if primary_of.get(node) not in finding.nodes)
+        yield replace(finding, nodes=own)
+
+
+def redis_cure(why: str, key: str) -> str:
+    """Return the cure of what Redis said.
+
+    Args:
+        why: its words, or the driver's.
+        key: the setting with the address.
+    """
+    return _cure(_REDIS, why, key) or f"start the server, or correct {key}"
+
+
+def database_cure(why: str, shard: str) -> str:
+    """Return the cure of what a database said.
+
+    Args:
+        why: its words, or the driver's.
+        shard: the node's shard.
+    """
+    return _cure(_DATABASE, why, shard) or f"start the server, or correct [shards.{shard}]"
+
+
+def _cure(table: Sequence[tuple[tuple[str, ...], str]], why: str, key: str) -> str:
+    found = (cure for words, cure in table if any(word in why for word in words))
+    return next(found, "").format(key=key)
+
+
+#: Installed by a system, or by pip, which starts it as a script or a module of Python.
+_PROGRAMS = frozenset(("uwsgi", "uwsgi-core", "uwsgi_python3", "pyuwsgi"))
+#: uWSGI's own words for threads, in an ini file and on its command line.
+_THREADS = re.compile(r"^\s*(?:--)?(?:enable-threads(?:\s*=\s*(?:true|1|yes|on))?|threads\s*=?\s*[1-9]\d*)\s*$", re.M)
+
+
+def uwsgi_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Yield a warning for each uWSGI server that names no threads; its version is not seen from outside.
+
+    Args:
+        evidence: `uwsgi` holds the command lines.
+    """
+    for command in evidence.uwsgi:
+        yield Finding(
+            WARNING,
+            f"uWSGI ({command})",
+            "names no threads; one older than 2.0.27 runs none then, and refuses this application's first call",
+            "add `enable-threads = true` to its ini file, or --enable-threads",
+        )
+
+
+def servers_without_threads(proc: Path = Path("/proc")) -> tuple[str, ...]:
+    """Return the command lines of this host's uWSGI servers that name no threads, each once.
+
+    Args:
+        proc: where the system lists its processes; nothing is found on a system without it.
+    """
+    found = (_words(one) for one in proc.glob("[0-9]*/cmdline"))
+    servers = {tuple(words) for words in found if any(Path(word).name in _PROGRAMS for word in words[:3])}
+    return tuple(sorted(" ".join(words) for words in servers if not _run_threads(words)))
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+    except OSError:  # the process has ended, or belongs to another user
+        return []
+
+
+def _run_threads(words: tuple[str, ...]) -> bool:
+    texts = ["\n".join(words), " ".join(words).replace(" --", "\n--")]
+    texts += [_ini(word) for word in words if word.endswith(".ini")]
+    return any(_THREADS.search(text) for text in texts)
+
+
+def _ini(name: str) -> str:
+    try:
+        return Path(name).read_text(errors="replace")
+    except OSError:
+        return ""
+
 
 #: How long the workers that listen for a shard may take to apply the op, s.
 APPLIED_S = 2.0

@@ -3,17 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-from pipeline.admin.check.drift import MISSING, drift_of
-from pipeline.admin.check.evidence import Evidence
-from pipeline.admin.check.finding import ERROR, WARNING, Finding, without_copies
+from pipeline.admin.check.evidence import ERROR, WARNING, Evidence, Finding, without_copies
 from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
-from pipeline.shard import ddl, repairs
-from pipeline.shard.columns import holds_64_bits, tells_apart, text_key
-from pipeline.shard.records.own_tables import own_columns, own_tables
+from pipeline.shard import ddl
+from pipeline.shard.columns import (
+    Widening,
+    holds_64_bits,
+    own_columns,
+    own_tables,
+    plain_type,
+    refused_type,
+    tells_apart,
+    text_key,
+    type_fault,
+    widening,
+)
 from pipeline.shard.survey import Survey, SurveyedTable
-from pipeline.shard.widening import Widening, refused_type, type_fault, widening
+
+MISSING = "missing"
+
+
+class Drift(NamedTuple):
+    """One column that is not the same on all nodes that have its table: type or `missing`, and the nodes."""
+
+    table: str
+    column: str
+    by_type: dict[str, list[str]]
+
+    @property
+    def listed(self) -> str:
+        """What each node has, in one text."""
+        return ", ".join(f"{kind} on {' and '.join(nodes)}" for kind, nodes in self.by_type.items())
+
+
+def drift_of(table: str, nodes: Sequence[Survey]) -> Iterator[Drift]:
+    """Yield the columns of a table that differ between nodes; a node without the table does not count.
+
+    Args:
+        table: its name in the database.
+        nodes: what the servers answered.
+    """
+    present = {node.node: node.tables[table.lower()].columns for node in nodes if table.lower() in node.tables}
+    for column in dict.fromkeys(name for columns in present.values() for name in columns):
+        by_type: dict[str, list[str]] = {}
+        for node, columns in present.items():
+            kind = plain_type(columns[column].type) if column in columns else MISSING
+            by_type.setdefault(kind, []).append(node)
+        if len(by_type) > 1:
+            yield Drift(table, column, by_type)
+
+
+def drift_lines(evidence: Evidence) -> list[str]:
+    """Return the diff of all published tables as text: a line per column, aligned.
+
+    Args:
+        evidence: what the servers answered.
+    """
+    names = [schema.name_there for schema in evidence.schemas]
+    found = [drift for name in names for drift in drift_of(name, evidence.surveys)]
+    places = [f"{drift.table}.{drift.column}" for drift in found]
+    width = max(map(len, places), default=0)
+    return [f"{place:{width}}  {drift.listed}" for place, drift in zip(places, found, strict=True)]
+
 
 MIGRATE = "pipeline migrate"
 _NOT_REPLICATED = "its primary has it: look at SHOW SLAVE STATUS; rebuild the replica if it was altered by hand"
@@ -62,7 +116,7 @@ def database(node: Survey) -> Iterator[Finding]:
             WARNING,
             f"database {node.database}",
             f"has the default character set {node.charset}: a new table cannot hold every character",
-            repairs.database_utf8mb4(node.database),
+            ddl.database_utf8mb4(node.database),
             (node.node,),
         )
 
@@ -97,7 +151,7 @@ def _published(evidence: Evidence, schema: TableSchema) -> Iterator[Finding]:
         table = node.tables[name.lower()]
         if node.engine == "mysql" and not table.engine:
             yield Finding(
-                ERROR, name, "is a view: rows are written to its tables", repairs.ignore_it(schema.name), (node.node,)
+                ERROR, name, "is a view: rows are written to its tables", ddl.ignore_it(schema.name), (node.node,)
             )
             continue
         yield from _id(evidence, schema.name, _own(schema.columns[schema.id_index]), node, table)
@@ -141,7 +195,7 @@ def _columns(evidence: Evidence, schema: TableSchema, node: Survey, table: Surve
                 ERROR,
                 f"{table.name}.{name}",
                 "needs a value, but the published definition does not know it: every insert is rejected",
-                f"{repairs.default_for(table.name, name, extra.type)}; or add the field to the model",
+                f"{ddl.default_for(table.name, name, extra.type)}; or add the field to the model",
                 (node.node,),
             )
 
@@ -173,7 +227,7 @@ def _id(evidence: Evidence, table_name: str, id_name: str, node: Survey, table: 
             ERROR,
             f"{table.name}.{id_name}",
             f"is {found.type}, which cannot hold a 53-bit id",
-            f'{repairs.wide_id(table.name, id_name)}; or [tables.{table_name}] ids = "database"',
+            f'{ddl.wide_id(table.name, id_name)}; or [tables.{table_name}] ids = "database"',
             (node.node,),
         )
 
@@ -207,7 +261,7 @@ def storage(node: Survey, table: SurveyedTable, severity: str) -> Iterator[Findi
                 WARNING,
                 f"{table.name}.{name}",
                 f"is {column.type}: it gives back 6 digits",
-                repairs.widen_to_double(table.name, name),
+                ddl.widen_to_double(table.name, name),
                 (node.node,),
             )
     for charset, names in charsets.items():
@@ -215,7 +269,7 @@ def storage(node: Survey, table: SurveyedTable, severity: str) -> Iterator[Findi
             ERROR if charset in ("utf8", "utf8mb3") else WARNING,
             f"{table.name}.{names[0]}" if len(names) == 1 else f"{table.name} ({', '.join(names)})",
             f"is {charset}, which cannot hold every character: such a text is rejected",
-            repairs.utf8mb4(table.name),
+            ddl.utf8mb4(table.name),
             (node.node,),
         )
 
@@ -256,7 +310,7 @@ def _engine(node: Survey, table: str, engine: str, severity: str) -> Iterator[Fi
             severity,
             table,
             f"is {engine}: it cannot roll back, so a retry would write twice",
-            repairs.innodb(table),
+            ddl.innodb(table),
             (node.node,),
         )
 

@@ -10,13 +10,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from ipaddress import ip_address
 
-from pipeline.admin.check.evidence import Evidence
-from pipeline.admin.check.finding import ERROR, WARNING, Finding, database_cure
-from pipeline.config.address import Address, parse
+from pipeline.admin.check.evidence import ERROR, WARNING, Evidence, Finding, database_cure
+from pipeline.config.uris import Address, parse
 from pipeline.errors import PipelineError
-from pipeline.shard import repairs
+from pipeline.shard import ddl
 from pipeline.shard.survey import Survey
-from pipeline.shard.survey.likeness import differences
+from pipeline.shard.survey.mysql import differences
 
 #: The first releases with SELECT … FOR UPDATE SKIP LOCKED.
 LEAST_SERVERS = {"mariadb": (10, 6), "mysql": (8, 0)}
@@ -64,7 +63,7 @@ def privilege_findings(evidence: Evidence) -> Iterator[Finding]:
         for missing_verbs, names in tables.items():
             wanted = ("SELECT",) if node.node in evidence.primary_of else _OF_A_WORKER
             what = f"the user {node.account} may not {', '.join(missing_verbs)}"
-            fix = repairs.grant(wanted, node.database, node.account)
+            fix = ddl.grant(wanted, node.database, node.account)
             # only workers write rows, and trim logs
             if evidence.untrimmed and "SELECT" not in missing_verbs:
                 cure = f"nothing, if this is a web host's user; else {fix}"
@@ -73,7 +72,7 @@ def privilege_findings(evidence: Evidence) -> Iterator[Finding]:
                 yield Finding(ERROR, ", ".join(names), what, fix, (node.node,))
         if not (node.denied or node.sees_triggers or node.node in evidence.primary_of):
             what = f"the user {node.account} may not see them: workers apply ops as if every table had some, and slower"
-            fix = f"{repairs.grant(('TRIGGER',), node.database, node.account)}; then restart workers"
+            fix = f"{ddl.grant(('TRIGGER',), node.database, node.account)}; then restart workers"
             yield Finding(WARNING, "triggers", what, fix, (node.node,))
 
 

@@ -14,14 +14,13 @@ from dataclasses import replace
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from pipeline.admin.check.evidence import Evidence
-from pipeline.admin.check.finding import ERROR, WARNING, Finding, redis_cure
+from pipeline.admin.check.evidence import ERROR, WARNING, Evidence, Finding, redis_cure
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.oplog.doorbell import queue_of
-from pipeline.oplog.redis.server_info import Health
+from pipeline.oplog.redis.connection import Health
 from pipeline.owners import HOME
 from pipeline.shard.statements import MOST_STATEMENT_BYTES
-from pipeline.spool.private_files import folder_fault
+from pipeline.spool.turns import folder_fault
 
 #: The least number of buckets per shard that lets a new shard get an even part.
 BUCKETS_PER_SHARD = 16

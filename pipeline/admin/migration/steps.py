@@ -10,25 +10,28 @@ import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from pipeline.config.topology import Topology
+from pipeline.config import Topology
 from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
-from pipeline.shard import ddl
+from pipeline.shard import NodeSession, ddl
 from pipeline.shard.co_location import in_database, refused
 from pipeline.shard.columns import (
     EXACT,
     DatabaseColumn,
+    Widening,
     columns_of,
     holds_64_bits,
     indexes_of,
     is_view,
+    plain_type,
+    refused_type,
     tells_apart,
     text_key,
+    type_fault,
+    widening,
 )
-from pipeline.shard.repairs import ignore_it
-from pipeline.shard.session import NodeSession
+from pipeline.shard.ddl import ignore_it
 from pipeline.shard.table_facts import constraints_of
-from pipeline.shard.widening import Widening, plain_type, refused_type, type_fault, widening
 
 #: Where the definition does not say otherwise, a MODIFY keeps this of a column.
 _NOT_NULL = " NOT NULL"

@@ -13,24 +13,22 @@ from zlib import crc32
 
 from msgspec.structs import replace
 
-from pipeline.admin.migrate import published
+from pipeline.admin.migration import published
 from pipeline.apply.batch import FactBook
 from pipeline.apply.follow import Aside, KeptRows, Touched
 from pipeline.client import Client
 from pipeline.errors import PipelineError
-from pipeline.model.op import Position
+from pipeline.model import Position
 from pipeline.model.schema import TableSchema
-from pipeline.shard.bucket_sql import bucket_sql
+from pipeline.shard import NodeSession
+from pipeline.shard.co_location import bucket_sql
 from pipeline.shard.columns import DatabaseColumn, columns_of
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
-from pipeline.shard.reach import ForeignKey
 from pipeline.shard.records import moves
 from pipeline.shard.records.moves import Fence, RowPlace
-from pipeline.shard.row_copy import GOES_ALONG, copy_records, records_of
 from pipeline.shard.row_sync import RowSync, delete_rows, sample
-from pipeline.shard.session import NodeSession
-from pipeline.shard.stored_rows import copied_columns, id_column
-from pipeline.shard.table_facts import constraints_of
+from pipeline.shard.stored_rows import GOES_ALONG, copied_columns, copy_records, id_column, records_of
+from pipeline.shard.table_facts import ForeignKey, constraints_of
 
 #: The longest statement of a copy, s: what a chunk may take is bounded where chunks are made.
 STATEMENT_S = 30.0

@@ -19,12 +19,11 @@ from pipeline.admin.moving.sides import Sides, Throttle
 from pipeline.apply.follow import Differs, Follow
 from pipeline.client import Client
 from pipeline.errors import PipelineError
-from pipeline.model.op import START, Position
+from pipeline.model import START, Position
 from pipeline.per_process import chance
-from pipeline.shard.records import ledger_queries, moves
-from pipeline.shard.records.ledger import CATCHING, COPYING, GONE
+from pipeline.shard import NodeSession
+from pipeline.shard.records import CATCHING, COPYING, GONE, ledger_queries, moves
 from pipeline.shard.records.moves import Leg, RowPlace
-from pipeline.shard.session import NodeSession
 
 #: How many ops of a bucket the target may have to apply when the source stops: some milliseconds' work.
 NEAR = 200

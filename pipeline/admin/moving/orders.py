@@ -7,26 +7,24 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from pipeline import clock
-from pipeline.admin.migrate import published
+from pipeline.admin.migration import published
+from pipeline.admin.moving import Mover
 from pipeline.admin.moving.buckets_rows import MovedTable, Size, apart, moved_tables, rows_in, size_of
-from pipeline.admin.moving.mover import Mover
 from pipeline.admin.observe.moves import OneMove, each_move, how_far, leg_of_target, pace_of
 from pipeline.admin.stops import stir
 from pipeline.client import Client
-from pipeline.config.bucket_ranges import format_ranges
-from pipeline.config.topology import Topology
-from pipeline.enqueue import bucket_map
-from pipeline.enqueue.bucket_map import Told
+from pipeline.config import Topology
+from pipeline.config.buckets import format_ranges
+from pipeline.enqueue.buckets import Told, follow
 from pipeline.errors import PipelineError, Unavailable, did_you_mean
 from pipeline.events import Event
 from pipeline.model.schema import Column, TableSchema
 from pipeline.model.values import key_form, lenient
 from pipeline.per_process import chance
-from pipeline.shard.bucket_sql import bucket_sql
-from pipeline.shard.records import ledger, ledger_queries, moves
-from pipeline.shard.records.ledger import APPLYING, COPYING, MOVED, Mark
+from pipeline.shard import NodeSession, records
+from pipeline.shard.co_location import bucket_sql
+from pipeline.shard.records import APPLYING, COPYING, MOVED, Mark, ledger_queries, moves
 from pipeline.shard.records.moves import DEFAULTS, Leg, MoveNote
-from pipeline.shard.session import NodeSession
 
 #: How long rows of the source are kept once the target goes on, s: readers may have the map of before.
 KEEP_S = 60
@@ -58,7 +56,7 @@ def order_move(
     session, wanted = client.nodes.primary(source), tuple(sorted(buckets))
     number = chance.getrandbits(62)
     with session.translated(), session.transaction():
-        marks = ledger.lock_buckets(session, wanted)
+        marks = records.lock_buckets(session, wanted)
         found = moves.legs_within(session, wanted)
         _refuse_busy(source, wanted, marks, found)
         leg = Leg(wanted[0], number, source, target, clock.wall_ms(), keep_s, who[:128], note, None, None)
@@ -117,7 +115,7 @@ def source_of(client: Client, buckets: Collection[int], target: str) -> str:
         raise PipelineError(f"no shard {target!r} is in this deployment{did_you_mean(target, topology.shards)}")
     if strange := [bucket for bucket in buckets if not 0 <= bucket < topology.buckets] or not buckets:
         raise PipelineError(f"no buckets {strange or ''}: there are 0-{topology.buckets - 1}")
-    bucket_map.follow(client.log, client.nodes, topology, anew=True)
+    follow(client.log, client.nodes, topology, anew=True)
     owners = {topology.shard_of(bucket) for bucket in buckets}
     if owners == {target}:
         raise PipelineError(f"{target} owns {format_ranges(buckets)} already")
@@ -192,7 +190,7 @@ def find_key(client: Client, text: str, *, all_tables: bool) -> KeyPlace:
     if topology.table(name).reference:
         raise PipelineError(f"table {name!r} is a reference table: each shard has all its rows")
     bucket = topology.finding(name, _key_column(topology, tables[name]))(key)
-    bucket_map.follow(client.log, client.nodes, topology, anew=True)
+    follow(client.log, client.nodes, topology, anew=True)
     session = client.nodes.primary(topology.shard_of(bucket))
     others = [other for other in tables if other != name and not topology.table(other).reference]
     named = (name, *sorted(others if all_tables else []))

@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import NamedTuple
 
 from pipeline import clock
-from pipeline.admin.migration.replica_lag import Behind, ReplicaLag, lag_of
+from pipeline.admin.migration.statement import Behind, ReplicaLag, lag_of
 from pipeline.client import Client
 from pipeline.errors import Unavailable
-from pipeline.model.op import START, Position
-from pipeline.shard.records import ledger, ledger_queries, moves
+from pipeline.model import START, Position
+from pipeline.shard import NodeSession, brief, records
+from pipeline.shard.records import ledger_queries, moves
 from pipeline.shard.records.moves import Fence, Leg
-from pipeline.shard.session import NodeSession, brief
 
 #: The time between two looks at lag and load, s: as pt-online-schema-change's `--check-interval`.
 CHECK_S = 1.0
@@ -101,7 +101,7 @@ class Sides:
         Args:
             session: of the node.
         """
-        found = ledger.marks(session)
+        found = records.marks(session)
         return {bucket: found[bucket].position for bucket in self._buckets}
 
     def nodes_of(self, shard: str) -> list[NodeSession]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipeline.config.bucket_ranges import format_ranges
-from pipeline.enqueue.bucket_map import Told
-from pipeline.shard.records.ledger import COPYING
+from pipeline.config.buckets import format_ranges
+from pipeline.enqueue.buckets import Told
+from pipeline.shard.records import COPYING
 from pipeline.shard.records.moves import COMPARING, Leg, MoveNote, stage_of
 
 #: What the shards say of one move: each shard, and its row of a bucket.

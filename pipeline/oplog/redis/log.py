@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
 from typing import Any
 
 import redis
@@ -14,13 +15,11 @@ from pipeline import clock
 from pipeline.bounds import portions
 from pipeline.errors import BadOp
 from pipeline.events import Event
-from pipeline.model.op import HEAD_BYTES, Entry, Position
+from pipeline.model import HEAD_BYTES, Entry, Position, new_producer
 from pipeline.model.schema import TableSchema
 from pipeline.model.sheet import Read, count_ops, singly
-from pipeline.oplog.batches import MOST_NOTES
-from pipeline.oplog.contract import RECONCILE, SLICE_S, Looked
-from pipeline.oplog.counts import MOST_COUNTERS
-from pipeline.oplog.redis.appends import RedisAppends
+from pipeline.oplog import RECONCILE, SLICE_S, Looked
+from pipeline.oplog.appends import Append, Scope
 from pipeline.oplog.redis.connection import (
     CUT_AT_ONCE_BYTES,
     RedisServer,
@@ -35,10 +34,10 @@ from pipeline.oplog.redis.connection import (
     text_of,
     translated,
 )
-from pipeline.oplog.redis.packs import MOST_OPS, cut_entry, read_of
+from pipeline.oplog.redis.keys import DEFINITION, MOST_OPS, cut_entry, read_of, signed, verified
+from pipeline.oplog.redis.line import RedisAppends
 from pipeline.oplog.redis.shared_state import RedisSharedState, RedisWaits
-from pipeline.oplog.redis.signature import DEFINITION, signed, verified
-from pipeline.oplog.ttls import BELL_MS, HELD_MS, MOST_AHEAD_MS, NOTE_MS
+from pipeline.oplog.shared_state import BELL_MS, HELD_MS, MOST_AHEAD_MS, MOST_COUNTERS, MOST_NOTES, NOTE_MS
 
 logger = logging.getLogger("pipeline.log")
 #: How many entries of a log are asked for before it is known how many ops they hold.
@@ -450,3 +449,30 @@ def _noting(notes: Mapping[int, str], *, anew: bool) -> list[Any]:
 def _notes_of(flat: list[Any]) -> dict[int, str]:
     """Return the reply of `note_attempts.lua` as notes by bucket."""
     return {int(flat[i]): text_of(flat[i + 1]) for i in range(0, len(flat), 2)}
+
+
+_SCOPE = Scope("check", ("check",))
+
+
+def rehearse(url: str, prefix: str, read_s: float) -> None:
+    """Append an op in both ways to a log under a prefix of its own, and delete all that came of it.
+
+    Args:
+        url: of the log's server.
+        prefix: of the deployment's keys, whose names begin likewise.
+        read_s: how long an answer may take.
+
+    Raises:
+        LogUnavailable: the user has not the rights, or Redis does not answer.
+    """
+    with closing(RedisLog(url, prefix=f"{prefix}:check", read_s=read_s)) as log:
+        line, keys, producer = log.line(patient=True), log.keys, new_producer()
+        try:
+            log.raise_epoch(_SCOPE.name, log.epoch(_SCOPE.name)[2], 1)
+            line.append(_SCOPE, 1, producer, [Append(0, 1, (b"",))], "", 0)
+            line.append_one(_SCOPE, 1, producer, 0, 2, b"")
+        finally:
+            line.close()
+            left = (keys.log(0), keys.epoch("check"), keys.producer(producer), keys.dirty("check"), keys.bell("check"))
+            with translated():
+                log._client.delete(*left, keys.wake("check"), keys.room, keys.full)

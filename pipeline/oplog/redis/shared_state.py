@@ -9,21 +9,32 @@ import redis
 
 from pipeline import clock
 from pipeline.errors import LogUnavailable
-from pipeline.model.ids import EPOCH_MS, PER_MS, SPAN, Given, counter_at
+from pipeline.model import EPOCH_MS, PER_MS, SPAN, Given, counter_at
 from pipeline.oplog.appends import Scope
-from pipeline.oplog.counts import BATCHES, ORDERS
 from pipeline.oplog.redis.connection import (
     MOST_REASON,
     RedisServer,
     by_bucket,
     hash_of,
     numbers_of,
+    setting,
     text_of,
     translated,
 )
-from pipeline.oplog.redis.server_info import setting
-from pipeline.oplog.ttls import HISTORY_MS, HOST_MS, MOST_HOSTS, MOST_OF_DAY, MOST_RECENT, READS_MS, RECORD_MS
-from pipeline.oplog.waits import ALIVE, Note, Noted
+from pipeline.oplog.shared_state import (
+    ALIVE,
+    BATCHES,
+    HISTORY_MS,
+    HOST_MS,
+    MOST_HOSTS,
+    MOST_OF_DAY,
+    MOST_RECENT,
+    ORDERS,
+    READS_MS,
+    RECORD_MS,
+    Note,
+    Noted,
+)
 
 #: A secret of ours is as long at least, and as `MOST_REASON` at most, bytes.
 LEAST_SECRET = 16

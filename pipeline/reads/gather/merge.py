@@ -1,17 +1,240 @@
-"""Merge the rows of several shards into those that one database would return: order, distinct, groups, aggregates.
-
-Pure. Rows are raw, as the driver returns them. A text compares by the bytes that its database compares by
-(`SortKey.weight`), so collations hold. NULL comes first, as in MySQL, MariaDB and SQLite. A day that Python lacks, as
-0000-00-00, comes as a text, and compares as its digits do.
-"""
+"""Write the statement that reads one shard's part of a result; merge parts into what one database would return."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import ROUND_HALF_UP, Decimal, localcontext
-from typing import Any
+from typing import Any, NamedTuple
+
+from pipeline.config import Topology
+from pipeline.dal import kind_of, op_name, real_name, tables_in
+from pipeline.dal.sql_texts import raw
+from pipeline.errors import BadRead
+from pipeline.model.schema import schema_of
+from pipeline.reads.connections import NodeReader
+from pipeline.reads.gather.over_shards import terms_of
+from pipeline.reads.node_dal import NodeDAL, besides
+from pipeline.reads.read_place import ReadPlace
+from pipeline.shard.co_location import bucket_sql
+
+_AGGREGATES = ("SUM", "MIN", "MAX", "AVG")
+#: Columns of any other type may be texts, which compare by their collation.
+_NO_TEXTS = (
+    *("integer", "bigint", "id", "reference", "big-", "double", "float", "decimal", "date", "time", "boolean"),
+    *("blob", "geometry", "geography"),
+)
+
+
+class ShardQuery(NamedTuple):
+    """One shard's part.
+
+    Attributes:
+        sql: what it is asked.
+        columns: the expressions of the result, for pyDAL's parser; `names` is what pyDAL calls them.
+    """
+
+    sql: str
+    columns: list[Any]
+    names: list[str]
+    merge: Merge
+
+
+def shape_of(
+    reader: NodeReader, query: Any, fields: tuple[Any, ...], options: Mapping[str, Any], left_out: str = ""
+) -> ShardQuery:
+    """Return the query for a shard; every shard of a dialect returns the same merge.
+
+    Args:
+        reader: a node of the shard.
+        query: of the caller's DAL.
+        fields: of the result, of the caller's DAL.
+        options: of the `select`.
+        left_out: SQL of which rows are left out; see `ReadyRead`.
+    """
+    own = {name: reader.own(options[name]) for name in ("orderby", "groupby", "left", "join") if options.get(name)}
+    query = reader.db(reader.own(query)).query
+    query = besides(query, left_out) if left_out else query
+    adapter = reader.adapter
+    tables = adapter.tables(query, *(own.get(name) for name in ("join", "left", "orderby", "groupby")))
+    columns = adapter.expand_all([reader.own(field) for field in fields], tables)
+    builder = _Builder(reader, columns)
+    groups = tuple(builder.key(term) for term in terms_of(own.get("groupby")))
+    for at, expression in enumerate(columns):
+        builder.aggregate(at, expression)
+    order = tuple(builder.term(term) for term in terms_of(own.get("orderby")))
+    distinct = bool(options.get("distinct"))
+    if distinct and any(term.key.at >= len(columns) for term in order):
+        raise BadRead("with distinct, orderby over several shards takes selected fields only")
+    identity = tuple(builder.key(expression) for expression in columns) if distinct else None
+    grouped = bool(groups or builder.aggregates)
+    limitby = options.get("limitby") or None
+    merge = Merge(len(columns), order, grouped, groups, tuple(builder.aggregates), identity, limitby)
+    attributes = dict(own)
+    if grouped:
+        attributes.pop("orderby", None)
+        by = [*terms_of(own.get("groupby")), *builder.subgroups]
+        attributes.pop("groupby", None)
+        if by:
+            attributes["groupby"] = by
+    elif limitby:
+        attributes["limitby"] = (0, limitby[1])
+    names, sql = adapter._select_wcols(query, builder.asked, distinct=distinct, **attributes)
+    return ShardQuery(sql, columns, names[: len(columns)], merge)
+
+
+class ReadyRead(NamedTuple):
+    """What is read, and where: each place has all rows that its part of the answer depends on."""
+
+    query: Any
+    fields: tuple[Any, ...]
+    options: Mapping[str, Any]
+    places: list[ReadPlace]
+    topology: Topology
+
+    def left_out(self, db: NodeDAL) -> str:
+        """Return the SQL that leaves out rows of buckets that another shard serves; empty where there are none.
+
+        Args:
+            db: of the node that is asked.
+
+        Raises:
+            PipelineError: the database cannot compute the bucket of a row.
+        """
+        if not db.excluded:
+            return ""
+        buckets, found = ", ".join(map(str, db.excluded)), {}
+        for table in tables_in([self.query, *self.fields, *self.options.values()]):
+            settings = self.topology.table(real_name(table))
+            if not settings.reference:
+                there = db.reader.table(table).sql_shortref
+                bucket = bucket_sql(db.reader.dialect, settings, schema_of(table), self.topology.buckets, there)
+                found[table._tablename] = f"({bucket} IN ({buckets})) IS NOT TRUE"
+        return f"({' AND '.join(found.values())})"
+
+
+def shaped(ready: ReadyRead) -> Callable[[NodeDAL], tuple[ShardQuery, list[tuple[Any, ...]], NodeReader]]:
+    """Return what each shard has to do; the statement is written once for all shards of a kind that leave out nothing.
+
+    Who has written it comes with it: only that reader is sure to know the tables, and so to read the rows.
+
+    Args:
+        ready: what is read.
+    """
+    shapes: dict[tuple[str, tuple[int, ...]], tuple[ShardQuery, NodeReader]] = {}
+
+    def read(db: NodeDAL) -> tuple[ShardQuery, list[tuple[Any, ...]], NodeReader]:
+        kind = db.reader.dialect.name, db.excluded
+        found = shapes.get(kind)
+        if found is None:
+            found = shapes[kind] = shape_of(db.reader, *ready[:3], ready.left_out(db)), db.reader
+        shape, writer = found
+        return shape, db.reader.rows(shape.sql), writer
+
+    return read
+
+
+class _Builder:
+    """Collects the columns that a shard is asked for beyond the result's own."""
+
+    def __init__(self, reader: NodeReader, columns: list[Any]):
+        self._reader = reader
+        self.asked = list(columns)
+        self._at = {self._sql(_bare(column)): at for at, column in reversed(list(enumerate(columns)))}
+        self._weights: dict[int, int] = {}
+        self._merged: dict[int, Aggregate] = {}
+        self.subgroups: list[Any] = []
+
+    @property
+    def aggregates(self) -> list[Aggregate]:
+        return list(self._merged.values())
+
+    def key(self, expression: Any) -> SortKey:
+        """Return where a row has the value of an expression; it is asked for if it is not yet."""
+        expression = _bare(expression)
+        at = self._at_of(expression)
+        return SortKey(at, self._weight(at, expression))
+
+    def term(self, term: Any) -> Term:
+        """Return a term of an ORDER BY."""
+        descending = op_name(term) == "invert"
+        expression = _bare(term.first if descending else term)
+        at = self._at_of(expression)
+        merged = self.aggregate(at, expression)
+        if merged is not None and merged.kind not in ("MIN", "MAX"):
+            return Term(SortKey(at), descending)
+        return Term(SortKey(at, self._weight(at, expression)), descending)
+
+    def aggregate(self, at: int, expression: Any) -> Aggregate | None:
+        """Note that a column is an aggregate, if it is one."""
+        if at in self._merged:
+            return self._merged[at]
+        expression = _bare(expression)
+        kind = _aggregate_kind(expression)
+        if kind is None:
+            if any(_aggregate_kind(part) for part in _parts(expression)):
+                raise BadRead(
+                    "an expression around an aggregate cannot be merged over several shards: compute it after"
+                )
+            return None
+        if kind == "DISTINCT":
+            value = expression.first
+            self.subgroups.append(value)
+            made = Aggregate(kind, self.key(value), at)
+        elif kind == "AVG":
+            parts = (self._at_of(expression.first.sum()), self._at_of(expression.first.count()))
+            made = Aggregate(kind, SortKey(at), at, parts)
+        else:
+            weight = self._weight(at, expression) if kind in ("MIN", "MAX") else None
+            made = Aggregate(kind, SortKey(at, weight), at)
+        self._merged[at] = made
+        return made
+
+    def _at_of(self, expression: Any) -> int:
+        sql = self._sql(expression)
+        at = self._at.get(sql)
+        if at is None:
+            at = self._at[sql] = len(self.asked)
+            self.asked.append(expression)
+        return at
+
+    def _weight(self, at: int, expression: Any) -> int | None:
+        """Return the column of a text's collation weight; of a `case` and its like pyDAL does not know the type."""
+        if str(expression.type).startswith(_NO_TEXTS) and op_name(expression) != "coalesce":
+            return None
+        sql = self._reader.dialect.weight(self._sql(expression))
+        if sql is None:
+            return None
+        if at not in self._weights:
+            self._weights[at] = len(self.asked)
+            self.asked += self._reader.adapter.expand_all(list(map(raw, sql)), {})
+        return self._weights[at]
+
+    def _sql(self, expression: Any) -> str:
+        return str(self._reader.adapter.expand(expression))
+
+
+def _bare(expression: Any) -> Any:
+    """Return an expression without its alias."""
+    return expression.first if op_name(expression) == "_as" else expression
+
+
+def _aggregate_kind(expression: Any) -> str | None:
+    name = op_name(expression)
+    if name == "aggregate" and expression.second in _AGGREGATES:
+        return str(expression.second)
+    if name == "count":
+        return "DISTINCT" if expression.second else "COUNT"
+    return None
+
+
+def _parts(expression: Any) -> Iterator[Any]:
+    for part in (getattr(expression, "first", None), getattr(expression, "second", None)):
+        if kind_of(part) == "Expression":
+            yield part
+            yield from _parts(part)
+
 
 _Row = Sequence[Any]
 

@@ -12,10 +12,10 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from pipeline.config.topology import Topology
-from pipeline.dal.filters import narrowed_here
-from pipeline.dal.objects import kind_of, op_name, real_name, tables_in
+from pipeline.config import Topology
+from pipeline.dal import kind_of, op_name, real_name, tables_in
 from pipeline.dal.sql_texts import check_limits
+from pipeline.dal.trees import narrowed_here
 from pipeline.errors import BadRead
 from pipeline.model.schema import Column
 from pipeline.reads.read_place import ReadPlace, kept_together, pinned_bucket

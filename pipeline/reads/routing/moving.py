@@ -16,11 +16,11 @@ from types import TracebackType
 from typing import Any
 
 from pipeline import clock
-from pipeline.config.topology import Topology
+from pipeline.config import Topology
 from pipeline.errors import ShardUnavailable, StaleRead
 from pipeline.reads.read_place import ReadPlace
 from pipeline.reads.routing.replicas import BROKEN_S
-from pipeline.shard.records.ledger import MOVED, Mark
+from pipeline.shard.records import MOVED, Mark
 
 #: A map that Redis confirmed longer ago than that is no news, s: each bucket may have moved since. No row is copied
 #: before a move has been in the map for longer.

@@ -1,21 +1,187 @@
-"""Make the replicas of a shard candidates for one read, and wait until one of them has what the read must see."""
+"""Keep the prober's reports at hand, make replicas candidates for a read, and wait until one has what it must see."""
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from threading import BoundedSemaphore
 
 from pipeline import clock
+from pipeline.config import Topology
+from pipeline.config.buckets import Placement
 from pipeline.config.sections import Load
-from pipeline.errors import ShardUnavailable
-from pipeline.model.op import Position
+from pipeline.errors import PipelineError, ShardUnavailable, WrongDeployment
+from pipeline.events import Event
+from pipeline.model import Position
+from pipeline.oplog.shared_state import SharedState
+from pipeline.per_process import PerProcess
+from pipeline.reads import Need
 from pipeline.reads.connections import NodeReader, NodeReaders
-from pipeline.reads.health.report import NO_REPORT, NodeState, Report
-from pipeline.reads.routing.accounting import InFlight
-from pipeline.reads.routing.health_cache import HealthCache
-from pipeline.reads.routing.policy import Candidate
-from pipeline.reads.session import Need
+from pipeline.reads.health import NO_REPORT, NodeState, Report
+from pipeline.reads.health.prober import PROBE_EVERY_S
+from pipeline.reads.routing import Candidate, Counters, InFlight
 from pipeline.shard.nodes import Nodes
+
+#: How long after the next publication is due it is fetched, s: a probe takes a few ms. All of it counts as lag.
+AFTER_S = 0.02
+#: The time between two fetches while the prober is late, as when a node answers late, s.
+LEAST_S = 0.1
+#: The thread ends without a read for so long, s.
+REST_S = 30.0
+#: Reports that were fetched longer ago than this are fetched anew before they are used, s; and how long that may take.
+OLD_S, FIRST_REPORT_S = 3.0, 0.25
+#: A report further ahead of Redis's clock is of before that was set back, and of unknown age, ms.
+SET_BACK_MS = 1_000
+logger = logging.getLogger("pipeline.reads")
+
+
+class _Fetched:
+    """The reports that one process has, and the thread that fetches them."""
+
+    def __init__(self) -> None:
+        self.changed, self.first = threading.Condition(), threading.Event()
+        self.thread: threading.Thread | None = None
+        self.reports: Mapping[str, Report] = {}
+        self.fetched_at_s = -OLD_S
+        self.used_at_s = 0.0
+        #: Of each node, the stamp of its newest report, and when that was published, by this process's steady clock.
+        self._stamps: dict[str, tuple[int, float]] = {}
+
+    def published_s(self, node: str, at_ms: int, asked_at_s: float, now_ms: int) -> float:
+        """Return when a report was published, by this process's steady clock.
+
+        Args:
+            node: its name.
+            at_ms: the report's stamp, by Redis's clock.
+            asked_at_s: when Redis was asked, by this process's clock: the way there counts as age.
+            now_ms: the clock of Redis then.
+        """
+        found_s = asked_at_s - max(0, now_ms - at_ms) / 1000
+        before_ms, before_s = self._stamps.get(node, (None, 0.0))
+        if before_ms == at_ms:  # the same report is no younger for a clock that was set back
+            found_s = min(found_s, before_s)
+        self._stamps[node] = at_ms, found_s
+        return found_s
+
+
+class HealthCache:
+    """The reports in this process; threads may share it, and a fork starts its own.
+
+    Args:
+        log: which has the reports; the process's counts of reads go there in the round trip of a fetch.
+        topology: hears of the map with each fetch.
+    """
+
+    def __init__(self, log: SharedState, topology: Topology | None = None):
+        self._log, self._topology = log, topology
+        self._closed = False
+        #: What this process counts.
+        self.counters = PerProcess(Counters)
+        self._here = PerProcess(_Fetched)
+
+    def reports(self) -> Mapping[str, Report]:
+        """Return the report of every node; costs no round trip as long as reads go on.
+
+        It is the same object until there is news, so that what follows from it may be kept.
+        """
+        here = self._here()
+        self._keep_fresh(here, clock.mono_s())
+        return here.reports
+
+    def report(self, node: str) -> Report:
+        """Return the report of a node, an empty one where nothing is published.
+
+        Args:
+            node: its name.
+        """
+        return self.reports().get(node, NO_REPORT)
+
+    def takes_writes(self, node: str) -> bool | None:
+        """Return whether a node takes writes; None where that is not known.
+
+        Args:
+            node: its name.
+        """
+        return self.report(node).takes_writes
+
+    def unfit(self, node: str) -> bool:
+        """Return whether a node is known to be unfit.
+
+        Args:
+            node: its name.
+        """
+        return bool(self.report(node).unfit)
+
+    def close(self) -> None:
+        """Stop the thread, and send what was counted last, if Redis takes it."""
+        here = self._here()
+        if not self._closed and self.counters().unsent():
+            self._fetch(here)
+        self._closed = True
+        with here.changed:
+            here.changed.notify_all()
+
+    def _keep_fresh(self, here: _Fetched, now_s: float) -> None:
+        here.used_at_s = now_s
+        age_s = now_s - here.fetched_at_s
+        if (age_s <= OLD_S and here.thread is not None) or self._closed:
+            return
+        with here.changed:
+            if here.thread is None:
+                here.thread = threading.Thread(target=self._run, args=(here,), name="pipeline-health", daemon=True)
+                here.first.clear()
+                here.thread.start()
+        # once: while Redis is away no read waits for it a second time
+        if not here.first.is_set():
+            here.first.wait(FIRST_REPORT_S)
+            here.first.set()
+
+    def _run(self, here: _Fetched) -> None:
+        while not self._closed:
+            due_s = self._fetch(here)
+            here.first.set()
+            with here.changed:
+                here.changed.wait_for(lambda: self._closed, due_s)
+                if clock.mono_s() - here.used_at_s > REST_S:
+                    here.thread = None
+                    return
+
+    def _follow(self, text: str, asked_at_s: float) -> None:
+        """Follow the map that Redis has. One that is missing is none: whoever writes next makes it anew."""
+        topology, placement = self._topology, Placement.noted(text)
+        if topology is None or placement is None:
+            return
+        try:
+            topology.follow(placement)
+        except WrongDeployment as error:
+            logger.info(Event("map_unknown", error=error))
+            return
+        topology.heard_at_s = asked_at_s
+
+    def _fetch(self, here: _Fetched) -> float:
+        """Fetch the reports; return in how many seconds the next ones are due."""
+        asked_at_s = clock.mono_s()
+        counters = self.counters()
+        try:
+            counted = counters.unsent()
+            now_ms, found, placement = self._log.health(counted)
+            counters.sent(counted)
+            found = {node: told for node, told in found.items() if told[0] - now_ms < SET_BACK_MS}
+            published_s = {
+                node: here.published_s(node, at_ms, asked_at_s, now_ms) for node, (at_ms, _) in found.items()
+            }
+            reports = {node: Report.from_json(text, published_s[node]) for node, (_, text) in found.items()}
+        except (PipelineError, ValueError) as error:
+            logger.warning(Event("reports_unknown", error=error))
+            return PROBE_EVERY_S
+        here.reports, here.fetched_at_s = reports, asked_at_s
+        self._follow(placement, asked_at_s)
+        newest_s = max(published_s.values(), default=asked_at_s)
+        due_s = newest_s + PROBE_EVERY_S + AFTER_S - clock.mono_s()
+        # a prober that is gone need not be asked for so often
+        return PROBE_EVERY_S if due_s < -PROBE_EVERY_S else max(due_s, LEAST_S)
+
 
 #: A node that no connection can be made to is skipped for so long: by then the prober knows. One whose connection broke
 #: in the middle of a read is skipped just until that read has been tried elsewhere, s.
@@ -138,7 +304,7 @@ def least_marks(marks: Iterable[Mapping[int, Position]]) -> dict[int, Position]:
 
 #: The pause before the second question, and the longest, s. A question costs 0.1 ms; a healthy replica follows within
 #: 1 ms.
-FIRST_S, MOST_S = 0.0002, 0.005
+FIRST_PAUSE_S, MOST_PAUSE_S = 0.0002, 0.005
 
 
 def first_with(
@@ -175,10 +341,10 @@ def first_with(
 def _poll(
     left: list[NodeReader], needs: Mapping[int, Need], deadline: clock.Deadline, replicas: Replicas | None
 ) -> NodeReader | None:
-    pause, turn = FIRST_S, 0
+    pause, turn = FIRST_PAUSE_S, 0
     while left and not deadline.passed:
         clock.sleep_s(min(pause, deadline.left_s))
-        pause = min(pause * 1.5, MOST_S)
+        pause = min(pause * 1.5, MOST_PAUSE_S)
         reader = left[turn % len(left)]
         turn += 1
         if _has(reader, needs, left, replicas):

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
 from types import TracebackType
+from typing import Any
 
-from pipeline import clock
+from pipeline import clock, tracing
+from pipeline.config import Topology
 from pipeline.config.sections import Load
-from pipeline.config.topology import Topology
 from pipeline.errors import ShardUnavailable, StaleRead
-from pipeline.model.op import Position
+from pipeline.model import Position
 from pipeline.per_process import PerProcess, chance
+from pipeline.reads import Need, ReadSession, routing
 from pipeline.reads.connections import NodeReader, NodeReaders
 from pipeline.reads.node_dal import ReadInfo
 from pipeline.reads.read_place import ReadPlace
-from pipeline.reads.routing import policy
-from pipeline.reads.routing.accounting import InFlight
-from pipeline.reads.routing.health_cache import HealthCache
+from pipeline.reads.routing import Bounds, Candidate, Choice, InFlight, choose, fall_back, fresh_among, over_limit
 from pipeline.reads.routing.moving import OLD_MAP_S, MovingRead, Served, check_served
-from pipeline.reads.routing.policy import Bounds, Candidate, Choice, choose, fall_back, fresh_among, over_limit
-from pipeline.reads.routing.replicas import AWAY_S, BROKEN_S, Replicas, first_with
-from pipeline.reads.session import Need, ReadSession
+from pipeline.reads.routing.replicas import AWAY_S, BROKEN_S, HealthCache, Replicas, first_with
 from pipeline.shard.nodes import Nodes
 
 
@@ -116,17 +114,17 @@ class Router:
         shard, needs, bounds = read.shard, read.needs, read.bounds
         self.nodes.primary_name(shard)  # notices a failover
         if not self.nodes.replica_names(shard):
-            return policy.ONLY_PRIMARY
+            return routing.ONLY_PRIMARY
         candidates = self.replicas.candidates(shard, needs, in_flight)
         choice = choose(candidates, bounds, token=bool(needs), jitter=self._jitter)
         if choice.kind == "ask":
             node = self._caught_up(candidates, read, in_flight)
             if node is not None:
-                return Choice("replica", node, policy.TOKEN_ASKED)
+                return Choice("replica", node, routing.TOKEN_ASKED)
             # where the caller prefers an old answer to the primary's, it is marked
             reached = bounds.on_stale == "stale"
             candidates = [one._replace(reached=reached) for one in self.replicas.candidates(shard, needs, in_flight)]
-            choice = fall_back(candidates, bounds, policy.NOT_REACHED, token=True)
+            choice = fall_back(candidates, bounds, routing.NOT_REACHED, token=True)
         if choice.limited and not in_flight.enter(in_flight.limited, shard, self._limit):
             return over_limit(candidates, token=bool(needs))
         return choice
@@ -141,12 +139,12 @@ class Router:
             read: not on a node.
             in_flight: the reads of this process that run now.
         """
-        able = policy.last_resorts(self.replicas.candidates(read.shard, read.needs, in_flight))
+        able = routing.last_resorts(self.replicas.candidates(read.shard, read.needs, in_flight))
         readers = [self.readers[one.node] for one in able]
         if read.needs and able:
             found = first_with(readers, read.needs, read.deadline(), in_flight.waiting, self.replicas)
             readers = [found] if found is not None else []
-        return Choice("stale", readers[0].node, policy.PRIMARY_AWAY) if readers else None
+        return Choice("stale", readers[0].node, routing.PRIMARY_AWAY) if readers else None
 
     def failed(self, shard: str, node: str, for_s: float = AWAY_S) -> None:
         """Skip a node that has failed; if it is the primary, have the nodes asked who takes writes.
@@ -229,7 +227,7 @@ class Read:
                 if error.node in failed:
                     choose_node = router.without_primary
                 failed.add(error.node)
-        raise failure or StaleRead(shard, "lagging", policy.ALL_BUSY, clock.mono_s() - self._started_s)
+        raise failure or StaleRead(shard, "lagging", routing.ALL_BUSY, clock.mono_s() - self._started_s)
 
     def __exit__(
         self, kind: type[BaseException] | None, failure: BaseException | None, traceback: TracebackType | None
@@ -282,21 +280,21 @@ class Read:
             # it too may lack what is still queued, or what a failover lost
             if needs and not (reader.has(needs) or self._primary_catches_up(reader)):
                 if self.bounds.on_stale != "stale":
-                    router.health.counters().count(self.shard, "error", policy.NOT_REACHED)
+                    router.health.counters().count(self.shard, "error", routing.NOT_REACHED)
                     raise StaleRead(self.shard, "queued", choice.reason, clock.mono_s() - self._started_s)
                 kind = "stale"
         else:
             report = router.health.report(node)
             lag_s, holding = report.lag_s, report.holding
             # `ready` may have replaced the connection that had shown it
-            promised = needs and (kind == "replica" or choice.reason == policy.PRIMARY_AWAY)
+            promised = needs and (kind == "replica" or choice.reason == routing.PRIMARY_AWAY)
             if promised and not (router.replicas.has(node, needs, report) or reader.probe(needs)):
                 raise ShardUnavailable(node, "it no longer has what it had: was it restored?")
         if needs and kind != "stale":
             # by either source of what the node has
             nothing_aside = holding is not None and needs.keys().isdisjoint(reader.here.holding | holding)
             if not nothing_aside and self._waits(reader):
-                kind, reason = "stale", policy.SET_ASIDE
+                kind, reason = "stale", routing.SET_ASIDE
         router.health.counters().count(node, kind, reason)
         role = "primary" if choice.kind == "primary" else "replica"
         waited_s = clock.mono_s() - self._started_s if needs else 0.0
@@ -311,8 +309,8 @@ class Read:
         if not reader.waits_aside(self.needs):
             return False
         if self.bounds.on_stale == "error":
-            self.router.health.counters().count(self.shard, "error", policy.SET_ASIDE)
-            raise StaleRead(self.shard, "aside", policy.SET_ASIDE, clock.mono_s() - self._started_s)
+            self.router.health.counters().count(self.shard, "error", routing.SET_ASIDE)
+            raise StaleRead(self.shard, "aside", routing.SET_ASIDE, clock.mono_s() - self._started_s)
         return True
 
     def _primary_catches_up(self, primary: NodeReader) -> bool:
@@ -321,7 +319,7 @@ class Read:
     def _refusal(self, reason: str) -> StaleRead:
         """Count the read as refused."""
         self.router.health.counters().count(self.shard, "error", reason)
-        stage = "replicating" if self.needs and reason in (policy.NOT_REACHED, policy.OVER_LIMIT) else "lagging"
+        stage = "replicating" if self.needs and reason in (routing.NOT_REACHED, routing.OVER_LIMIT) else "lagging"
         return StaleRead(self.shard, stage, reason, clock.mono_s() - self._started_s if self.needs else 0.0)
 
     def _leave(self, failure: BaseException | None) -> None:
@@ -333,3 +331,47 @@ class Read:
             in_flight.leave(in_flight.by_node, node)
             if self._limited:
                 in_flight.leave(in_flight.limited, self.shard)
+
+
+class TracedRead(Read):
+    """A read with a span, while a trace is open."""
+
+    def __enter__(self) -> TracedRead:
+        """Choose a node and open it; see `Read`."""
+        about = {"pipeline.shard": self.shard, "pipeline.token": bool(self.needs)}
+        self._span = tracing.started("pipeline.read", "CLIENT", about, start_ns=clock.wall_ns())
+        try:
+            super().__enter__()
+        except BaseException as error:
+            tracing.failed(self._span, error)
+            self._span.end()
+            raise
+        info = self.read_info
+        told = {"node": info.node, "role": info.role, "reason": info.reason, "stale": info.stale}
+        self._span.set_attributes({f"pipeline.{name}": value for name, value in told.items()})
+        self._span.set_attribute("pipeline.waited_s", info.waited_s)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, failure: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Give the node back; see `Read`."""
+        try:
+            super().__exit__(kind, failure, traceback)
+        finally:
+            if failure is not None:
+                tracing.failed(self._span, failure)
+            self._span.end()
+
+
+class TracedRouter(Router):
+    """A router whose reads join the open trace."""
+
+    def open(self, *args: Any, **options: Any) -> Read | MovingRead:
+        """Return a read of a shard, to be entered; see `Router.open`."""
+        return super().open(*args, **options, kind=TracedRead if tracing.recording() else Read)
+
+
+def router_type() -> type[Router]:
+    """Return which router this process uses."""
+    return TracedRouter if tracing.on() else Router

@@ -13,22 +13,12 @@ import msgspec
 from msgspec.structs import replace
 
 from pipeline import clock
-from pipeline.config.bucket_ranges import format_ranges
+from pipeline.config.buckets import format_ranges
 from pipeline.errors import NotMigrated
-from pipeline.model.op import Position
+from pipeline.model import Position
 from pipeline.model.wait_reason import WaitReason
-from pipeline.shard.records.ledger import (
-    ACTIVE,
-    CATCHING,
-    COPYING,
-    GONE,
-    HOLDING,
-    MOVED,
-    OWNED,
-    lock_buckets,
-    text_literal,
-)
-from pipeline.shard.session import NodeSession
+from pipeline.shard import NodeSession
+from pipeline.shard.records import ACTIVE, CATCHING, COPYING, GONE, HOLDING, MOVED, OWNED, lock_buckets, text_literal
 
 #: The states on the target of a bucket that is on its way.
 ON_THE_WAY = (COPYING, CATCHING)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from pipeline.errors import NotMigrated, PipelineError
 from pipeline.model.wait_reason import WaitReason
-from pipeline.shard.records.ledger import text_literal
+from pipeline.shard import NodeSession
+from pipeline.shard.records import text_literal
 from pipeline.shard.records.set_aside import ASIDE
-from pipeline.shard.session import NodeSession
 
 #: The scope of a stop of the whole shard; no table has this name.
 WHOLE = "*"

@@ -10,10 +10,9 @@ from uuid import uuid4
 import pytest
 
 from pipeline.clock import polls
-from pipeline.model.ids import SPAN
-from pipeline.model.op import START, Position
+from pipeline.model import SPAN, START, Position
+from pipeline.oplog import Log
 from pipeline.oplog.appends import APPENDED, HOLE, SEEN, Append, Appended, EpochStale, Placed, Scope
-from pipeline.oplog.contract import Log
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.oplog.redis.log import RedisLog
 

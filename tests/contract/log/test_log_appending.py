@@ -7,10 +7,10 @@ import threading
 import pytest
 from support.sandbox.logs import EPOCH, PRODUCER, S0, append, entries, raise_to, sequences
 
-from pipeline.model.op import Entry, Position
+from pipeline.model import Entry, Position
+from pipeline.oplog import Log
 from pipeline.oplog.appends import APPENDED, HELD, HOLE, SEEN, Appended, EpochStale, Line, Placed, Scope
-from pipeline.oplog.batches import this_process
-from pipeline.oplog.contract import Log
+from pipeline.oplog.shared_state import this_process
 
 
 def test_positions_are_dense_from_nought_within_an_epoch(log: Log, line: Line):

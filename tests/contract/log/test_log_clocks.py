@@ -7,8 +7,8 @@ from support.sandbox.logs import append, entries, servers_of
 from support.servers.log_users import admin_of
 
 from pipeline import clock
+from pipeline.oplog import Log
 from pipeline.oplog.appends import Line
-from pipeline.oplog.contract import Log
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.oplog.redis.connection import hash_of
 from pipeline.oplog.redis.log import RedisLog

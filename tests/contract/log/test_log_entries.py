@@ -8,12 +8,12 @@ import pytest
 from support.sandbox.logs import EPOCH, S0, append, cut, entries, raise_to
 
 from pipeline import clock
-from pipeline.model.op import HEAD_BYTES, INSERT, START, Op, Position, encode, enqueued_ms
+from pipeline.model import HEAD_BYTES, INSERT, START, Op, Position, encode, enqueued_ms
 from pipeline.model.schema import Column, TableSchema
+from pipeline.oplog import Log
 from pipeline.oplog.appends import APPENDED, Line, Placed
-from pipeline.oplog.contract import Log
 from pipeline.oplog.redis.log import LAST_S, RedisLog
-from pipeline.oplog.ttls import NOTE_MS
+from pipeline.oplog.shared_state import NOTE_MS
 
 
 def test_read_gives_what_is_behind_a_position_in_order_up_to_a_count_per_bucket(log: Log, line: Line):

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from support.sandbox.logs import EPOCH, PRODUCER, S0, append, cut, entries, raise_to, server_of
 
-from pipeline.model.op import Position
+from pipeline.model import Position
+from pipeline.oplog import RECONCILE, Log
 from pipeline.oplog.appends import APPENDED, EpochStale, Line, Placed
-from pipeline.oplog.contract import RECONCILE, Log
 from pipeline.oplog.redis.log import RedisLog
 
 NEXT = EPOCH + 1

@@ -7,9 +7,9 @@ import threading
 import pytest
 from support.sandbox.logs import EPOCH, PRODUCER, append, entries, sequences
 
-from pipeline.model.op import Position
+from pipeline.model import Position
+from pipeline.oplog import Log
 from pipeline.oplog.appends import APPENDED, Appended, KeyClaimed, Line, Placed
-from pipeline.oplog.contract import Log
 
 
 def test_an_idempotency_key_adds_one_op_and_gives_the_first_receipt_to_any_producer(log: Log, line: Line):

@@ -13,9 +13,9 @@ from support.servers.log_users import admin_of
 from pipeline import clock
 from pipeline.clock import polls
 from pipeline.errors import PipelineFull
-from pipeline.model.ids import SPAN, counter_at
+from pipeline.model import SPAN, counter_at
+from pipeline.oplog import Log
 from pipeline.oplog.appends import APPENDED, Line
-from pipeline.oplog.contract import Log
 from pipeline.oplog.memory.log import MemoryLog
 
 #: A span that the clock has not reached.

@@ -6,9 +6,9 @@ import pytest
 from support.sandbox.logs import EPOCH, PRODUCER, S0, append, entries, raise_to
 
 from pipeline.errors import PipelineFull
-from pipeline.model.op import Position
+from pipeline.model import Position
+from pipeline.oplog import Log
 from pipeline.oplog.appends import APPENDED, BIG_BYTES, Line, Placed
-from pipeline.oplog.contract import Log
 
 
 def one(

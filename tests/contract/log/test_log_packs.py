@@ -9,14 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.sandbox.logs import EPOCH, PRODUCER, S0, append, cut, entries, raise_to
 
+from pipeline import model as ops
 from pipeline.errors import NewerOp, NotAnOp
-from pipeline.model import op as ops
-from pipeline.model.op import START, Entry, Op, Position, decode, encode, with_trace
+from pipeline.model import START, Entry, Op, Position, decode, encode, with_trace
 from pipeline.model.sheet import Sheet, singly
+from pipeline.oplog import Log
 from pipeline.oplog.appends import APPENDED, BIG_BYTES, HOLE, SEEN, EpochStale, Line, Placed
-from pipeline.oplog.contract import Log
 from pipeline.oplog.redis import log as redis_log
-from pipeline.oplog.redis.packs import MOST_BYTES, packed, unpacked
+from pipeline.oplog.redis.keys import MOST_BYTES, packed, unpacked
 
 TRACE = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
 

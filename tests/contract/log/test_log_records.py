@@ -8,12 +8,10 @@ from uuid import uuid4
 import pytest
 from support.servers.log_users import as_shipped
 
-from pipeline.model.op import Position
-from pipeline.oplog.batches import MOST_NOTES
-from pipeline.oplog.contract import Log
-from pipeline.oplog.counts import MOST_COUNTERS
+from pipeline.model import Position
+from pipeline.oplog import Log
 from pipeline.oplog.redis.log import RedisLog
-from pipeline.oplog.ttls import MOST_HOSTS, MOST_OF_DAY, MOST_RECENT
+from pipeline.oplog.shared_state import MOST_COUNTERS, MOST_HOSTS, MOST_NOTES, MOST_OF_DAY, MOST_RECENT
 
 
 def test_a_record_replaces_the_one_before_and_has_an_age(log: Log):

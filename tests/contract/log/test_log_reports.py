@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.clock import polls
-from pipeline.oplog.contract import Log
+from pipeline.oplog import Log
 
 
 def test_what_was_told_of_a_node_comes_with_the_server_s_time_and_is_replaced_as_a_whole(log: Log):

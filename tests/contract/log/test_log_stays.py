@@ -14,12 +14,12 @@ from support.servers.log_users import as_shipped
 
 from pipeline.clock import polls
 from pipeline.errors import LogUnavailable
-from pipeline.model.op import Position
+from pipeline.model import Position
+from pipeline.oplog import Log
 from pipeline.oplog.appends import Line
-from pipeline.oplog.contract import Log
-from pipeline.oplog.counts import BATCHES
 from pipeline.oplog.groups import GroupedLog
 from pipeline.oplog.redis.log import RedisLog
+from pipeline.oplog.shared_state import BATCHES
 
 
 def finish(log: Log, seq: int, holder: str = "me", bucket: int = 3) -> tuple[bool, int]:

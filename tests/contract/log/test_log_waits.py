@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipeline.clock import polls
-from pipeline.oplog.contract import Log
-from pipeline.oplog.waits import ALIVE, ALIVE_TOKEN
+from pipeline.oplog import Log
+from pipeline.oplog.shared_state import ALIVE, ALIVE_TOKEN
 
 
 def test_a_note_says_since_when_its_bucket_waits_for_the_same(log: Log):

@@ -8,11 +8,11 @@ import pytest
 from support.sandbox.logs import ALL, EPOCH, MINUTE_MS, append
 
 from pipeline.clock import polls
-from pipeline.model.op import START, Position
+from pipeline.model import START, Position
+from pipeline.oplog import Log
 from pipeline.oplog.appends import BIG_BYTES, Line
-from pipeline.oplog.contract import Log
 from pipeline.oplog.groups import GroupedLog
-from pipeline.oplog.ttls import MOST_AHEAD_MS
+from pipeline.oplog.shared_state import MOST_AHEAD_MS
 
 
 def test_the_bell_is_to_be_rung_once_until_it_is_answered(log: Log, line: Line):

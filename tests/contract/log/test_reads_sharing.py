@@ -8,12 +8,12 @@ import pytest
 
 from pipeline import clock
 from pipeline.devcluster.processes import free_ports
-from pipeline.model.op import Position
-from pipeline.oplog.contract import Log
+from pipeline.model import Position
+from pipeline.oplog import Log
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.oplog.redis.log import RedisLog
-from pipeline.reads.health.report import NodeState, Report
-from pipeline.reads.routing.health_cache import HealthCache
+from pipeline.reads.health import NodeState, Report
+from pipeline.reads.routing.replicas import HealthCache
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import pytest
 from support.sandbox.logs import sequences
 
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
-from pipeline.model.op import START, Position
+from pipeline.model import START, Position
 from pipeline.oplog.appends import APPENDED, BIG_BYTES, SEEN, Append, Appended, Line, Placed, Scope
 from pipeline.oplog.redis.log import RedisLog
-from pipeline.oplog.ttls import BELL_MS, BIG_TTL_MS, IDEMPOTENCY_TTL_MS, PRODUCER_TTL_MS, ROOM_MS
+from pipeline.oplog.shared_state import BELL_MS, BIG_TTL_MS, IDEMPOTENCY_TTL_MS, PRODUCER_TTL_MS, ROOM_MS
 
 S0 = Scope("s0", ("s0",))
 KINDS = pytest.mark.parametrize("kind", ["redis", "valkey"])

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from pipeline.model.op import START, Position
+from pipeline.model import START, Position
 from pipeline.oplog.redis.log import RedisLog
 
 JUNK: list[tuple[bytes | str, ...]] = [

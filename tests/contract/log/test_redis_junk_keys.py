@@ -11,15 +11,14 @@ import pytest
 from pydal import DAL, Field
 
 from pipeline.admin.check import check
-from pipeline.admin.migrate import migrate
-from pipeline.admin.observe.observer import Observer
+from pipeline.admin.migration import migrate
+from pipeline.admin.observe import Observer, Recorder
 from pipeline.admin.observe.published import NO_HISTORY, read_histories
-from pipeline.admin.observe.recorder import Recorder
 from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.errors import LogUnavailable, PipelineError
-from pipeline.model.op import INSERT, Op
+from pipeline.model import INSERT, Op
 from pipeline.oplog.appends import EVERYWHERE, scopes_of
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.redis.keys import Keys

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from support.sandbox.logs import EPOCH, S0, raise_to
 
-from pipeline.model.op import FORGED, START, Entry, Op, encode
+from pipeline.model import FORGED, START, Entry, Op, encode
 from pipeline.model.schema import Column, TableSchema
 from pipeline.oplog.appends import Append
 from pipeline.oplog.redis.log import RedisLog

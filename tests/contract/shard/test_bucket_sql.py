@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from support.examples import examples
 from support.sandbox.sessions import both, run
 
-from pipeline.config.bucket_rules import compile_rule
+from pipeline.config.buckets import compile_rule
 from pipeline.config.settings import TableSettings
 from pipeline.errors import PipelineError, ShardKeyError
-from pipeline.model.ids import END, SMALLEST
+from pipeline.model import END, SMALLEST
 from pipeline.model.schema import Column, TableSchema
-from pipeline.shard.bucket_sql import bucket_sql
+from pipeline.shard import NodeSession
+from pipeline.shard.co_location import bucket_sql
 from pipeline.shard.dialect import MySQL
-from pipeline.shard.row_copy import literal
-from pipeline.shard.session import NodeSession
+from pipeline.shard.stored_rows import literal
 
 ids = st.integers(SMALLEST, END - 1) | st.sampled_from((SMALLEST - 1, SMALLEST, END - 1, END))
 wholes = st.integers(-(2**63), 2**63 - 1) | st.integers(-70, 70) | ids

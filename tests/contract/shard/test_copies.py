@@ -11,13 +11,13 @@ from uuid import uuid4
 
 import pytest
 
+from pipeline.config import Topology
 from pipeline.config.settings import load
-from pipeline.config.topology import Topology
-from pipeline.model.op import COPY, INSERT, READ, Op
+from pipeline.model import COPY, INSERT, READ, Op
 from pipeline.model.schema import Column, TableSchema
+from pipeline.shard import NodeSession
 from pipeline.shard.ddl import create_table
 from pipeline.shard.driver_errors import Fault, fault_of
-from pipeline.shard.session import NodeSession
 from pipeline.shard.statements import copy_statement, statement
 from pipeline.shard.table_facts import Facts, facts_of
 

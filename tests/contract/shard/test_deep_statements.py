@@ -8,9 +8,9 @@ import pytest
 from support.sandbox.sessions import both, mariadb, run, table
 
 from pipeline.dal.trees import MOST_LEVELS
-from pipeline.model.op import UPDATE, Op
+from pipeline.model import UPDATE, Op
 from pipeline.model.schema import Column, TableSchema
-from pipeline.shard.session import NodeSession
+from pipeline.shard import NodeSession
 from pipeline.shard.statements import statement
 from pipeline.shard.table_facts import facts_of
 

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from support.sandbox.sessions import both, mariadb, run
 
-from pipeline.shard.columns import columns_of, indexes_of
-from pipeline.shard.records.own_tables import own_tables, upgrades
-from pipeline.shard.session import NodeSession
+from pipeline.shard import NodeSession
+from pipeline.shard.columns import columns_of, indexes_of, own_tables, upgrades
 
 OLD = """CREATE TABLE IF NOT EXISTS pipeline_note (
   bucket INT NOT NULL,

@@ -11,11 +11,10 @@ import pytest
 from support.sandbox.sessions import both, empty_schema, run
 
 from pipeline.errors import NotMigrated
-from pipeline.shard import row_copy
+from pipeline.shard import NodeSession, stored_rows
+from pipeline.shard.columns import own_tables
 from pipeline.shard.records import ledger_queries
-from pipeline.shard.records.own_tables import own_tables
-from pipeline.shard.row_copy import copy_records, copy_table, literal
-from pipeline.shard.session import NodeSession
+from pipeline.shard.stored_rows import copy_records, copy_table, literal
 
 pytestmark = both
 
@@ -42,8 +41,8 @@ def target(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterato
 def test_every_row_arrives_as_it_is_over_pages_and_statements(
     session: NodeSession, target: NodeSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_copy, "ROWS", 2)
-    monkeypatch.setattr(row_copy, "STATEMENT", 200)
+    monkeypatch.setattr(stored_rows, "ROWS", 2)
+    monkeypatch.setattr(stored_rows, "STATEMENT", 200)
     create = f"CREATE TABLE t ({COLUMNS[session.dialect.name]})"
     run(target, create)
     run(session, create, *(f"INSERT INTO t VALUES ({n}, {VALUES[n % 3]})" for n in range(7)))

@@ -15,9 +15,8 @@ from support.sandbox.sessions import as_user, both, empty_schema, mariadb, run
 
 from pipeline.errors import PipelineError
 from pipeline.model.schema import Column, TableSchema
-from pipeline.shard import row_sync, stored_rows
+from pipeline.shard import NodeSession, row_sync, stored_rows
 from pipeline.shard.row_sync import Compared, RowSync, delete_rows, sample
-from pipeline.shard.session import NodeSession
 from pipeline.shard.stored_rows import copied_columns
 
 SCHEMA = TableSchema("t", (Column("id", "id"), Column("v", "string")))

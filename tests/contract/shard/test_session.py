@@ -21,14 +21,12 @@ from support.sandbox.sessions import (
 
 from pipeline.clock import polls
 from pipeline.errors import NotMigrated, ShardUnavailable
-from pipeline.model.op import START, Position
-from pipeline.shard import columns
+from pipeline.model import START, Position
+from pipeline.shard import NodeSession, columns, records
 from pipeline.shard.driver_errors import Fault, code_of, fault_of
-from pipeline.shard.reach import sees_triggers
-from pipeline.shard.records import ledger, ledger_queries
-from pipeline.shard.session import NodeSession
+from pipeline.shard.records import ledger_queries
 from pipeline.shard.survey import survey
-from pipeline.shard.table_facts import Constraints, constraints_in, constraints_of
+from pipeline.shard.table_facts import Constraints, constraints_in, constraints_of, sees_triggers
 
 
 def test_no_session_takes_a_connection_that_a_thread_has_left_of_one_that_is_gone(tmp_path: Path):
@@ -117,7 +115,7 @@ def test_no_text_is_bent_on_its_way(session: NodeSession):
     table(session, "s TEXT")
     text = "it's \\ \\' 100% %s \U0001f600 \r\n -- ;"
 
-    run(session, f"INSERT INTO t (s) VALUES ({ledger.text_literal(text)})")
+    run(session, f"INSERT INTO t (s) VALUES ({records.text_literal(text)})")
 
     assert session.query("SELECT s FROM t") == [(text,)]
 
@@ -307,7 +305,7 @@ def test_a_connection_that_dies_in_a_transaction_is_transient_and_nothing_of_it_
 @mariadb
 def test_a_commit_whose_answer_is_lost_is_unavailable_and_the_watermark_tells(shard: NodeSession, other: NodeSession):
     with pytest.raises(ShardUnavailable, match="answer to COMMIT was lost"), shard.transaction():  # noqa: PT012
-        ledger.move(shard, {3: Position(7, 1)})
+        records.move(shard, {3: Position(7, 1)})
         [(number,)] = shard.rows("SELECT CONNECTION_ID()")
         other.query(f"KILL {number}")
 

@@ -9,12 +9,10 @@ import pytest
 from support.sandbox.sessions import ENTRY, PRODUCER, both, mariadb, run
 
 from pipeline.errors import ShardUnavailable
-from pipeline.model.op import START, Op, Position, decode, encode
-from pipeline.reads.health.probe import probe
-from pipeline.shard import actions
-from pipeline.shard.records import ledger, ledger_queries, set_aside
-from pipeline.shard.records.ledger import LostRange, Mark, Reject
-from pipeline.shard.session import NodeSession
+from pipeline.model import START, Op, Position, decode, encode
+from pipeline.reads.health import probe
+from pipeline.shard import NodeSession, records
+from pipeline.shard.records import LostRange, Mark, Reject, ledger_queries, replays, set_aside
 
 # watermarks -------------------------------------------------------------------------------------------------------
 
@@ -33,7 +31,7 @@ def test_a_new_bucket_starts_before_every_position_and_is_not_reset_by_adding_it
 
 def run_marks(shard: NodeSession, positions: dict[int, Position]) -> None:
     with shard.transaction():
-        ledger.move(shard, positions)
+        records.move(shard, positions)
 
 
 @both
@@ -41,8 +39,8 @@ def test_locked_watermarks_are_those_asked_for_up_to_a_limit(shard: NodeSession)
     run_marks(shard, {3: Position(7, 5), 5: Position(8, 0)})
 
     with shard.transaction():
-        found = ledger.lock(shard, [3, 5, 99], 10)
-        few = ledger.lock(shard, range(8), 3)
+        found = records.lock(shard, [3, 5, 99], 10)
+        few = records.lock(shard, range(8), 3)
 
     assert found == {3: Mark(Position(7, 5), "active"), 5: Mark(Position(8, 0), "active")}
     assert len(few) == 3
@@ -51,9 +49,9 @@ def test_locked_watermarks_are_those_asked_for_up_to_a_limit(shard: NodeSession)
 @mariadb
 def test_a_worker_takes_what_another_does_not_hold_and_never_waits(shard: NodeSession, other: NodeSession):
     with shard.transaction():
-        mine = ledger.lock(shard, [0, 1, 2], 10)
+        mine = records.lock(shard, [0, 1, 2], 10)
         with other.transaction():
-            theirs = ledger.lock(other, range(8), 10)
+            theirs = records.lock(other, range(8), 10)
 
     assert sorted(mine) == [0, 1, 2]
     assert sorted(theirs) == [3, 4, 5, 6, 7]
@@ -68,11 +66,11 @@ def test_on_sqlite_workers_take_turns(shard: NodeSession, other: NodeSession):
 @both
 def test_a_producers_last_sequence_is_remembered_per_bucket(shard: NodeSession):
     with shard.transaction():
-        ledger.remember(shard, {(3, PRODUCER): 9, (4, PRODUCER): 1})
-        ledger.remember(shard, {(3, PRODUCER): 12})
+        records.remember(shard, {(3, PRODUCER): 9, (4, PRODUCER): 1})
+        records.remember(shard, {(3, PRODUCER): 12})
 
     with shard.transaction():
-        found = ledger.seen(shard, [(3, PRODUCER), (4, PRODUCER), (4, 5), (3, PRODUCER)])
+        found = records.seen(shard, [(3, PRODUCER), (4, PRODUCER), (4, 5), (3, PRODUCER)])
 
     assert found == {(3, PRODUCER): 12, (4, PRODUCER): 1, (4, 5): 0}
 
@@ -152,8 +150,8 @@ def test_a_reject_with_an_emoji_is_recorded_over_a_connection_that_has_none(shar
 def test_a_loss_recorded_twice_is_one(shard: NodeSession):
     for _ in range(2):
         with shard.transaction():
-            ledger.lose(shard, [LostRange(3, 7, 0, 5, 6), LostRange(3, 0, PRODUCER, 2, 2)])
-            ledger.lose(shard, [])
+            records.lose(shard, [LostRange(3, 7, 0, 5, 6), LostRange(3, 0, PRODUCER, 2, 2)])
+            records.lose(shard, [])
 
     assert ledger_queries.counts(shard)["lost"] == 3
 
@@ -161,10 +159,12 @@ def test_a_loss_recorded_twice_is_one(shard: NodeSession):
 @both
 def test_idempotency_keys_are_known_per_bucket_and_letter_by_letter(shard: NodeSession):
     with shard.transaction():
-        ledger.keep_keys(shard, [(3, "Order 7"), (4, "it's")])
+        records.keep_keys(shard, [(3, "Order 7"), (4, "it's")])
 
     with shard.transaction():
-        found = ledger.known_keys(shard, [(3, "Order 7"), (4, "it's"), (3, "order 7"), (4, "Order 7"), (3, "Order 7 ")])
+        found = records.known_keys(
+            shard, [(3, "Order 7"), (4, "it's"), (3, "order 7"), (4, "Order 7"), (3, "Order 7 ")]
+        )
 
     assert found == {(3, "Order 7"), (4, "it's")}
 
@@ -175,23 +175,23 @@ def test_keys_that_a_collation_finds_equal_are_kept_side_by_side(shard: NodeSess
     scoped = [(3, Op("insert", "t", "h", 1, idempotency_key=key).scoped_key) for key in keys]
 
     with shard.transaction():
-        ledger.keep_keys(shard, scoped[::2])
-        ledger.keep_keys(shard, scoped[1:-1:2])
+        records.keep_keys(shard, scoped[::2])
+        records.keep_keys(shard, scoped[1:-1:2])
 
     with shard.transaction():
-        assert ledger.known_keys(shard, scoped) == set(scoped)
+        assert records.known_keys(shard, scoped) == set(scoped)
 
 
 @both
 def test_what_nobody_asks_for_any_more_is_forgotten_and_the_rest_kept(shard: NodeSession):
     with shard.transaction():
-        ledger.remember(shard, {(3, 1): 1, (3, 2): 2})
-        ledger.keep_keys(shard, [(3, "k")])
-        ledger.keep_ids(shard, [(ENTRY, 5)])
+        records.remember(shard, {(3, 1): 1, (3, 2): 2})
+        records.keep_keys(shard, [(3, "k")])
+        records.keep_ids(shard, [(ENTRY, 5)])
         shard.execute("UPDATE pipeline_producers SET seen_ms = seen_ms - 100000 WHERE producer = 1")
 
     with shard.transaction():
-        ledger.forget_producers(shard, 60)
+        records.forget_producers(shard, 60)
 
     assert shard.query("SELECT producer FROM pipeline_producers") == [(2,)]
     assert ledger_queries.row_id(shard, 3, PRODUCER, 9) == 5
@@ -210,14 +210,14 @@ def test_the_fate_of_an_op_follows_watermark_producer_rejects_and_losses(shard: 
     assert fate(shard) == ledger_queries.Fate(START, "active", None, None, False)
 
     with shard.transaction():
-        ledger.move(shard, {3: Position(7, 5)})
-        ledger.remember(shard, {(3, PRODUCER): 9})
+        records.move(shard, {3: Position(7, 5)})
+        records.remember(shard, {(3, PRODUCER): 9})
     assert fate(shard).reached(Position(7, 5), 9)
     assert not fate(shard, seq=10).reached(Position(7, 6), 10)
 
     with shard.transaction():
         set_aside.set_aside(shard, [Reject(ENTRY, "t", "5", None, "no")])
-        ledger.lose(
+        records.lose(
             shard, [LostRange(3, 7, 0, 8, 9), LostRange(3, 0, PRODUCER, 20, 22), LostRange(3, 0, PRODUCER, 5, 5)]
         )
     assert fate(shard).reject == ("rejected", "no", None)
@@ -260,8 +260,8 @@ def test_definitions_are_kept_in_the_shard(shard: NodeSession):
     ledger_queries.keep_schemas(shard, {"0123456789ab": ("t", '{"table":"t"}')})
 
     with shard.transaction():
-        assert ledger.stored_schema(shard, "0123456789ab") == '{"table":"t"}'
-        assert ledger.stored_schema(shard, "ba9876543210") is None
+        assert records.stored_schema(shard, "0123456789ab") == '{"table":"t"}'
+        assert records.stored_schema(shard, "ba9876543210") is None
 
 
 # rows that are held -----------------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def test_room_is_made_among_what_is_set_aside_the_settled_first_then_what_holds_
     found = []
     for most_bytes in (260_000, 210_000, 0, 0):
         with shard.transaction():
-            found.append(actions.bound_rejects(shard, most_bytes))
+            found.append(replays.bound_rejects(shard, most_bytes))
         found.append([(state, large) for _, state, large in shard.query(sizes)])
 
     whole, settled, gone = ("rejected", 1), ("replayed", 0), ("dropped", 0)
@@ -322,9 +322,9 @@ def test_room_is_made_among_what_is_set_aside_the_settled_first_then_what_holds_
 
 @both
 def test_a_table_of_what_is_set_aside_that_may_be_too_large_is_told_cheaply(shard: NodeSession):
-    assert not actions.too_much(shard, 0)
-    assert not actions.too_much(shard, 10**9) or shard.dialect.name == "sqlite"
-    assert actions.too_much(shard, 1)
+    assert not replays.too_much(shard, 0)
+    assert not replays.too_much(shard, 10**9) or shard.dialect.name == "sqlite"
+    assert replays.too_much(shard, 1)
 
 
 @both

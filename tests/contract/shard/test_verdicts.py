@@ -11,11 +11,10 @@ from support.sandbox.logs import S0, append, raise_to
 from support.sandbox.sessions import PRODUCER, both, mariadb
 
 from pipeline.enqueue.epochs import Authority
-from pipeline.model.op import Position
+from pipeline.model import Position
 from pipeline.oplog.memory.log import MemoryLog
-from pipeline.shard.records import ledger
-from pipeline.shard.records.own_tables import own_tables
-from pipeline.shard.session import NodeSession
+from pipeline.shard import NodeSession, records
+from pipeline.shard.columns import own_tables
 
 #: Nine ops in bucket 3, acknowledged under epoch 7.
 ACKED = {(3, PRODUCER): (9, 7)}
@@ -45,10 +44,10 @@ def test_nothing_is_told_lost_while_an_open_transaction_may_apply_it(shard: Node
     judge = authority(other, emptied())
 
     with shard.transaction():
-        ledger.lock(shard, [3], 1)
+        records.lock(shard, [3], 1)
         assert judge.settle(S0, 8, ACKED) == set()
-        ledger.remember(shard, {(3, PRODUCER): 9})
-        ledger.move(shard, {3: Position(7, 8)})
+        records.remember(shard, {(3, PRODUCER): 9})
+        records.move(shard, {3: Position(7, 8)})
 
     assert judge.settle(S0, 8, ACKED) == {(3, PRODUCER)}
     assert lost(shard) == []
@@ -58,14 +57,14 @@ def test_nothing_is_told_lost_while_an_open_transaction_may_apply_it(shard: Node
 def test_what_a_shard_has_applied_is_not_lost_and_the_rest_is_named_and_final(shard: NodeSession):
     judge = authority(shard, emptied())
     with shard.transaction():
-        ledger.remember(shard, {(3, PRODUCER): 4})
-        ledger.move(shard, {3: Position(7, 3)})
+        records.remember(shard, {(3, PRODUCER): 4})
+        records.move(shard, {3: Position(7, 3)})
 
     judge.settle(S0, 8, ACKED)
 
     assert lost(shard) == [(3, PRODUCER, 5, 9)]
     with shard.transaction():
-        assert ledger.seen(shard, [(3, PRODUCER)]) == {(3, PRODUCER): 9}, "a worker drops what comes after all"
+        assert records.seen(shard, [(3, PRODUCER)]) == {(3, PRODUCER): 9}, "a worker drops what comes after all"
     assert judge.settle(S0, 8, ACKED) == {(3, PRODUCER)}
     assert len(lost(shard)) == 1
 
@@ -81,8 +80,8 @@ def test_what_is_still_in_the_log_is_judged_once_it_is_applied(shard: NodeSessio
     assert judge.settle(S0, 8, ACKED) == set()
     assert lost(shard) == []
     with shard.transaction():
-        ledger.remember(shard, {(3, PRODUCER): 2})
-        ledger.move(shard, {3: Position(7, 1)})
+        records.remember(shard, {(3, PRODUCER): 2})
+        records.move(shard, {3: Position(7, 1)})
     judge.settle(S0, 8, ACKED)
 
     assert lost(shard) == [(3, PRODUCER, 3, 9)]
@@ -106,11 +105,11 @@ def test_what_a_replica_lacks_stays_in_mind(shard: NodeSession, tmp_path: Path):
     for _, sql in own_tables("sqlite"):
         behind.query(sql)
     with shard.transaction():
-        ledger.remember(shard, {(3, PRODUCER): 9})
+        records.remember(shard, {(3, PRODUCER): 9})
 
     assert authority(shard, emptied(), [unfit]).settle(S0, 8, ACKED) == {(3, PRODUCER)}
     assert authority(shard, emptied(), [behind, unfit]).settle(S0, 8, ACKED) == set()
     with behind.transaction():
-        ledger.remember(behind, {(3, PRODUCER): 9})
+        records.remember(behind, {(3, PRODUCER): 9})
     assert authority(shard, emptied(), [behind]).settle(S0, 8, ACKED) == {(3, PRODUCER)}
     behind.discard()

@@ -18,11 +18,11 @@ from support.servers.legacy import legacy, tables
 from pipeline import cli
 from pipeline.admin.adopt import adopt
 from pipeline.admin.check import check
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.apply.applier import Applier
 from pipeline.config.settings import TableSettings
 from pipeline.errors import PipelineError
-from pipeline.shard.session import NodeSession
+from pipeline.shard import NodeSession
 
 pytestmark = pytest.mark.mariadb
 

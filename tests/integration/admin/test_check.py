@@ -18,10 +18,10 @@ from pipeline.admin import check
 from pipeline.admin.check import evidence as gathering
 from pipeline.admin.check import servers as servers_check
 from pipeline.admin.check import surroundings
-from pipeline.admin.check.finding import Finding
+from pipeline.admin.check.evidence import Finding
 from pipeline.clock import polls
 from pipeline.config.settings import load
-from pipeline.oplog.redis.server_info import Health
+from pipeline.oplog.redis.connection import Health
 from pipeline.shard.survey import Survey
 
 pytestmark = pytest.mark.mariadb

@@ -13,12 +13,12 @@ from support.oracle import nodes
 from support.servers.rig import Rig
 
 from pipeline import cli
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.errors import WrongDeployment
-from pipeline.shard.records.ledger import text_literal
-from pipeline.shard.session import NodeSession
+from pipeline.shard import NodeSession
+from pipeline.shard.records import text_literal
 
 pytestmark = pytest.mark.mariadb
 KEEP = "UPDATE pipeline_deployment SET fingerprint = {}"

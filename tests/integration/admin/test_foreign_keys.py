@@ -16,12 +16,12 @@ from pydal import DAL, Field
 from support.oracle import nodes
 from support.servers.rig import Rig
 
-from pipeline.admin.migrate import migrate, plan_of
+from pipeline.admin.migration import migrate, plan_of
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
-from pipeline.shard.session import NodeSession
+from pipeline.shard import NodeSession
 from pipeline.shard.table_facts import constraints_of
 
 pytestmark = pytest.mark.mariadb

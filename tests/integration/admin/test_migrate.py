@@ -18,7 +18,7 @@ from pydal import Field
 from support.servers.admin import Servers, model, servers
 
 from pipeline import cli
-from pipeline.admin.migrate import migrate, plan_of
+from pipeline.admin.migration import migrate, plan_of
 from pipeline.client import Client
 from pipeline.errors import PipelineError
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.mariadb
 
 KILL = """
 import os, signal, sys
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.client import Client
 from pipeline.oplog.doorbell import SilentBell
 steps = iter(range(1_000_000))

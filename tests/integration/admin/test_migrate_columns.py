@@ -13,8 +13,8 @@ from pydal import DAL, Field
 from support.oracle import nodes
 from support.servers.rig import Rig
 
-from pipeline.admin.migrate import migrate, plan_of
-from pipeline.admin.migration.replica_lag import Behind
+from pipeline.admin.migration import migrate, plan_of
+from pipeline.admin.migration.statement import Behind
 from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.errors import BadOp, MigrationUnfinished

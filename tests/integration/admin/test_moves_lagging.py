@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from support.servers.admin import Servers, model, servers
 
 from pipeline import cli
-from pipeline.admin.moving import mover as movers
+from pipeline.admin import moving as movers
 from pipeline.admin.moving import orders
 from pipeline.apply.applier import Applier
 from pipeline.client import Client

@@ -22,13 +22,12 @@ from pydal import DAL, Field
 from support.web.chromium import chromium, visitor
 
 from pipeline import cli
-from pipeline.admin.migrate import migrate
-from pipeline.admin.moving import mover as movers
-from pipeline.admin.moving import orders
-from pipeline.admin.moving.mover import Mover
+from pipeline.admin import moving as movers
+from pipeline.admin.migration import migrate
+from pipeline.admin.moving import Mover, orders
 from pipeline.client import Client
 from pipeline.clock import polls
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster
 from pipeline.devcluster.processes import free_ports
 from pipeline.shard.records.moves import MoveNote
 

@@ -20,13 +20,13 @@ from support.servers.admin import Servers, model, servers
 
 from pipeline import cli
 from pipeline.admin import check, upkeep
-from pipeline.admin.observe.observer import Observer
+from pipeline.admin.observe import Observer
 from pipeline.admin.observe.record import Record, ShardRecord
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.clock import Deadline, polls
 from pipeline.config.settings import load
-from pipeline.model.op import START, Position
+from pipeline.model import START, Position
 from pipeline.oplog.redis.log import RedisLog
 
 pytestmark = pytest.mark.mariadb

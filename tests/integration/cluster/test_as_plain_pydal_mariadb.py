@@ -14,7 +14,7 @@ from support.examples import THOROUGH
 from support.oracle.programs import as_plain, drained_by_waiting
 
 from pipeline import api
-from pipeline.shard.session import NodeSession
+from pipeline.shard import NodeSession
 from pipeline.testing import Sandbox
 
 pytestmark = pytest.mark.mariadb

@@ -23,9 +23,9 @@ from benchmarks.rows import TABLE
 from benchmarks.table import Table, open_table
 from benchmarks.target import Target
 from pipeline.admin.observe.record import Record
-from pipeline.apply.stopped import LEAST
+from pipeline.apply.pace import LEAST
 from pipeline.clock import polls
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster
 from pipeline.errors import Rejected
 
 pytestmark = pytest.mark.mariadb

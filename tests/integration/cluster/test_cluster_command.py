@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli.cluster import cluster as command
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster
 
 
 def run(*words: object) -> Result:

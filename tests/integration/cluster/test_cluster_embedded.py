@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from pipeline.clock import polls
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster
 from pipeline.devcluster.state import ClusterFailed
 
 

@@ -14,7 +14,7 @@ import pymysql
 import pytest
 
 from pipeline.clock import polls
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster
 
 pytestmark = pytest.mark.mariadb
 

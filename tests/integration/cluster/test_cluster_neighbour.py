@@ -14,7 +14,7 @@ from pathlib import Path
 import pymysql
 import pytest
 
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster
 from pipeline.devcluster.state import ClusterFailed, claim
 
 pytestmark = pytest.mark.mariadb

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.clock import polls
-from pipeline.devcluster import redis_server, state
-from pipeline.devcluster.celery import import_path
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster, servers, state
+from pipeline.devcluster.processes import import_path
 from pipeline.devcluster.state import ClusterFailed
 
 #: The command as a user runs it, whatever else the main command needs.
@@ -25,7 +24,7 @@ COMMAND = (sys.executable, "-c", "from pipeline.cli.cluster import cluster; clus
 #: An owner that is killed or leaves after it has said that its cluster is up.
 OWNER = """
 import sys
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster
 cluster = Cluster.up(sys.argv[1], workers=0, owned=True)
 print("up", flush=True)
 sys.stdin.read()
@@ -140,7 +139,7 @@ def was_started(directory: Path, name: str) -> bool:
 
 
 def test_a_failed_start_names_the_process_and_leaves_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(redis_server, "bundled", lambda: ("sh", "-c", "echo no memory; exit 7"))
+    monkeypatch.setattr(servers, "bundled", lambda: ("sh", "-c", "echo no memory; exit 7"))
 
     with pytest.raises(ClusterFailed, match=r"redis ended with exit code 7 before it was ready.*\nno memory"):
         Cluster.up(directory, workers=0)
@@ -149,7 +148,7 @@ def test_a_failed_start_names_the_process_and_leaves_nothing(directory: Path, mo
 
 
 def test_a_failed_start_in_the_foreground_leaves_no_guard(directory: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(redis_server, "bundled", lambda: ("false",))
+    monkeypatch.setattr(servers, "bundled", lambda: ("false",))
 
     with pytest.raises(ClusterFailed):
         Cluster.up(directory, workers=0, owned=True)

@@ -8,13 +8,12 @@ from random import Random
 import pytest
 from support.examples import THOROUGH
 
+from pipeline.config import Topology
 from pipeline.config.settings import load
-from pipeline.config.topology import Topology
 from pipeline.model.schema import Column, TableSchema
-from pipeline.shard import columns, ddl
+from pipeline.shard import NodeSession, columns, ddl
 from pipeline.shard.dialect import MySQL
 from pipeline.shard.literals import encoder
-from pipeline.shard.session import NodeSession
 
 pytestmark = pytest.mark.mariadb
 

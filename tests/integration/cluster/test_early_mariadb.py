@@ -14,7 +14,7 @@ from support.servers.rig import Rig, rig_of
 from support.tables import TABLES_TOML
 
 from pipeline.admin import stops
-from pipeline.admin.release import release
+from pipeline.admin.stops import release
 from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.errors import Rejected

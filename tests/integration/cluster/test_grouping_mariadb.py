@@ -15,7 +15,7 @@ from support.oracle.loads import AT_ONCE, insert, loaded
 from support.sandbox.sessions import as_user
 
 from pipeline.apply.executor import Executor
-from pipeline.model.op import INSERT, UPDATE, Op
+from pipeline.model import INSERT, UPDATE, Op
 
 pytestmark = pytest.mark.mariadb
 

@@ -18,11 +18,11 @@ from support.oracle.trial import Trial
 from support.servers.rig import Rig, rig_of
 from support.servers.systemctl import stand_in
 
-from pipeline.admin.rebalance import KINDS, weigh
+from pipeline.admin.shards import KINDS, weigh
 from pipeline.client import Client
 from pipeline.clock import polls
-from pipeline.devcluster.cluster import Cluster
-from pipeline.enqueue import bucket_map
+from pipeline.devcluster import Cluster
+from pipeline.enqueue import buckets
 
 pytestmark = pytest.mark.mariadb
 DOCUMENT = Path(__file__).parents[3] / "docs" / "operations.md"
@@ -70,7 +70,7 @@ def test_the_documented_commands_add_a_shard_to_two_under_load_and_even_out(rig:
     assert events_of(rig.client, rig.primaries) == before
     weights = weigh(rig.client, 0)
     assert {bucket for bucket, size in weights.bytes.items() if size > 10} == {*weights.rows}
-    assert bucket_map.follow(rig.client.log, rig.client.nodes, rig.client.topology, anew=True).moves == {}
+    assert buckets.follow(rig.client.log, rig.client.nodes, rig.client.topology, anew=True).moves == {}
     # even is what the plan knew: the servers' sizes of tables change with each move, and a slow machine applies few ops
     weighed.load.clear()
     weighed.load.update(one.bucket for one in trial.ledger)

@@ -13,11 +13,11 @@ from support.hostile import attack, corpus, fields
 from support.oracle import nodes
 from support.servers.rig import Rig
 
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.errors import BadOp
-from pipeline.model.op import decode, encode
+from pipeline.model import decode, encode
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.reads.node_tables import NodeTables

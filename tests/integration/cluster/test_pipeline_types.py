@@ -12,7 +12,7 @@ from pydal import DAL, Field
 from support.chance import chance
 from support.servers.rig import Rig
 
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.client import Client
 
 pytestmark = pytest.mark.mariadb

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from support.servers.rig import Rig
 
 from pipeline import cli
-from pipeline.admin.observe.observer import Observer
+from pipeline.admin.observe import Observer
 from pipeline.admin.observe.published import NO_HISTORY, read_histories, read_record
 from pipeline.admin.observe.record import Record
 from pipeline.client import Client

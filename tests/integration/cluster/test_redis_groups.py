@@ -12,12 +12,11 @@ import pytest
 from pydal import DAL, Field
 from support.sandbox.deployments import apply, drain, model, rows_of
 
-from pipeline.admin.check.evidence import gather
-from pipeline.admin.check.finding import ERROR, WARNING
+from pipeline.admin.absence import take_queue
+from pipeline.admin.check.evidence import ERROR, WARNING, gather
 from pipeline.admin.check.surroundings import redis_findings
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.admin.reshape import adopt_rows
-from pipeline.admin.restore import take_queue
 from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.config.settings import load

@@ -18,15 +18,13 @@ from support.fixtures import needs_mariadb
 from support.servers.certificates import Authority, Certificate
 from support.servers.deploying import CALL_S, child, run, within
 
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.client import Client
 from pipeline.config.settings import load
-from pipeline.devcluster.celery import worker
-from pipeline.devcluster.processes import free_ports
+from pipeline.devcluster.processes import free_ports, worker
 from pipeline.errors import LogUnavailable, ShardUnavailable
-from pipeline.oplog.redis.connection import connect
-from pipeline.oplog.redis.server_info import health_of
-from pipeline.shard.session import brief
+from pipeline.oplog.redis.connection import connect, health_of
+from pipeline.shard import brief
 
 PASSWORD = "p@ss/w:ö%rd?#ü"
 LOGIN = f"{quote('äpp@', safe='')}:{quote(PASSWORD, safe='')}"

@@ -16,9 +16,9 @@ from support.examples import THOROUGH
 from pipeline.errors import BadValue
 from pipeline.model.schema import schema_of
 from pipeline.model.values import lenient
-from pipeline.model.values.numbers import rounded
+from pipeline.model.values.texts import rounded
+from pipeline.shard import NodeSession
 from pipeline.shard.literals import encoder
-from pipeline.shard.session import NodeSession
 
 pytestmark = [
     pytest.mark.mariadb,

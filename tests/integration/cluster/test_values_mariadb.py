@@ -17,8 +17,8 @@ from pipeline.config.settings import ShardSettings
 from pipeline.errors import BadValue
 from pipeline.model.schema import Column
 from pipeline.model.values import checker, python_value
+from pipeline.shard import NodeSession
 from pipeline.shard.literals import encoder
-from pipeline.shard.session import NodeSession
 
 pytestmark = [
     pytest.mark.mariadb,

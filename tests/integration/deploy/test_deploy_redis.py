@@ -20,10 +20,10 @@ from pydal import DAL, Field
 from support.servers.deploying import CALL_S, DEPLOY, child, needs, within
 from support.servers.shipped import redis_client, redis_server
 
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.client import Client
 from pipeline.devcluster.processes import free_ports
-from pipeline.devcluster.redis_server import bundled
+from pipeline.devcluster.servers import bundled
 from pipeline.oplog.doorbell import SilentBell
 
 

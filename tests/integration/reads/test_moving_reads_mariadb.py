@@ -12,7 +12,7 @@ import pytest
 from support.chance import SOAK, chance
 from support.servers.rig import Rig
 
-from pipeline.admin.moving import mover as movers
+from pipeline.admin import moving as movers
 from pipeline.admin.moving import orders
 from pipeline.client import Client
 from pipeline.clock import polls

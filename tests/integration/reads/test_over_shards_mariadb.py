@@ -13,7 +13,7 @@ from support.hostile_texts import HOSTILE_TEXTS
 from support.oracle import nodes
 from support.servers.rig import Rig
 
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.errors import BadOp, BadRead

@@ -20,10 +20,9 @@ from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.config.settings import load
 from pipeline.oplog.redis.log import RedisLog
-from pipeline.reads.health.probe import beat
+from pipeline.reads.health import IN_ROTATION, Report, beat
 from pipeline.reads.health.prober import Duty, Prober
-from pipeline.reads.health.report import IN_ROTATION, Report
-from pipeline.reads.routing.policy import Bounds, Candidate, choose
+from pipeline.reads.routing import Bounds, Candidate, choose
 from pipeline.shard.nodes import Nodes
 
 pytestmark = pytest.mark.mariadb
@@ -281,7 +280,7 @@ def test_a_replica_that_stands_still_leaves_however_much_lag_is_allowed(mended: 
 def test_a_heart_beats_where_nothing_was_written_just_now_and_writes_nothing_where_ops_flow(
     mended: Shard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.reads.health.probe.NO_BEAT_MS", 600_000)
+    monkeypatch.setattr("pipeline.reads.health.NO_BEAT_MS", 600_000)
     session = mended.client.nodes.primary("s0")
     query = "SELECT beat_ms FROM pipeline_heartbeat"
     write_some(mended.client)

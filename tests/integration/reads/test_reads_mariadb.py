@@ -24,7 +24,7 @@ from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.devcluster.state import ClusterFailed
 from pipeline.errors import BadRead, BadToken, PartialResult, ReadOnly, StaleRead
-from pipeline.reads.health.report import NodeState
+from pipeline.reads.health import NodeState
 
 pytestmark = pytest.mark.mariadb
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

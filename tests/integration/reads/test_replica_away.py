@@ -14,13 +14,13 @@ from click.testing import CliRunner
 from support.servers.probing import Shard, probing, shard, until
 
 from pipeline import cli
-from pipeline.admin import replica_absence, upkeep
+from pipeline.admin import absence, upkeep
 from pipeline.admin.check import check
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.config.settings import load
 from pipeline.errors import PipelineError
-from pipeline.reads.health.report import NodeState
+from pipeline.reads.health import NodeState
 
 pytestmark = pytest.mark.mariadb
 
@@ -69,7 +69,7 @@ def test_an_away_replica_holds_the_log_until_it_is_unfit_and_then_is_used_for_no
 
         # it is known for good: in the database, though Redis forget it
         with pytest.raises(PipelineError, match="lacks what s0 has"):
-            replica_absence.declare_rebuilt(hasty, "s0-r1", 0.1)
+            absence.declare_rebuilt(hasty, "s0-r1", 0.1)
         until(lambda: one.report("s0-r1").unfit)
         hasty.log.publish_unfit("s0", "{}")
         trimmed(hasty)
@@ -145,11 +145,11 @@ def test_a_replica_that_may_lack_rows_serves_nothing_and_does_not_count_until_it
 
     # once the cause is gone, the rows are missing all the same
     with pytest.raises(PipelineError, match="not like its primary: replicate_ignore_table"):
-        replica_absence.declare_rebuilt(hasty, "s0-r1")
+        absence.declare_rebuilt(hasty, "s0-r1")
     mended = "SET GLOBAL replicate_ignore_table=''; SET GLOBAL slave_exec_mode='STRICT'"
     one.sql("s0-r1", f"STOP SLAVE; {mended}; START SLAVE")
     assert compared(one, hasty) == why
-    replica_absence.declare_rebuilt(hasty, "s0-r1")
+    absence.declare_rebuilt(hasty, "s0-r1")
     assert compared(one, hasty) == ""
 
 

@@ -15,8 +15,9 @@ import pytest
 from msgspec.structs import replace
 from pydal import DAL, Field
 
+from pipeline import model
+from pipeline.config import Topology
 from pipeline.config.settings import load
-from pipeline.config.topology import Topology
 from pipeline.dal import trees
 from pipeline.enqueue import final_values
 from pipeline.enqueue.op_builder import OpBuilder
@@ -30,8 +31,7 @@ from pipeline.errors import (
     UnknownField,
     UnknownTable,
 )
-from pipeline.model import ids
-from pipeline.model.op import DELETE, INSERT, UPDATE, UPSERT, Addressed, Op
+from pipeline.model import DELETE, INSERT, UPDATE, UPSERT, Addressed, Op
 from pipeline.model.schema import TableSchema
 
 BUCKETS = 16
@@ -81,7 +81,7 @@ class Doorway:
         number = count(1)
 
         def make(bucket: int, now_ms: int) -> int:
-            return ids.SMALLEST + (next(number) << 10) + bucket
+            return model.SMALLEST + (next(number) << 10) + bucket
 
         self.new = make
         self.op_builder = OpBuilder(self.topology, self, self, self)
@@ -124,7 +124,7 @@ def test_an_insert_carries_canonical_values_defaults_and_an_id_of_its_bucket(db:
     assert (op.kind, op.table) == (INSERT, "purchase")
     assert named(db, op) == {"customer": 7, "day": "2024-05-01", "qty": 1, "price": "1.50"}
     assert op.id is not None
-    assert ids.bucket_of(op.id) == bucket
+    assert model.bucket_of(op.id) == bucket
 
 
 def test_the_same_key_is_always_the_same_bucket_in_any_form(db: Any, op_builder: OpBuilder):
@@ -542,14 +542,16 @@ def test_a_changed_id_is_refused(db: Any, op_builder: OpBuilder):
 def test_an_id_and_a_shard_key_that_do_not_belong_together_are_refused(db: Any, op_builder: OpBuilder):
     row = op_builder.insert(db.purchase, {"customer": 7}).op.id
     other = next(
-        n for n in range(100) if op_builder.insert(db.purchase, {"customer": n}).bucket != ids.bucket_of(row or 0)
+        n for n in range(100) if op_builder.insert(db.purchase, {"customer": n}).bucket != model.bucket_of(row or 0)
     )
 
     with pytest.raises(CrossBucket, match="'purchase' names rows of two buckets"):
         op_builder.update((db.purchase.id == row) & (db.purchase.customer == other), None, {"qty": 1})
     with pytest.raises(CrossBucket):
         op_builder.delete(db.purchase, row, shard_key=other)
-    with pytest.raises(ShardKeyError, match=f"carries bucket {ids.bucket_of(row or 0)}.*let the pipeline make the id"):
+    with pytest.raises(
+        ShardKeyError, match=f"carries bucket {model.bucket_of(row or 0)}.*let the pipeline make the id"
+    ):
         op_builder.insert(db.purchase, {"id": row, "customer": other})
     with pytest.raises(ShardKeyError, match="shard_key= differs"):
         op_builder.insert(db.purchase, {"customer": 7}, shard_key=other)
@@ -580,7 +582,7 @@ def test_an_upsert_renews_what_was_given_and_keeps_defaults_for_new_rows(db: Any
     assert named(db, op) == {"customer": 7, "day": "2024-05-01", "qty": 1, "note": "x", "changed": 99}
     assert [fields[c] for c in op.renew] == ["note", "changed"]
     assert op.id is not None
-    assert ids.bucket_of(op.id) == bucket
+    assert model.bucket_of(op.id) == bucket
 
 
 def test_an_upsert_by_the_only_unique_column_or_by_id_needs_no_setting(db: Any, op_builder: OpBuilder):

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from pydal import DAL, Field
 
+from pipeline.config import Topology
 from pipeline.config.settings import load
-from pipeline.config.topology import Topology
 from pipeline.errors import PipelineError
 from pipeline.model.schema import TableSchema, schema_of
+from pipeline.shard.columns import own_tables
 from pipeline.shard.ddl import create_table, indexes
 from pipeline.shard.dialect import MySQL, SQLite
-from pipeline.shard.records.own_tables import own_tables
 
 OWN = {
     "pipeline_watermarks",

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydal import DAL, Field
 
+from pipeline.config import Topology
 from pipeline.config.settings import load
-from pipeline.config.topology import Topology
 from pipeline.dal.trees import condition, pinned, table_of
 from pipeline.enqueue.final_values import CompiledTable, update_values
 from pipeline.errors import BadOp, BadQuery, BadValue, UnknownField

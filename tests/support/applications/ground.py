@@ -11,8 +11,7 @@ from typing import Any
 
 import pymysql
 
-from pipeline.devcluster import celery, redis_server, startup
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster, processes, servers, startup
 
 #: Each table of a plain application begins its ids elsewhere, so that a number on a page is a row of one table.
 IDS_OF_A_TABLE = 1_000_000
@@ -42,7 +41,7 @@ class Ground:
 
     def redis(self, number: int) -> str:
         """Return the address of one of Redis's databases; 0 has the logs."""
-        return redis_server.address(self._ports["redis"], self.cluster.password, number)
+        return servers.address(self._ports["redis"], self.cluster.password, number)
 
     def ask(self, shard: str, database: str, sql: str) -> str:
         """Run statements as root; with no *database* outside of all."""
@@ -88,7 +87,7 @@ class Ground:
     def start_worker(self, config: Path) -> Callable[[], None]:
         """Start a worker that runs until all is taken down; return what waits until it is ready."""
         directory = self.cluster.directory
-        started = startup.launch(directory, [celery.worker(config, next(self._numbers), 1)])
+        started = startup.launch(directory, [processes.worker(config, next(self._numbers), 1)])
         return lambda: startup.wait_ready(directory, started, lambda sentence: None)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from pipeline.config.settings import ApplySettings
-from pipeline.model.op import DELETE, GROUP, INSERT, UPDATE, Op
+from pipeline.model import DELETE, GROUP, INSERT, UPDATE, Op
 from pipeline.model.schema import TableSchema
 from support.oracle.grouping import BUCKETS, CHILD, ITEM, NODE, PARENT, TABLES, Database
 

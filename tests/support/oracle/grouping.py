@@ -15,13 +15,13 @@ import msgspec
 from pipeline.apply.applier import Applier
 from pipeline.clock import polls
 from pipeline.config.settings import ApplySettings
-from pipeline.model.op import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op, encode
+from pipeline.model import COPY, DELETE, GROUP, INSERT, READ, UPDATE, UPSERT, Op, encode
 from pipeline.model.schema import Column, TableSchema
 from pipeline.oplog.appends import Append, Scope
 from pipeline.oplog.memory.log import MemoryLog
+from pipeline.shard import NodeSession
+from pipeline.shard.columns import own_tables
 from pipeline.shard.records import ledger_queries
-from pipeline.shard.records.own_tables import own_tables
-from pipeline.shard.session import NodeSession
 
 BUCKET, BUCKETS, EPOCH, PRODUCER = 0, 5, 1, 77
 #: More than an example has ops: all in one batch.

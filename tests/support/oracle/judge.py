@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from pipeline.config.topology import Topology
-from pipeline.model.op import Position
+from pipeline.config import Topology
+from pipeline.model import Position
 from support.oracle import nodes
 from support.oracle.ledger import Acknowledged, rows_of, set_of
 from support.oracle.model import Model, Row

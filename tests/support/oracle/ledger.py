@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pipeline.model.op import Position
+from pipeline.model import Position
 from pipeline.model.receipt import Receipt
 from support.oracle.model import Deed, Model, Refused
 

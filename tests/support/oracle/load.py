@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import clock
 from pipeline.client import Client
-from pipeline.enqueue.version_copy import Archive
+from pipeline.enqueue.op_builder import Archive
 from pipeline.errors import InDoubt, PipelineError
 from pipeline.model.receipt import Receipt
 from support.oracle.ledger import Acknowledged

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from pipeline.model.op import DELETE, INSERT, UPDATE, Op
+from pipeline.model import DELETE, INSERT, UPDATE, Op
 from pipeline.model.schema import TableSchema
 from support.oracle.grouping import CHILD, ITEM, LOUD, NODE, PARENT, PAST, PLAIN
 

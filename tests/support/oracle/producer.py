@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline import clock
 from pipeline.clock import polls
-from pipeline.devcluster.celery import import_path
+from pipeline.devcluster.processes import import_path
 from pipeline.model.receipt import Receipt
 from support.oracle.ledger import Acknowledged
 

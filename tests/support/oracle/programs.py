@@ -13,7 +13,7 @@ from pydal import Field
 
 from pipeline import clock
 from pipeline.testing import Sandbox
-from pipeline.web import own_reads, user_session
+from pipeline.web import own_reads
 from pipeline.web.request import Request
 
 #: A program has so many requests, each of up to three verbs.
@@ -242,7 +242,7 @@ VERBS: tuple[Callable[..., Any], ...] = (
 
 def drained_by_waiting(patch: pytest.MonkeyPatch, box: Sandbox) -> None:
     """Let ops be applied as soon as somebody waits for one."""
-    patch.setattr(user_session, "QUEUED_S", 60)
+    patch.setattr(own_reads, "QUEUED_S", 60)
     patch.setattr(own_reads, "OWN_S", 60)
     patch.setattr(clock, "sleep_s", lambda seconds: box.drain())
 

@@ -19,8 +19,7 @@ from rich.console import Console
 from pipeline import demo
 from pipeline.demo import data
 from pipeline.demo.data import COLUMNS, Dataset
-from pipeline.demo.screen import Screen
-from pipeline.demo.summary import Summary
+from pipeline.demo.screen import Screen, Summary
 from pipeline.demo.system import System
 
 SHARDS = ("s0", "s1")

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from pydal import DAL, Field
 
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.apply.applier import Applier
 from pipeline.apply.transaction import Outcome
 from pipeline.client import Client
 from pipeline.config.settings import load
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
-from pipeline.shard.records.own_tables import own_tables
+from pipeline.shard.columns import own_tables
 
 BY_CUSTOMER = {"purchase": {"shard_key": "customer"}, "country": {"reference": True}}
 

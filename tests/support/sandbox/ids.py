@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from pipeline import clock
+from pipeline.config import Topology
 from pipeline.config.settings import load
-from pipeline.config.topology import Topology
 from pipeline.enqueue.row_ids import RowIds
-from pipeline.enqueue.spooling.redis_away import RedisAway
+from pipeline.enqueue.spool_fallback import RedisAway
 from pipeline.errors import LogUnavailable, ShardUnavailable
-from pipeline.model.ids import EPOCH_MS, Given
+from pipeline.model import EPOCH_MS, Given
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.shard.records import ledger_queries
-from pipeline.spool.store import Spool
+from pipeline.spool import Spool
 
 BUCKETS = 16
 TOPOLOGY = Topology(

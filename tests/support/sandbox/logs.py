@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.model.op import START, Entry, Position
+from pipeline.model import START, Entry, Position
+from pipeline.oplog import Log
 from pipeline.oplog.appends import Append, Appended, Line, Scope
-from pipeline.oplog.contract import Log
 from pipeline.oplog.groups import GroupedLog
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.oplog.redis.log import RedisLog

@@ -29,18 +29,16 @@ import pytest
 from storm.sandbox_storm import SPARED, Killed, _drawn_from, _no_threads
 from storm.virtual_time import VirtualTime, virtual_time
 
-from pipeline.admin.migrate import migrate
-from pipeline.admin.moving import carrier, orders
-from pipeline.admin.moving import mover as movers
+from pipeline.admin import moving as movers
+from pipeline.admin.migration import migrate
+from pipeline.admin.moving import Mover, carrier, orders
 from pipeline.admin.moving.buckets_rows import FencedSession
 from pipeline.admin.moving.carrier import MoveStep
-from pipeline.admin.moving.mover import Mover
 from pipeline.apply.applier import Applier
 from pipeline.client import Client
 from pipeline.errors import PipelineError, ShardUnavailable
 from pipeline.oplog.doorbell import SilentBell
-from pipeline.shard import row_sync
-from pipeline.shard.session import NodeSession
+from pipeline.shard import NodeSession, row_sync
 from support.oracle import judge, nodes
 from support.oracle.ledger import Acknowledged, in_order, replay
 from support.oracle.load import Load

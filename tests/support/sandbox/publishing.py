@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
+from pipeline.config import Topology
 from pipeline.config.settings import load
-from pipeline.config.topology import Topology
 from pipeline.enqueue.publisher import Publisher
 from pipeline.enqueue.shipment import Acked, OpPlace, Sender, Shipment
 from pipeline.errors import ShardUnavailable
-from pipeline.model.op import START, Entry
+from pipeline.model import START, Entry
 from pipeline.oplog.appends import Scope
 from pipeline.oplog.doorbell import SilentBell
 from pipeline.oplog.memory.log import MemoryLog
-from pipeline.shard.records.ledger import LostRange
+from pipeline.shard.records import LostRange
 
 TOPOLOGY = Topology(
     load(

@@ -8,16 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline import clock
+from pipeline.config import Topology
 from pipeline.config.sections import Load
 from pipeline.config.settings import load
-from pipeline.config.topology import Topology
 from pipeline.errors import ShardUnavailable
-from pipeline.model.op import Position
-from pipeline.reads.health.report import Report
+from pipeline.model import Position
+from pipeline.reads import Need
+from pipeline.reads.health import Report
 from pipeline.reads.read_place import ReadPlace
-from pipeline.reads.routing.policy import Bounds
+from pipeline.reads.routing import Bounds
 from pipeline.reads.routing.router import Router
-from pipeline.reads.session import Need
 
 S0 = ReadPlace("s0", None)
 BOUNDS = Bounds(max_lag_s=5.0, wait_s=0.03, on_stale="primary")

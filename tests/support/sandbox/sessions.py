@@ -10,11 +10,11 @@ from uuid import uuid4
 
 import pytest
 
-from pipeline.model.op import Entry, Position
+from pipeline.model import Entry, Position
+from pipeline.shard import NodeSession
+from pipeline.shard.columns import own_tables
 from pipeline.shard.driver_errors import Fault, code_of, fault_of, sentence_of
 from pipeline.shard.records import ledger_queries
-from pipeline.shard.records.own_tables import own_tables
-from pipeline.shard.session import NodeSession
 
 MARIADB = pytest.param("mariadb", marks=pytest.mark.mariadb)
 both = pytest.mark.parametrize("kind", ["sqlite", MARIADB])

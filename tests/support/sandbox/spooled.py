@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.spool.store import Spool
+from pipeline.spool import Spool
 
 FORK = multiprocessing.get_context("fork")
 #: The spool of the present test, for its children.

@@ -9,9 +9,9 @@ import pytest
 from pydal import DAL, Field
 
 from pipeline.client import Client
-from pipeline.enqueue.spooling.drain_thread import DrainThread
+from pipeline.enqueue.spool_fallback import DrainThread
 from pipeline.errors import LogUnavailable
-from pipeline.model.op import START, Entry, decode
+from pipeline.model import START, Entry, decode
 from pipeline.model.receipt import Receipt
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.testing import Sandbox

@@ -14,10 +14,10 @@ import pytest
 import redis
 from pydal import DAL, Field
 
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.client import Client
-from pipeline.devcluster import mariadb
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster
+from pipeline.devcluster.servers import SCHEMA
 from pipeline.oplog.doorbell import SilentBell
 
 TABLES = """
@@ -57,7 +57,7 @@ class Servers:
 
     def sql(self, node: str, statements: str) -> str:
         """Run statements on a node as root, in the application's database."""
-        return self.cluster.sql(node, f"USE {mariadb.SCHEMA}; {statements}")
+        return self.cluster.sql(node, f"USE {SCHEMA}; {statements}")
 
     def redis(self) -> redis.Redis:
         """Return a client of the log's server."""

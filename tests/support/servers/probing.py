@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 from pydal import DAL, Field
 
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.client import Client
 from pipeline.clock import polls
 from pipeline.config.settings import load
-from pipeline.devcluster import celery, mariadb, startup
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster, processes, servers, startup
 from pipeline.devcluster.startup import wait_ready
-from pipeline.reads.health.report import IN_ROTATION, Report
+from pipeline.reads.health import IN_ROTATION, Report
 from workers.threads import Turns, Watch
 
 BUCKETS = 8
@@ -61,7 +60,7 @@ class Shard:
     def follow(self, replica: str, port: int) -> None:
         """Make a replica follow the server on a port."""
         self.sql(replica, f"STOP SLAVE; CHANGE MASTER TO MASTER_PORT={port}; START SLAVE")
-        until(lambda: mariadb.follows(self.sql(replica, "SHOW SLAVE STATUS\\G")))
+        until(lambda: servers.follows(self.sql(replica, "SHOW SLAVE STATUS\\G")))
 
     def promote(self, replica: str) -> None:
         self.sql(replica, "STOP SLAVE; RESET SLAVE ALL; SET GLOBAL read_only=0")
@@ -79,7 +78,7 @@ class Shard:
 
     def start_worker(self, number: int) -> str:
         """Start a worker that writes as an ordinary user, and return its name."""
-        service = celery.worker(self.config, number, 1)
+        service = processes.worker(self.config, number, 1)
         directory = self.cluster.directory
         wait_ready(directory, startup.launch(directory, [service]), lambda sentence: None)
         return service.name

@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline.clock import Deadline, mono_s, polls, sleep_s
 from pipeline.errors import StaleRead, Unavailable
-from pipeline.reads.routing.policy import PRIMARY_AWAY
+from pipeline.reads.routing import PRIMARY_AWAY
 from support.chance import SEED
 from support.servers.proxy import Proxy
 from support.servers.reads import ReadRig, read_rig

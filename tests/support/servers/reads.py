@@ -10,11 +10,11 @@ from typing import Any
 
 from pydal import DAL, Field
 
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.client import Client
 from pipeline.clock import polls
-from pipeline.devcluster.cluster import Cluster
-from pipeline.reads.health.report import NodeState
+from pipeline.devcluster import Cluster
+from pipeline.reads.health import NodeState
 
 TABLES_TOML = """\
 [tables.sale]

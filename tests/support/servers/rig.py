@@ -12,10 +12,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.client import Client
-from pipeline.devcluster import celery, processes, startup, state
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster, processes, startup, state
 from pipeline.devcluster.startup import wait_ready
 from pipeline.oplog.redis.connection import connect
 from support.tables import TABLES_TOML, define
@@ -115,7 +114,7 @@ class Rig:
     ) -> Iterator[str]:
         """Start a worker of one's own, and wait until it is ready; at the end it is killed and forgotten."""
         directory = self.cluster.directory
-        service = celery.worker(config or self.config, next(self._numbers), concurrency)
+        service = processes.worker(config or self.config, next(self._numbers), concurrency)
         service = replace(service, environment={**service.environment, **environment})
         launched = startup.launch(directory, [service])
         if ready:

@@ -15,8 +15,8 @@ from typing import Any
 def _main(config: str, output: str, step: str, row: int, owner: int) -> None:
     from pipeline import clock
     from pipeline.client import Client
+    from pipeline.spool import Spool
     from pipeline.spool.sqlite_file import SpoolFile
-    from pipeline.spool.store import Spool
     from support.tables import define
 
     sent = 0

@@ -9,8 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.devcluster import celery, startup, state
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster, processes, startup, state
 
 
 def stand_in(folder: Path, cluster: Cluster) -> None:
@@ -28,7 +27,7 @@ def _main(directory: Path, verb: str, *units: str) -> None:
             cluster.stop(name)
             cluster.start(name)
     elif verb == "enable" and units[0] == "--now" and units[1].startswith("pipeline-worker@"):
-        made = celery.worker(directory / startup.CONFIG_FILE, len(workers), 1)
+        made = processes.worker(directory / startup.CONFIG_FILE, len(workers), 1)
         made = replace(made, argv=(*made.argv, "-Q", f"shard.{units[1].partition('@')[2]}"))
         startup.wait_ready(directory, startup.launch(directory, [made]), print)
     else:

@@ -21,10 +21,10 @@ from typing import Any
 from pydal import DAL
 
 from pipeline.admin import stops
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.admin.moving import orders
 from pipeline.client import Client
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster
 from support.web.screenshots import TABLES, Storm, define
 
 DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana" / "pipeline.json"

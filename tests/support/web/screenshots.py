@@ -18,10 +18,10 @@ from pydal import DAL, Field
 
 from pipeline.admin import stops
 from pipeline.admin.dead import Where, dead_ops
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.admin.moving import orders
 from pipeline.client import Client
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster
 from support.web.chromium import chromium, visitor
 
 TABLES = '[tables.purchase]\nshard_key = "customer"\n[tables.visit]\nshard_key = "customer"\n'

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydal import DAL
 
-from pipeline.admin.migrate import migrate
+from pipeline.admin.migration import migrate
 from pipeline.clock import polls
-from pipeline.reads.health.report import NodeState
+from pipeline.reads.health import NodeState
 from support.servers.rig import Rig, rig_of
 from support.web.web2py_server import Site
 

@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 from time import clock_gettime, perf_counter
 
 from pipeline import clock
+from pipeline.admin.observe import DAY_S, RECENT_S, Spans
 from pipeline.admin.observe.published import publish, summary
 from pipeline.admin.observe.record import (
     BatchRecord,
@@ -34,11 +35,10 @@ from pipeline.admin.observe.record import (
     ShardRecord,
     TableRecord,
 )
-from pipeline.admin.observe.recorder import DAY_S, RECENT_S, Spans
 from pipeline.config.settings import load
-from pipeline.devcluster.cluster import Cluster
+from pipeline.devcluster import Cluster
 from pipeline.oplog.groups import log_of
-from pipeline.reads.health.report import NodeState
+from pipeline.reads.health import NodeState
 from support.web.chromium import chromium, visitor
 
 SHARDS, QUEUED, REFUSED = 64, 1_000_000, 100_000

@@ -1,0 +1,337 @@
+"""Map a shard key to its bucket, by rules that must never change, and assign buckets to shards."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from datetime import date
+from decimal import Decimal
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zlib import crc32
+
+import msgspec
+
+from pipeline.config.validators import is_whole, refusal
+from pipeline.errors import BadOp, BadValue, ConfigError, ShardKeyError
+from pipeline.model import END, SMALLEST
+from pipeline.model.schema import Column
+from pipeline.model.values import key_form, lenient
+
+if TYPE_CHECKING:
+    from pipeline.config.sections import TableSettings
+
+
+Rule = Callable[[Any], int]
+
+
+def compile_rule(table: TableSettings, buckets: int, column: Column | None = None) -> Rule:
+    """Return the function from a final shard key of *table* to its bucket, 0 ≤ bucket < *buckets*.
+
+    The function raises `ShardKeyError` for a key that its rule cannot take.
+
+    Args:
+        table: the table's settings.
+        buckets: how many there are.
+        column: the shard key's. With it, keys that are equal there share a bucket, and the file may spell them in any
+            way that the column takes.
+    """
+    makers = {"hash": _hash, "modulo": _modulo, "range": _range, "lookup": _lookup}
+    make = makers.get(table.rule, _own)
+    if column is None:
+        return make(table, buckets)
+    form, rule = key_form(column), make(spelt_by(column, table), buckets)
+    return rule if form is None else lambda key: rule(form(key))
+
+
+def spelt_by(column: Column, table: TableSettings) -> TableSettings:
+    """Return the settings of a table, the keys that they list in the form that finds their rows."""
+    final, form = lenient(table.name, column), key_form(column)
+
+    def formed(key: Any) -> Any:
+        try:
+            found = final(key)
+        except BadValue as error:
+            raise ConfigError([f"[tables.{table.name}] {table.rule} lists the key {key!r}, but {error}"]) from None
+        return found if form is None else form(found)
+
+    lookup = {key if key == "*" else formed(key): bucket for key, bucket in table.lookup.items()}
+    if len(lookup) < len(table.lookup):
+        raise ConfigError([f"[tables.{table.name}] lookup lists two keys that are equal in {column.name!r}"])
+    bounds = tuple(bound if isinstance(bound, int) else formed(bound) for bound in table.bounds)
+    return replace(table, lookup=lookup, bounds=bounds)
+
+
+def canonical(key: Any, table: TableSettings) -> bytes:
+    """Return the text by which *key* is hashed and found.
+
+    An int becomes its decimal digits, a date or datetime ISO 8601, a Decimal its `str`. A str becomes UTF-8 with
+    nothing normalised; bytes stay as they are.
+
+    Args:
+        key: the shard key.
+        table: whose key it is, for messages.
+
+    Raises:
+        ShardKeyError: the key is of another type, a bool, None, a Decimal that is no number, or a text with a lone
+            surrogate.
+    """
+    if isinstance(key, str):
+        try:
+            return key.encode()
+        except UnicodeEncodeError:
+            raise _refused(table, "is a text that UTF-8 cannot hold") from None
+    if isinstance(key, int) and not isinstance(key, bool):
+        return b"%d" % key
+    if isinstance(key, bytes | bytearray | memoryview):
+        return bytes(key)
+    if isinstance(key, date):  # a datetime is one too
+        return key.isoformat().encode()
+    if isinstance(key, Decimal) and key.is_finite():
+        return str(key).encode()
+    raise _wrong_type(table, key, "an int, str, bytes, date, datetime or finite Decimal")
+
+
+def _hash(table: TableSettings, buckets: int) -> Rule:
+    def of_any(key: Any) -> int:
+        text = canonical(key, table)
+        if 15 <= len(text) <= 16 and text.isdigit() and text[0] != 48 and SMALLEST <= (id := int(text)) < END:
+            return (id & 1023) % buckets
+        return crc32(text) % buckets
+
+    def rule(key: Any) -> int:
+        if type(key) is not int:
+            return of_any(key)
+        if SMALLEST <= key < END:
+            return (key & 1023) % buckets
+        return crc32(b"%d" % key) % buckets
+
+    return rule
+
+
+def _modulo(table: TableSettings, buckets: int) -> Rule:
+    def rule(key: Any) -> int:
+        if not isinstance(key, int) or isinstance(key, bool):
+            raise _wrong_type(table, key, "an int, as rule = 'modulo' needs it")
+        return int(key) % buckets
+
+    return rule
+
+
+def _range(table: TableSettings, buckets: int) -> Rule:
+    bounds = table.bounds
+    kind = int if isinstance(bounds[0], int) else str
+
+    def rule(key: Any) -> int:
+        if not isinstance(key, kind) or isinstance(key, bool):
+            raise _wrong_type(table, key, f"of the bounds' type, {kind.__name__}")
+        return bisect_right(bounds, key)
+
+    return rule
+
+
+def _lookup(table: TableSettings, buckets: int) -> Rule:
+    found = {canonical(key, table): bucket for key, bucket in table.lookup.items()}
+    default = found.pop(b"*", None)
+
+    def rule(key: Any) -> int:
+        bucket = found.get(canonical(key, table), default)
+        if bucket is None:
+            raise _refused(table, f"({type(key).__name__}) is not in its lookup, which has no '*' for the others")
+        return bucket
+
+    return rule
+
+
+def _own(table: TableSettings, buckets: int) -> Rule:
+    function: Callable[[Any, int], Any] | None = None
+
+    def rule(key: Any) -> int:
+        nonlocal function
+        function = function or _imported(table)
+        bucket = function(key, buckets)
+        if type(bucket) is not int:
+            raise _refused(table, f"got a {type(bucket).__name__} from {table.rule}; it must return an int")
+        if not 0 <= bucket < buckets:
+            raise _refused(table, f"got {bucket} from {table.rule}; the buckets are 0-{buckets - 1}")
+        return bucket
+
+    return rule
+
+
+def _imported(table: TableSettings) -> Callable[[Any, int], Any]:
+    module, _, name = table.rule.partition(":")
+    try:
+        function = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError([f"[tables.{table.name}] rule {table.rule!r} cannot be imported: {error}"]) from error
+    if not callable(function):
+        raise ConfigError([f"[tables.{table.name}] rule {table.rule!r} is no function"])
+    return function  # type: ignore[no-any-return]
+
+
+def _wrong_type(table: TableSettings, key: Any, must: str) -> ShardKeyError:
+    return _refused(
+        table, f"is missing (None); it must be {must}" if key is None else f"is {_a(key)}; it must be {must}"
+    )
+
+
+def _refused(table: TableSettings, why: str) -> ShardKeyError:
+    return ShardKeyError(f"table {table.name!r}: the shard key {table.shard_key or 'id'!r} {why}")
+
+
+def _a(key: Any) -> str:
+    return f"of type {type(key).__name__}"
+
+
+#: (first, last), both included.
+Ranges = tuple[tuple[int, int], ...]
+#: At most four digits: what is larger is no bucket, and would only make a huge list.
+_RANGE = re.compile(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?")
+
+
+def owners(buckets: int, shards: Mapping[str, Ranges | None]) -> tuple[str, ...]:
+    """Return the owning shard of each bucket from 0 on.
+
+    Args:
+        buckets: the number of buckets.
+        shards: each shard's ranges, or None for the even split; without `placement_faults`.
+    """
+    if all(ranges is None for ranges in shards.values()):
+        names = tuple(shards)
+        return tuple(names[bucket * len(names) // buckets] for bucket in range(buckets))
+    owner = {bucket: name for name, ranges in shards.items() for bucket in numbers(ranges or ())}
+    return tuple(owner[bucket] for bucket in range(buckets))
+
+
+def placement_faults(buckets: int, shards: Mapping[str, Ranges | None]) -> list[str]:
+    """Return what keeps *shards* from owning each bucket exactly once, a sentence each.
+
+    Args:
+        buckets: the number of buckets.
+        shards: each shard's ranges, or None for the even split.
+    """
+    silent = [name for name, ranges in shards.items() if ranges is None]
+    if len(silent) == len(shards):
+        few = f"[pipeline] buckets is {buckets} for {len(shards)} shards; it must be at least one for each shard"
+        return [few] if buckets < len(shards) else []
+    if silent:
+        return [f"[shards.{name}] buckets is missing; give it for every shard, or for none" for name in silent]
+    faults = []
+    times = Counter[int]()
+    for name, ranges in shards.items():
+        own = numbers(ranges or ())
+        times.update(set(own))
+        if beyond := [bucket for bucket in own if bucket >= buckets]:
+            faults.append(f"[shards.{name}] buckets names {format_ranges(beyond)}; the buckets are 0-{buckets - 1}")
+    if doubled := [bucket for bucket, count in times.items() if count > 1]:
+        faults.append(
+            f"[shards.*] buckets: more than one shard has {format_ranges(doubled)}; each bucket has one owner"
+        )
+    if orphans := [bucket for bucket in range(buckets) if bucket not in times]:
+        faults.append(f"[shards.*] buckets: no shard has {format_ranges(orphans)}; each bucket needs an owner")
+    return faults
+
+
+def parse_ranges(text: str) -> Ranges:
+    """Return the ranges of a text such as `0-127,200`; the empty text is no bucket at all.
+
+    Raises:
+        ValueError: the text is not of that form, or a range runs backwards.
+    """
+    if not text.strip():
+        return ()
+    found = [_RANGE.fullmatch(part) for part in text.split(",")]
+    ranges = tuple((int(one[1]), int(one[2] or one[1])) for one in found if one)
+    if not all(found) or any(first > last for first, last in ranges):
+        raise ValueError("not a list of bucket numbers and ranges")
+    return ranges
+
+
+def ranges(value: object) -> str | None:
+    """Accept *value* if it is what `parse_ranges` returns; a check for `faults_of`."""
+    if isinstance(value, tuple) and all(
+        isinstance(pair, tuple) and len(pair) == 2 and all(map(is_whole, pair)) and 0 <= pair[0] <= pair[1]
+        for pair in value
+    ):
+        return None
+    return refusal(value, "bucket numbers and ranges, such as '0-127,200'")
+
+
+def format_ranges(buckets: Iterable[int]) -> str:
+    """Return *buckets* as the shortest text of ranges."""
+    spans: list[list[int]] = []
+    for bucket in sorted(set(buckets)):
+        if spans and bucket == spans[-1][1] + 1:
+            spans[-1][1] = bucket
+        else:
+            spans.append([bucket, bucket])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+
+
+def numbers(ranges: Ranges) -> list[int]:
+    """Return each number in *ranges*, in their order."""
+    return [bucket for first, last in ranges for bucket in range(first, last + 1)]
+
+
+def named_buckets(text: str) -> list[int]:
+    """Return the numbers of the buckets that an operator names, in order.
+
+    Args:
+        text: numbers and ranges, such as `0-15,40`.
+
+    Raises:
+        BadOp: it is nothing of the kind.
+    """
+    try:
+        return sorted({*numbers(parse_ranges(text))})
+    except ValueError:
+        raise BadOp(f"{text!r} is no list of buckets: write numbers and ranges, such as 0-15,40") from None
+
+
+class Placement(NamedTuple):
+    """Where buckets are that have moved: the map that all processes of a deployment act on.
+
+    The shards themselves say who owns a bucket, in the state of its watermark; the configuration only says where it
+    began. The map is a copy of that in Redis, made anew from the shards wherever Redis has lost it.
+
+    Attributes:
+        version: grows with each change of the owners; 0: nothing has moved yet.
+        owners: the shard of each bucket that is not where the configuration puts it.
+        moves: of each bucket that is under way or has left rows behind, the shards from and to which it moves.
+    """
+
+    version: int = 0
+    owners: Mapping[int, str] = MappingProxyType({})
+    moves: Mapping[int, tuple[str, str]] = MappingProxyType({})
+
+    def to_json(self) -> str:
+        """Return it as JSON."""
+        return msgspec.json.encode({**self._asdict(), "owners": dict(self.owners), "moves": dict(self.moves)}).decode()
+
+    @classmethod
+    def noted(cls, text: str) -> Placement | None:
+        """Return the map that Redis has; None where nobody of ours has written it.
+
+        Args:
+            text: the value.
+        """
+        try:
+            found = msgspec.json.decode(text, type=_Written)
+        except ValueError:
+            return None
+        return cls(found.version, dict(found.owners), dict(found.moves))
+
+
+#: The map of a deployment in which nothing has moved.
+NOWHERE = Placement()
+
+
+class _Written(msgspec.Struct, forbid_unknown_fields=True):
+    version: int
+    owners: dict[int, str]
+    moves: dict[int, tuple[str, str]]

@@ -1,1 +1,0 @@
-"""Queued ops laid over a row."""
