@@ -1,4 +1,4 @@
-"""Keep what each process has of its own: a value that a forked child makes anew, and a generator of random numbers.
+"""Keep what each process has of its own: a value that a forked child makes anew, names, and random numbers.
 
 uWSGI and gunicorn fork after import. A child that goes on with its parent's socket, lock or thread corrupts or blocks
 both. uWSGI does not run the hooks of `os.register_at_fork`. So each use compares the process id.
@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from functools import cache
+from itertools import count
+from types import new_class
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -47,6 +50,36 @@ class PerProcess(Generic[T]):
         return value
 
 
+class _OwnNames:
+    """Under which names a thread keeps an adapter's connection and cursor.
+
+    pyDAL's names are the adapter's address in memory. Another adapter has that address once this one is gone, and would
+    take a connection that a thread has left of it: to another database.
+    """
+
+    number: int
+
+    @property
+    def _connection_uname_(self) -> str:
+        return f"_pipeline_connection_{self.number}_{os.getpid()}"
+
+    @property
+    def _cursors_uname_(self) -> str:
+        return f"_pipeline_cursor_{self.number}_{os.getpid()}"
+
+
+@cache
+def with_own_names(adapter: type) -> Any:
+    """Return a kind of pyDAL's adapter whose connections no other adapter takes; each needs one of the `numbers`.
+
+    Args:
+        adapter: the kind that pyDAL has made.
+    """
+    return new_class(adapter.__name__, (_OwnNames, adapter))
+
+
+#: Numbers that no two adapters of a process share.
+numbers = count(1)
 #: Draws at random. An application that has seeded Python's own generator, or a tool that watches it, meets no draw of
 #: ours.
 chance = random.Random()

@@ -7,13 +7,9 @@ pyDAL also leaves an idle reader frozen in its snapshot, so every read or write 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from itertools import count
-from types import new_class
 from typing import Any
 
 from pydal import DAL
@@ -21,6 +17,7 @@ from pydal import DAL
 from pipeline.config.settings import redact
 from pipeline.errors import NotMigrated, PipelineError, ShardUnavailable, Unavailable
 from pipeline.events import Event
+from pipeline.per_process import numbers, with_own_names
 from pipeline.shard.dialect import Dialect, dialect_of
 from pipeline.shard.driver_errors import NOT_THE_PRIMARY, Fault, code_of, fault_of, row_in, sentence_of
 
@@ -45,33 +42,6 @@ class _Here(threading.local):
     """What one thread keeps back; None: nothing is kept back."""
 
     kept: list[str] | None = None
-
-
-class _OwnName:
-    """Under which names a thread keeps an adapter's connection and cursor.
-
-    pyDAL's names are the adapter's address in memory. Another adapter has that address once this one is gone, and would
-    take a connection that a thread has left of it: to another database.
-    """
-
-    number: int
-
-    @property
-    def _connection_uname_(self) -> str:
-        return f"_pipeline_connection_{self.number}_{os.getpid()}"
-
-    @property
-    def _cursors_uname_(self) -> str:
-        return f"_pipeline_cursor_{self.number}_{os.getpid()}"
-
-
-#: Numbers that no two adapters of a process share.
-_numbers = count(1)
-
-
-@cache
-def _with_own_name(kind: Any) -> Any:
-    return new_class(kind.__name__, (_OwnName, kind))
 
 
 class NodeSession:
@@ -123,8 +93,8 @@ class NodeSession:
     def _take_over(self) -> None:
         """Let pyDAL's adapter keep no statements, close nothing by itself, and prepare each connection of its own."""
         self.adapter._clean_tlocals()
-        self.adapter.number = next(_numbers)
-        self.adapter.__class__ = _with_own_name(self.adapter.__class__)
+        self.adapter.__class__ = with_own_names(self.adapter.__class__)
+        self.adapter.number = next(numbers)
         self.adapter.set_connection(None)  # as pyDAL leaves a new one, for `DAL.close`
         # pyDAL's handler keeps the last 100 statements of each thread: a gigabyte where ops have 10 MB
         self.adapter.execution_handlers = []
