@@ -1,4 +1,12 @@
-"""Bound what a process keeps, what it sends or reads at once, and how long a caller may be kept waiting."""
+"""Bound what a process keeps, what it sends or reads at once, and how long a caller may be kept waiting.
+
+A program that defines tables of its users' names has no end of them.
+
+How long a caller may be kept waiting, over all the steps of one call or of one web request.
+Invariant: a caller with a budget waits only for small replies on an open connection. Whatever may hang in other ways
+runs in a thread: a name look-up, a new connection, a database's answer. The caller leaves when its budget is used up.
+So the bound holds whatever the time-outs of the parts add up to.
+"""
 
 from __future__ import annotations
 

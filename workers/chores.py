@@ -1,4 +1,11 @@
-"""Do a shard's chores: reconcile, trim, release what a stop held back, raise epochs; go on with moves of buckets."""
+"""Do a shard's chores: reconcile, trim, release what a stop held back, raise epochs; go on with moves of buckets.
+
+Each scope has a thread of its own. Chores are no tasks: in a crowded queue they would expire (7 of 9 trims did, while
+the log grew). A shard that hangs delays its own chores only. Of all workers one does a chore: whoever takes its lease
+first. At a quiet shard a chore is done once a minute.
+
+The threads sleep. One look a second at all leases and epochs of a Redis wakes those that have something to do.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Keep what one worker process needs, anew after a fork; run works in threads; say that this worker consumes."""
+"""Keep what one worker process needs, anew after a fork; run works in threads; say that this worker consumes.
+
+For crash tests, `PIPELINE_CRASH_AT=commit:0.1` kills the process with SIGKILL before one in ten commits.
+
+Say once a second, in a local file and to systemd, whether this worker consumes: it judges itself as the check does.
+A worker that does not consume says nothing more to systemd, whose watchdog then restarts it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,20 @@
-"""Meet the signals of Celery and Flower: log as we do, listen on this machine only, show our pages. Mend kombu."""
+"""Meet the signals of Celery and Flower: log as we do, listen on this machine only, show our pages. Mend kombu.
+
+Let the consumer reconnect where kombu meets a reply on a channel whose connection is gone.
+`broker_channel_error_retry` in `celeryconfig.py` does the same for what Redis refuses.
+
+An application's own reporter is called where the database refuses an op:
+
+    from workers.signals import op_rejected
+
+    @op_rejected.connect
+    def report(sender, rejection, **_): ...
+
+Let Flower listen on this machine only, unless it asks for a login: its pages show what is written and where.
+By itself Flower listens on every address of the machine, to everybody. Also here: the metrics of the deployment, which
+its `/metrics` shows behind its own, and the Pipeline tab. Both need Flower's login as all pages do. `/healthcheck` does
+not, and says when Flower last heard a worker.
+"""
 
 from __future__ import annotations
 

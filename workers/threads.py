@@ -1,4 +1,16 @@
-"""Run the threads of a worker's main process, which runs no tasks: sweeper, prober, recorder, and chores by scope."""
+"""Run the threads of a worker's main process, which runs no tasks: sweeper, prober, recorder, and chores by scope.
+
+Sweep twice a second: ring for dirty shards, drain this host's spool, do without a broker that fails.
+A dirty shard is rung for if its doorbell was lost. Of all workers one sweeps; where that cannot be known, all do. Where
+no bell can be rung, or this worker hears none, a process of its own applies what is due. A Redis that is full or a
+broker that is down stops no op (docs/operations.md).
+
+A worker drains its host's spool, as all web processes of the host may be gone. Both are processes of their own:
+databases and files burden neither the worker's threads nor its forks.
+
+A thread waits for no task, no event loop and no broker. So what has to happen now and then does happen while tasks
+crowd their queue, and while Celery tries to reach the broker.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""Read an existing database and say what must change before the pipeline can take its tables, each with its SQL."""
+"""Read an existing database and say what must change before the pipeline can take its tables, each with its SQL.
+
+Say what must change in a database and what is good to know, each with its SQL; no I/O.
+One function per subject yields findings. The script's statements are in an order that works: foreign keys off, tables
+altered, keys on.
+
+Read an existing database and say what must change before the pipeline can take its tables; change nothing.
+The sections `[tables.*]` of a configuration are suggested too, and marked as a guess.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Judge whether a worker consumes, a web host's ops leave, and Flower hears: for service managers, not for people."""
+"""Judge whether a worker consumes, a web host's ops leave, and Flower hears: for service managers, not for people.
+
+Judge whether a worker consumes, a web host's ops leave, and Flower hears: for service managers, not for people.
+Nothing is red because Redis or a database is away: a restart of our process would mend neither.
+
+Write and judge a worker's sign of life: a local file, so that the judgement needs no server.
+Times are of the machine's steady clock, which all its processes share and no correction moves.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""Add a shard, or take one out; plan which buckets move, so that each shard has its share."""
+"""Add a shard, or take one out; plan which buckets move, so that each shard has its share.
+
+Plan which buckets move, so that each shard has its share of rows, bytes and load; a plan changes nothing.
+The plan takes a bucket from the shard that is furthest above its share to the one that is furthest below it, again and
+again. Each such move makes the two more even. No bucket moves twice. Where all buckets are alike, no plan with
+fewer moves is as even.
+
+Add a shard that the configuration does not name yet, or take one out of both: the deployment, and the file's text.
+A shard is taken before the file is written: a process that starts with the new file finds a shard that is known. One
+that goes is taken out of the file first: the command that was killed in between is given again.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Pause, resume and drain a shard or a table by order; let ops go on that were set aside behind a stop."""
+"""Pause, resume and drain a shard or a table by order; let ops go on that were set aside behind a stop.
+
+Let ops go on that were set aside while their table was stopped, in order; try one where a breaker stopped it.
+Whoever lifts a stop releases its ops. A worker's chore does it too, in case that process died.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Reconcile the dirty set, trim logs, forget producers, find strange keys in Redis; workers run these chores."""
+"""Reconcile the dirty set, trim logs, forget producers, find strange keys in Redis; workers run these chores.
+
+Find keys in Redis, under the pipeline's own names, that no process of the pipeline has written.
+What they hold stops one thing or another: a set in place of a log, a bell that never expires. Workers delete them. That
+is as if Redis had forgotten them, which the pipeline survives: the databases know it, or it is made anew.
+"""
 
 from __future__ import annotations
 

@@ -301,7 +301,7 @@ def ops_of(outcome: Outcome) -> int:
 
 
 def counts_of(batch: Batch, outcome: Outcome) -> Counter[str]:
-    """Return what a transaction adds to its shard's counters; see `oplog/counts`.
+    """Return what a transaction adds to its shard's counters; see `oplog/shared_state`.
 
     Args:
         batch: what it took.

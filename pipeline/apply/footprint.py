@@ -1,4 +1,10 @@
-"""Find what ops touch: rows, values of unique indexes, parents; and ops that decode, and yet fit no kind or schema."""
+"""Find what ops touch: rows, values of unique indexes, parents; and ops that decode, and yet fit no kind or schema.
+
+Where it is unknown what an op touches (an update by query, an old unique value), the op touches all of its table.
+
+A versioned update is an atomic group that copies a row and updates just that row. Many become two statements, and those
+of different rows may change places: each copies and updates its own row only.
+"""
 
 from __future__ import annotations
 

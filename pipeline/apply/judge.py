@@ -1,4 +1,10 @@
-"""Note what is about to be applied, and judge an error: wrong op, early op, schema behind, try again."""
+"""Note what is about to be applied, and judge an error: wrong op, early op, schema behind, try again.
+
+Note what a worker is about to apply, so that whatever ends the worker leaves a trace; narrow down what failed.
+A note is written under the lock of the bucket's watermark, and removed after the commit. So a worker that gets the lock
+and finds a note for the present watermark knows that the noted attempt has failed. The next attempt is narrower: the
+bucket alone, an eighth of its entries, and so on down to one op. One op is rejected after `MOST_DEATHS` attempts alone.
+"""
 
 from __future__ import annotations
 

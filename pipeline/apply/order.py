@@ -1,4 +1,11 @@
-"""Keep the order: of the ops of several buckets, and of each row across ops that are set aside."""
+"""Keep the order: of the ops of several buckets, and of each row across ops that are set aside.
+
+Of each bucket the order stays; between buckets it is that of the calls, since a row needs rows of other buckets.
+
+Keep the order of each row across ops that are set aside, within one transaction.
+An op that meets a held row is parked, and holds its own rows from then on. Ops of one group may be of one row: what the
+first of them holds is known before the next is parked.
+"""
 
 from __future__ import annotations
 

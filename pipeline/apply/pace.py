@@ -1,4 +1,11 @@
-"""Choose how much one transaction and one statement take, and how one that failed is split; know what is stopped."""
+"""Choose how much one transaction and one statement take, and how one that failed is split; know what is stopped.
+
+Know what is stopped on this process's shard, at most a second late; and when a table halts.
+A table that is refused again and again halts: every op would be set aside, one after the other.
+
+Invariants: a worker reads `max_bytes` at most, and one op more. What is larger waits in the log. The parts of a
+statement are its ops in their order, so splitting never changes the result.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""Queue updates and deletes of an attached table, row by row where the query names no place; queue forms."""
+"""Queue updates and deletes of an attached table, row by row where the query names no place; queue forms.
+
+Queue a form that was validated and not written: web2py's `SQLFORM(...).process(dbio=False)`, py4web's `Form`.
+A form is known by its attributes `table`, `record`, `vars`, `accepted`, `deleted`; neither framework is imported.
+
+An edit form hands all its fields to `update`, touched or not. That would take back what others have changed meanwhile,
+so only the fields that differ from the record shown are queued. Any other update means every value that it gives.
+
+The rows that a query names are read from the primaries, since replicas may lack the latest. A row is changed only if it
+still matches when its op is applied: the op carries the whole query.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,17 @@
-"""Keep the versions of an attached table's rows; remove the files that writes of a table with `autodelete` leave."""
+"""Keep the versions of an attached table's rows; remove the files that writes of a table with `autodelete` leave.
+
+`_enable_record_versioning` puts two callbacks on a table: one keeps a row before an update, one makes of a delete an
+update of `is_active`. Both are replaced until the table is detached. The first only notes, for the adapter's method
+that comes right behind it, that the update is to keep its rows.
+
+pyDAL hands the callback a set and the row, and the adapter the set's query and the row's pairs. Both are compared by
+identity: a later callback may have forbidden the write that was noted.
+
+Remove the files that writes of an attached table with `autodelete` leave behind, once the op is applied.
+pyDAL removes them before the write, which may be rejected or dropped yet. Here their names are noted then. A later
+write or `attach` in this process checks whether the op is applied, and lets pyDAL's own function remove them. What a
+process has noted when it ends stays on the disk.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,18 @@
-"""Map a shard key to its bucket, by rules that must never change, and assign buckets to shards."""
+"""Map a shard key to its bucket, by rules that must never change, and assign buckets to shards.
+
+Map a shard key to its bucket: pure functions that must never change, since they have placed the rows that exist.
+The rule `hash`, in full:
+
+* An int from 2**49 up to 2**53 is an id of this package. The bucket of an id is `id & 1023`, modulo the number of
+  buckets. So a row whose shard key is such an id shares the bucket of the row that it refers to.
+* Any other key is taken as text, and its bucket is `crc32(text) % buckets`. Keys of the same text share a bucket,
+  whatever their type: 7, "7" and Decimal("7"). So the decimal digits of an id have the bucket of the id.
+
+The rules `lookup` and `range` take keys as the file has them, `modulo` takes ints only.
+
+Assign buckets to shards: an even split in the order of the file, the ranges that it names, or the map of moves.
+A text of ranges names bucket numbers, such as `0-127,200`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,22 @@
-"""Read `[pipeline]` of web2py's `appconfig.ini`; write one shard more, or one less, into a configuration's text."""
+"""Read `[pipeline]` of web2py's `appconfig.ini`; write one shard more, or one less, into a configuration's text.
+
+The section has one key a line:
+
+    [pipeline]
+    redis       = redis://localhost:6379/0
+    broker      = redis://localhost:6379/1
+    shard_s0    = mysql:pymysql://app:secret@db0/shop
+    replicas_s0 = mysql:pymysql://reader:secret@db0-r1/shop, mysql:pymysql://reader:secret@db0-r2/shop
+    shard_keys  = purchase: customer, line: customer
+    references  = country
+
+Without a `shard_…` the application's own database, `[db] uri`, is the one shard, and `replicas` are its replicas.
+Settings without a key here have one in the TOML file, which `config = pipeline.toml` names.
+
+Write one shard more, or one less, into the text of a configuration: comments stay, and so does each `${NAME}`.
+Where the shards share the buckets evenly, each gets the buckets that it has: another number of shards would change the
+split. With one shard less, each other gets the buckets that it has by the map.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""Take addresses of databases and of Redis apart, check them, hide their passwords, find two that name one database."""
+"""Take addresses of databases and of Redis apart, check them, hide their passwords, find two that name one database.
+
+Take the address of a database or of a Redis apart: one grammar for all of them, and exact credentials.
+
+    scheme://user:password@host:port/database?argument=value&argument=value
+
+Each part is percent-encoded as `urllib.parse.quote(part, safe="")` does it, so any text can be a password. No message
+repeats a part: any may be a password in the wrong place.
+
+An address is shown only through `redact`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Turn pyDAL's queries into trees that the log can carry, within the common filters of the present request."""
+"""Turn pyDAL's queries into trees that the log can carry, within the common filters of the present request.
+
+Narrow each query on a shared DAL by the common filters of the present request.
+A table of a shared DAL is made from its first caller's, for all threads and requests. The limits to one user's or
+tenant's rows must come from the present caller's own table, at each query.
+"""
 
 from __future__ import annotations
 

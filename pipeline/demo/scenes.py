@@ -1,4 +1,12 @@
-"""Play the scenes of reading, and of growing: a third shard in the middle of the load."""
+"""Play the scenes of reading, and of growing: a third shard in the middle of the load.
+
+Read in two scenes: one's own write at once, then mixed reads.
+Mixed reads are without a token, with one, and while a replica is held up; they are counted by node and reason.
+
+Grow the demo's system in the middle of its load: a third shard, workers that know it, and moves until all is even.
+A thread does what an operator does, while the demo sends its ops. The demo's own process takes the new configuration as
+a web process does that is restarted: between two ops, once the workers have it.
+"""
 
 from __future__ import annotations
 

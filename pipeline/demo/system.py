@@ -1,4 +1,10 @@
-"""Start and stop the system that the demo runs on, and send it a year of an airline's calls."""
+"""Start and stop the system that the demo runs on, and send it a year of an airline's calls.
+
+The number of batches comes from Celery's own command, which an operator would use too.
+
+Send the traffic: a year of an airline's desk as the calls of an application, one method per kind of write.
+`Traffic` has the lines to read for how the pipeline is used; `Meter` counts what it sends.
+"""
 
 from __future__ import annotations
 

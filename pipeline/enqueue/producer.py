@@ -1,4 +1,21 @@
-"""Send ops as one producer, in a dense sequence per bucket; keep in mind what was acknowledged until shards have it."""
+"""Send ops as one producer, in a dense sequence per bucket; keep in mind what was acknowledged until shards have it.
+
+Keep in mind what was acknowledged to this process, until every shard has it.
+What was acknowledged comes in question when its epoch is over: Redis is another server, or has forgotten a part. Then
+the shards judge it, see `Authority.settle`. A thread does it, since the process may send nothing more. The sender that
+met the failure may be gone by then: what was acknowledged to it stays in mind.
+
+Used by one thread at a time, so that its ops reach a log in the order of its sequence. After a failure whose outcome
+is unknown a producer is thrown away, never used on: its next sequence number could hide the op in doubt.
+
+`resend` sends again what another has numbered: an outbox, the spool. To send an op twice is harmless. The caller gives
+of each bucket all that it still holds: what is below has been sent before. The log drops what it has seen, and so does
+the shard. What the log has lost of what is below leaves a hole in the producer's sequence: the worker that applies the
+op behind the hole knows what is missing, and records it by name.
+
+A producer that has sent nothing to a bucket for a day must not go on there: log and shard may have forgotten it. The
+caller takes a new number then.
+"""
 
 from __future__ import annotations
 

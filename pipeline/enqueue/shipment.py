@@ -1,4 +1,8 @@
-"""What travels from a call to the log or the spool; how much of it there is, for the bell's thread to publish."""
+"""What travels from a call to the log or the spool; how much of it there is, for the bell's thread to publish.
+
+Count what this process enqueues, by table, kind and way, and how long that takes; the bell's thread publishes it.
+An enqueue only notes what it did. The thread adds up a moment later, and sends counters to the log every two seconds.
+"""
 
 from __future__ import annotations
 
@@ -242,7 +246,7 @@ class Sends(Later):
     Attributes:
         pid: of the process.
         single, taken: notes of calls with one op, and of others.
-        noted: other ops to count, with the first words of their counters' names; see `oplog/counts`.
+        noted: other ops to count, with the first words of their counters' names; see `oplog/shared_state`.
         asked: whether the bell's thread is to add them up.
     """
 

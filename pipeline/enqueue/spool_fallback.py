@@ -1,4 +1,11 @@
-"""Publish through the spool where Redis does not answer or the caller chooses it; drain it in a thread."""
+"""Publish through the spool where Redis does not answer or the caller chooses it; drain it in a thread.
+
+Drain this process's spooled ops in a thread, as soon as Redis takes them again.
+Workers and `pipeline spool drain` do the same for the whole host, whoever comes first.
+
+Invariant: once an op of this host waits in the spool, every later one goes behind it. An op whose outcome is unknown
+goes there under the number that it was sent with, so it cannot be doubled.
+"""
 
 from __future__ import annotations
 

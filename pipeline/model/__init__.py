@@ -1,4 +1,20 @@
-"""Define the op, the one frozen value that travels from the caller to the row, its place in a log, and the row's id."""
+"""Define the op, the one frozen value that travels from the caller to the row, its place in a log, and the row's id.
+
+Lay out the 53-bit ids of rows: there before their row is, exact in JavaScript's numbers, with the row's bucket.
+
+    43 bits counter of the bucket · 10 bits bucket
+
+A counter is given once. Counters come in *spans* of 2**22. The database of a shard gives each span once, to the log's
+server, which gives the counters of the span's buckets in blocks. A server that has forgotten what it gave needs another
+span. So ids are unique whatever the server forgets and whatever clocks say.
+
+Define the op, the one frozen value that travels from the caller to the row, and its place in a log.
+A release that adds a kind or a field raises `VERSION`, and gives the new version to the ops that use what is new. An
+older worker lets such ops wait. Bytes that no release makes are no op.
+
+Log, spool, worker and rejects hold the same bytes: a JSON array, readable in `redis-cli`. A column is a number, its
+place in the schema that `Op.schema` names. Values are in the canonical form of `pipeline.model.values`.
+"""
 
 from __future__ import annotations
 

@@ -215,15 +215,15 @@ class Work(Entries, Waits, Protocol):
             shard: the shard's name.
             marks: of each bucket, its watermark.
             delay_ms: how long a bucket with entries left rests; then no process is to ring.
-            counts: is added to the shard's counters, see `oplog/counts`.
-            note: of the batch, see `oplog/batches`; empty: none.
+            counts: is added to the shard's counters, see `oplog/shared_state`.
+            note: of the batch, see `oplog/shared_state`; empty: none.
             holder: as for `due`: it goes on or leaves, instead of ringing at once.
             own: what the caller itself has noted, by bucket.
         """
         ...
 
     def batches(self, shard: str) -> list[str]:
-        """Return the notes of a shard's newest batches, the newest first; see `oplog/batches`.
+        """Return the notes of a shard's newest batches, the newest first; see `oplog/shared_state`.
 
         Args:
             shard: the shard's name.

@@ -162,7 +162,7 @@ class Appends(Protocol):
         ...
 
     def placement(self) -> str:
-        """Return the map of buckets that have moved, as JSON; empty where there is none. See `config/bucket_ranges`."""
+        """Return the map of buckets that have moved, as JSON; empty where there is none. See `config/buckets`."""
         ...
 
     def note_placement(self, seen: str, text: str) -> bool:

@@ -1,4 +1,18 @@
-"""Keep what one reader must see: a token that grows with what it writes and sees; as signed text for a cookie, too."""
+"""Keep what one reader must see: a token that grows with what it writes and sees; as signed text for a cookie, too.
+
+Keep what one reader must see: a token, which grows with what the reader writes and sees. So reads never go back.
+The token is a value, bucket by bucket. A node has what a token needs when the node's watermark of the same epoch has
+passed the position. In a later epoch positions say nothing of an op that was sent again: there only its producer's
+sequence does. What a read *saw* needs no producer. Nodes of a shard replay one history, so a node in a later epoch has
+had all that another node had in an earlier one.
+
+Print a token as text for a cookie, and read it back: signed, so that no forged token makes reads wait.
+`t` + base64url of: who signed (4 bytes), signature (12 bytes), MessagePack of [rest, epochs, needs]. The needs are one
+flat list. Per bucket it has the distance from the bucket before, twice the epoch's index (odd: sequences follow), and
+the seq. Then come the producers' and the older sequences, each with how many there are. The text is bounded in size.
+
+`shared_secret` is what signs the tokens, where the settings have nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""Lay queued ops over a node's row, each computed as the databases compute it, so that a user sees an edit at once."""
+"""Lay queued ops over a node's row, each computed as the databases compute it, so that a user sees an edit at once.
+
+Compute what a queued op will make of a row, the way the databases compute it. Pure.
+`Unforeseeable` is raised where only the database knows the result: collations, divisions, a value that will not fit.
+The caller then waits for the op instead of showing a guess.
+
+Lay queued ops over a node's row, so that a user sees an edit before it is applied anywhere.
+The row and the watermark come from one statement, so they are of one moment. The entries behind that watermark are
+exactly the ops that the row has not seen.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""Write the SQL that gives a row's bucket; judge which references a shard's foreign keys can hold."""
+"""Write the SQL that gives a row's bucket; judge which references a shard's foreign keys can hold.
+
+Write the SQL that gives the bucket of a row: `config/buckets` for what is stored, computed by the database.
+Rows are found by it while a bucket moves. So a rule that a database does not compute exactly is refused. A row with a
+wrong bucket would be left behind, or be read twice.
+
+A reference table has all its rows on every shard, and a deployment of one shard has all rows on it. Else a table must
+be sharded by the reference, or both tables by one key.
+"""
 
 from __future__ import annotations
 

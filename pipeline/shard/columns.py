@@ -1,4 +1,9 @@
-"""Read a table's columns and indexes; judge whether a type holds what a field promises; hold our own tables."""
+"""Read a table's columns and indexes; judge whether a type holds what a field promises; hold our own tables.
+
+Hold the pipeline's own tables: how each is made, and what an older release's table lacks.
+The files `sql/tables.*.sql` are the truth: one column or key a line, columns first. A table that is there already is
+compared with its file. `CREATE TABLE IF NOT EXISTS` would leave it as it is.
+"""
 
 from __future__ import annotations
 

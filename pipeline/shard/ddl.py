@@ -1,4 +1,7 @@
-"""Write the SQL that creates an application's tables, or repairs what `check` and `adopt` find; run nothing."""
+"""Write the SQL that creates an application's tables, or repairs what `check` and `adopt` find; run nothing.
+
+Tables have bigint ids, utf8mb4, InnoDB and exact types.
+"""
 
 from __future__ import annotations
 

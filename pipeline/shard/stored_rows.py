@@ -1,4 +1,13 @@
-"""Read, compare, copy, write and delete rows of one shard as they are stored, by ranges of their ids."""
+"""Read, compare, copy, write and delete rows of one shard as they are stored, by ranges of their ids.
+
+Copy a bucket's rows from one shard to another: of tables of the application, and of the pipeline's own.
+The caller holds the bucket's watermark on the source, so that no worker changes a row meanwhile. Values are read as the
+driver gives them and written as literals: both shards have the same tables.
+
+A digest is over values as they are stored, whatever collations say. Floats count with all their digits, and NULL is no
+empty text. Sessions are set so that a row is written as it was read. That concerns zero dates, the id 0, rows whose
+parents are not there yet, and moments in UTC.
+"""
 
 from __future__ import annotations
 

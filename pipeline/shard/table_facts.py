@@ -1,4 +1,12 @@
-"""Read what a worker must know of a table on one shard: constraints, encoders, what a write may reach."""
+"""Read what a worker must know of a table on one shard: constraints, encoders, what a write may reach.
+
+Find which other tables a write may reach: through foreign keys that a database enforces, and through its triggers.
+What cannot be seen counts as reaching everything. MySQL and MariaDB show triggers only to a user with the privilege
+TRIGGER, and routines only to one that may run them.
+
+Grouping must respect unique indexes and foreign keys. Constraints are read from the database, not from the model: an
+index that was added by hand counts too.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,10 @@ leaves them; the next request, or `pipeline outbox relay`, sends them.
 
 Invariant: each request's ops have a producer of their own, and dense sequences per bucket that are stored in the rows.
 So sending them twice, from any process, is harmless; and rows of a bucket are sent in the order of their ids.
+
+Send or drop a request's ops where the application ends its transaction itself, in the middle of the request.
+Old controllers do that: `db.commit()` in a loop so that a later fault does not undo all, `db.rollback()` behind an
+`except`. What was queued by then is sent with the one, and dropped with the other.
 """
 
 from __future__ import annotations

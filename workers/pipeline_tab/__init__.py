@@ -1,6 +1,9 @@
 """The Pipeline tab of Flower: what the whole deployment does, live, from the record that workers publish.
 
 `add_tab` adds pages, templates and an entry in the navigation before Flower makes its application.
+
+Replace two pages of Flower: `/metrics` shows the deployment's too, `/healthcheck` when Flower last heard a worker.
+The first asks for the login of Flower's other pages, the second for none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Make the parts of the lists of shards and hosts, and of a shard's page, that change."""
+"""Make the parts of the lists of shards and hosts, and of a shard's page, that change.
+
+Every text from outside goes through `escape`.
+"""
 
 from __future__ import annotations
 

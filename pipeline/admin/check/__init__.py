@@ -2,6 +2,10 @@
 
 Evidence is gathered first. Each subject is a function from evidence to findings, with no I/O but for the spool's
 folder.
+
+Check that every bucket is active on exactly one shard, and that unique indexes and foreign keys fit the shards.
+A bucket belongs to the shard that the configuration names. An upsert needs one unique index, and no foreign key may
+leave its shard.
 """
 
 from __future__ import annotations

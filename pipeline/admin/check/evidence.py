@@ -1,4 +1,7 @@
-"""Read everything before anything is judged: configuration, Redis, workers, nodes. Define what a judgement finds."""
+"""Read everything before anything is judged: configuration, Redis, workers, nodes. Define what a judgement finds.
+
+All servers are asked side by side. A dead one costs the time-out once, and the error names it.
+"""
 
 from __future__ import annotations
 

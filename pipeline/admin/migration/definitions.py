@@ -1,4 +1,11 @@
-"""Know which published definitions are in use, withdraw one, and find what a shard has that none needs any more."""
+"""Know which published definitions are in use, withdraw one, and find what a shard has that none needs any more.
+
+An op names its definition until it is applied: in a log, or where a shard has set it aside.
+
+Find what a shard has and the newest definition no longer needs. Nothing is run here.
+Only what an older definition asked for is dropped or narrowed: a column that no definition ever named belongs to
+somebody else. The shard keeps every definition that was migrated, with the time when it first was.
+"""
 
 from __future__ import annotations
 

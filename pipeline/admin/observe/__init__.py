@@ -1,4 +1,12 @@
-"""Make records: query every node and Redis side by side, or follow what is published; publish one each second."""
+"""Make records: query every node and Redis side by side, or follow what is published; publish one each second.
+
+Make records: query every node and Redis side by side, or follow what the prober has published about the nodes.
+What does not answer in time is unknown. Nothing here reads a log from end to end. Positions are dense: a queue is as
+long as its last position is away from its watermark.
+
+Publish the record of the deployment once a second, from whichever worker holds the lease.
+While nothing happens at any shard, every third second will do.
+"""
 
 from __future__ import annotations
 

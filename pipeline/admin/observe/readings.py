@@ -1,4 +1,8 @@
-"""Read how far each node is, and a shard's queue: how long, how old. What does not answer is unknown."""
+"""Read how far each node is, and a shard's queue: how long, how old. What does not answer is unknown.
+
+Learn how far each node is: query the node itself, or take the prober's report. What does not answer is unknown.
+Servers are asked side by side; a dead one costs the time-out once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Define the record of a deployment, and find what is wrong in it and what mends that."""
+"""Define the record of a deployment, and find what is wrong in it and what mends that.
+
+Every screen shows a record: `status`, `top`, the pages and the metrics. Workers publish one a second through Redis.
+None means unknown: a server did not answer. An unknown number is never shown as zero.
+"""
 
 from __future__ import annotations
 

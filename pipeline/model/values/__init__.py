@@ -3,6 +3,11 @@
 A value travels in its *canonical* form, which JSON can carry: None, bool, int, float, str, or a list of int or str.
 Decimals, dates, blobs and JSON travel as the text that pyDAL stores. On a column that is no text, '' means None, as in
 pyDAL.
+
+Convert dates and times: from what a caller may give to the ISO text that travels.
+pyDAL drops time zones and microseconds in silence; here both are refused. `cut=True` lets microseconds go, and the time
+of day where the column is a date: for defaults such as `request.now`. `cut=True` also takes a moment in UTC, the
+column's own time zone: py4web's `auth.signature` gives such.
 """
 
 from __future__ import annotations

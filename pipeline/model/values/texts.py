@@ -1,4 +1,12 @@
-"""Convert what a caller may give for numbers, texts, blobs, booleans, JSON and lists to the exact form that travels."""
+"""Convert what a caller may give for numbers, texts, blobs, booleans, JSON and lists to the exact form that travels.
+
+Convert numbers: from what a caller may give for integer, float and decimal columns to the exact form that travels.
+Nothing is rounded and nothing is clamped: a number that the column cannot hold exactly is refused.
+
+pyDAL keeps a list as one text, `|a|b|`; it travels as a JSON list. Blank items are refused, and a unit separator at an
+item's end, since pyDAL's form loses both. With `no_blanks` blank items are left out: web2py's list widget sends one for
+each empty input.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,52 @@
-"""The layout in Redis: names of keys; entries that hold many ops of one producer, and are signed."""
+"""The layout in Redis: names of keys; entries that hold many ops of one producer, and are signed.
+
+    <prefix>:log:<bucket>       stream  the ops; positions <epoch>-<dense seq>
+    <prefix>:big:<bucket>       string  bytes of the largest op of late, where ops are large
+    <prefix>:epoch:<scope>      string  "<epoch> <master_replid> <map>", or why the epoch has ended
+    <prefix>:deployment         string  the deployment's fingerprint as JSON; see `model/fingerprint`
+    <prefix>:map                string  where buckets are that have moved, as JSON; see `config/buckets`
+    <prefix>:dirty:<shard>      zset    bucket -> ms from when on it may be applied
+    <prefix>:bell:<shard>       string  there while a Celery message is on its way, or a worker at the shard
+    <prefix>:wake:<shard>       list    wakes the worker that waits for a shard's next op; expires
+    <prefix>:marks:<shard>      hash    bucket -> watermark, a copy for readers
+    <prefix>:attempts:<shard>   hash    bucket -> what a worker is about to apply; see `apply/judge`
+    <prefix>:notes:<shard>      list    "<ms> <watermarks as JSON>", the newest first, one a minute; see `admin/upkeep`
+    <prefix>:waits:<shard>      hash    bucket -> why it waits and since when; expires. See `oplog/shared_state`
+    <prefix>:producer:<id>      hash    bucket -> "<last seq> <epoch> <seq>"; who -> host and process; expires when idle
+    <prefix>:same:<bucket>:<k>  string  claim of a scoped idempotency key: the first op's receipt, or a row's id; expires
+    <prefix>:schemas            hash    hash -> schema as JSON
+    <prefix>:tables             hash    table -> hash of its newest schema
+    <prefix>:ids                hash    bucket -> next counter of its row ids; shard -> its span
+    <prefix>:full               string  why appends are refused; expires
+    <prefix>:room             string  there while enough memory is left, as measured of late; expires
+    <prefix>:chore:<name>       string  lease of a chore, "<token> <for how long, ms>"; expires
+    <prefix>:health             hash    node -> "<ms> <report as JSON>"; expires
+    <prefix>:record:<shard>     string  "<ms> <record as JSON>", `*` for the deployment; expires. See `admin/observe`
+    <prefix>:recent:<shard>     list    points of the last 15 minutes, the newest first; expires
+    <prefix>:day:<shard>        list    points of the last 24 hours, the newest first; expires
+    <prefix>:counts:<shard>     hash    counter -> n, of all processes; see `oplog/shared_state`
+    <prefix>:batches:<shard>    list    notes of the newest batches, the newest first; see `oplog/shared_state`
+    <prefix>:hosts              hash    "<kind> <host>" -> "<ms> <its spool as JSON>"; expires. See `enqueue/shipment`
+    <prefix>:reads              hash    "<node> <kind> <reason>" -> reads of all processes; expires when idle
+    <prefix>:unfit              hash    shard -> its unfit nodes as JSON, a copy of pipeline_unfit
+    <prefix>:seen               hash    node -> what upkeep last saw of it, as JSON; see `admin/absence`
+    <prefix>:secret             string  signs session tokens, if the settings name no secret
+
+Sign what this deployment writes to Redis, and refuse what others write there.
+A signature is a keyed BLAKE2b (RFC 7693) behind what it signs, with a line's end between, which JSON of ours never
+holds. It is as strong as an HMAC, and takes 1.4 µs an op where `hmac.digest` with SHA-256 takes 7.8 µs. An op's says
+where the op belongs too: bucket, producer and the producer's sequence. So an entry can be neither changed nor repeated
+elsewhere; the same sequence again is what the shard has seen.
+
+Put ops that one producer appends together into one entry of a stream: the server touches an entry, not each op.
+An entry of several ops stands at the position of the last one. So a read from a position finds the entry while a
+watermark is inside it. A trim by position deletes it once all its ops are applied. The positions before the last one
+are its other ops', in order, and so are the producer's sequences from the entry's own on.
+
+The entry's text is an op of the kind `pack`. Its `ops` are the texts of the ops, byte by byte. A release that knows no
+packs takes it for the op of a newer release, and lets it wait. Like inserts of one bulk call are a sheet, see
+`model/sheet`: their entry's text has the values column by column.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""One producer's own connection to Redis, the hot path of enqueue; epochs of scopes, claims of idempotency keys."""
+"""One producer's own connection to Redis, the hot path of enqueue; epochs of scopes, claims of idempotency keys.
+
+Let producers append to Redis: their lines, the epochs of scopes, the claims of idempotency keys.
+`enqueue.lua` gives out every position in a log, on one lineage of the server (its `master_replid`), under an epoch
+above every watermark. A server that restarted or was promoted accepts nothing before a new epoch is raised.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Write the statement that reads one shard's part of a result; merge parts into what one database would return."""
+"""Write the statement that reads one shard's part of a result; merge parts into what one database would return.
+
+Pure. Rows are raw, as the driver returns them. A text compares by the bytes that its database compares by
+(`SortKey.weight`), so collations hold. NULL comes first, as in MySQL, MariaDB and SQLite. A day that Python lacks, as
+0000-00-00, comes as a text, and compares as its digits do.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Probe one node, and define what the prober publishes of it, and what every reader makes of that report."""
+"""Probe one node, and define what the prober publishes of it, and what every reader makes of that report.
+
+Probe one node, on a thread and connections of its own: a stalled node delays no other. Derive its lag.
+Invariant: nothing is derived from a failed probe. A replica's *horizon* is a moment, by the primary's own clock; it is
+proved that the replica has all that was committed until then. Lag is the primary's now less the horizon, so it grows by
+itself while there is no news.
+"""
 
 from __future__ import annotations
 

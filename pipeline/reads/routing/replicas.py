@@ -1,4 +1,9 @@
-"""Keep the prober's reports at hand, make replicas candidates for a read, and wait until one has what it must see."""
+"""Keep the prober's reports at hand, make replicas candidates for a read, and wait until one has what it must see.
+
+Keep the prober's reports at hand in this process, so that a read costs no round trip for a node's health.
+A thread fetches the reports once a second, shortly after their publication, for as long as reads go on. Ages are
+reckoned by Redis's clock and by this machine's steady one.
+"""
 
 from __future__ import annotations
 

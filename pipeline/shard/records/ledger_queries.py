@@ -1,4 +1,10 @@
-"""Read what a shard's own tables say about an op, a bucket or the epochs, on the primary or a replica."""
+"""Read what a shard's own tables say about an op, a bucket or the epochs, on the primary or a replica.
+
+Each call is a transaction of its own.
+
+Read all that a shard's own tables keep of one op: its commit, why it was set aside, and who settled it.
+Each call is a transaction of its own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Read ops that were set aside, change them, settle what a replay has made of them; record who did what."""
+"""Read ops that were set aside, change them, settle what a replay has made of them; record who did what.
+
+The functions run inside the transaction that has locked the ops' buckets, and so never beside an apply transaction.
+
+Change ops that are set aside, give up what is old or too much, and record who did what to which op.
+The functions run inside the transaction of the action.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""Set ops aside: a watermark moves on, and the op is kept whole, with the rows that it names."""
+"""Set ops aside: a watermark moves on, and the op is kept whole, with the rows that it names.
+
+Name the rows that an op writes, so that a later op of the same row can be recognised without its database.
+Two ops of one row have a key in common where each names the row by its id, or each by the same upsert key. An op whose
+rows only the database knows has no key.
+
+Invariant: an op that is set aside holds its rows. A later op of such a row is set aside too, which keeps the order per
+row. The functions run inside the caller's transaction.
+"""
 
 from __future__ import annotations
 
