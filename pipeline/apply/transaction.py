@@ -70,9 +70,7 @@ class Outcome:
     waiting: str = ""  # why nothing, or not everything, was applied
     aside: str = ""  # why ops were set aside, where their table is stopped
     refused: list[Reject] = field(default_factory=list)  # the ops that were rejected
-    counts: Counter[str] = field(
-        default_factory=Counter
-    )  # what it adds to those of `oplog/shared_state`
+    counts: Counter[str] = field(default_factory=Counter)  # added to those of `oplog/shared_state`
 
     def summary(self) -> dict[str, int | str]:
         """Return what Flower shows of the outcome, without what is zero."""

@@ -13,7 +13,7 @@
     <prefix>:notes:<shard>      list    "<ms> <watermarks as JSON>", the newest first, one a minute; see `admin/upkeep`
     <prefix>:waits:<shard>      hash    bucket -> why it waits and since when; expires. See `oplog/shared_state`
     <prefix>:producer:<id>      hash    bucket -> "<last seq> <epoch> <seq>"; who -> host and process; expires when idle
-    <prefix>:same:<bucket>:<k>  string  claim of a scoped idempotency key: the first op's receipt, or a row's id; expires
+    <prefix>:same:<bucket>:<k>  string  claim of a scoped idempotency key: its op's receipt, or a row's id; expires
     <prefix>:schemas            hash    hash -> schema as JSON
     <prefix>:tables             hash    table -> hash of its newest schema
     <prefix>:ids                hash    bucket -> next counter of its row ids; shard -> its span
