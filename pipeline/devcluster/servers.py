@@ -345,12 +345,6 @@ def _uri(folder: Path) -> str:
     return f"sqlite://{folder / FILE}"
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m pipeline.devcluster.servers SOURCE TARGET")
-    copy_for_ever(Path(sys.argv[1]), Path(sys.argv[2]))
-
-
 #: The node's name and its folder in the cluster's directory.
 LOG_SERVER = "redis"
 #: The file with the password, in that folder.
@@ -452,3 +446,9 @@ def answers(port: int, password: str) -> bool:
                 return replies.readline().startswith(b"+OK") and replies.readline().startswith(b"+PONG")
     except OSError:
         return False
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m pipeline.devcluster.servers SOURCE TARGET")
+    copy_for_ever(Path(sys.argv[1]), Path(sys.argv[2]))
