@@ -221,11 +221,13 @@ class Applier(ShardTurns):
         if ring:
             bell.ring_now(self.shard, left)
 
-    def _alone(self, bucket: int, attempt: Attempt | None, largest_bytes: int, outcome: Outcome) -> None:
+    def _alone(
+        self, bucket: int, attempt: Attempt | None, largest_bytes: int, outcome: Outcome, *, brief: bool = False
+    ) -> Attempt | None:
         """Let others come meanwhile: this may take seconds."""
         if self.holder and self._bell is not None:
             self._leave(self._bell)
-        super()._alone(bucket, attempt, largest_bytes, outcome)
+        return super()._alone(bucket, attempt, largest_bytes, outcome, brief=brief)
 
     def _hand_on(self) -> bool:
         """Leave buckets to the shard that they have gone to, as a producer did not know it yet; let others arrive.

@@ -259,8 +259,11 @@ class Batch:
             places.setdefault(one.entry.bucket, []).append(one.entry.position)
         sheets, out = list[SheetEntry](), list[SheetEntry]()
         for entry in self.sheets:
+            if entry.bucket not in places:
+                sheets.append(entry)
+                continue
             start = 0
-            for position in sorted(places.get(entry.bucket, ())):
+            for position in sorted(places[entry.bucket]):
                 if entry.position <= position <= entry.last:
                     nth = position.seq - entry.position.seq
                     sheets += [entry.part(start, nth)] if nth > start else []

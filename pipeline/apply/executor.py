@@ -2,6 +2,7 @@
 
 A failed statement changes nothing: InnoDB and SQLite undo it. So a group is split until the bad op is alone: around the
 row that the server names, or into parts. The op must fail alone, so a wrong row costs statements and changes no result.
+Rows of sheets conflict with none of each other. Their statements are sent together, and each may fail by itself.
 Atomic groups run under a savepoint: many under one, and halved where one of them fails. So do versioned updates.
 """
 
@@ -10,20 +11,31 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from math import inf
 
 from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early
 from pipeline.apply.footprint import versioned
-from pipeline.apply.grouping import Group, Item, SheetItems, taken_sheets
+from pipeline.apply.grouping import SHEETS_ROWS, Group, Item, item_of, items_of, taken_sheets
 from pipeline.apply.judge import Judge, NeededOps, check_upsert
 from pipeline.apply.order import HeldRows
-from pipeline.apply.pace import Lessons, Portion, accused, around, chunk, halves
+from pipeline.apply.pace import (
+    Lessons,
+    Portion,
+    accused,
+    around,
+    chunk,
+    halves,
+    marked_rows,
+    parted,
+    shorts,
+)
 from pipeline.errors import PipelineError
 from pipeline.model import COPY, DELETE, GROUP, INSERT, UPSERT, Entry, Op, Position
 from pipeline.model.sheet import SheetEntry
 from pipeline.model.wait_reason import WaitReason
 from pipeline.shard import NodeSession
-from pipeline.shard.driver_errors import Fault, code_of, fault_of, is_about_related_rows, may_be_early, sentence_of
+from pipeline.shard.driver_errors import code_of, is_about_related_rows, may_be_early, sentence_of
 from pipeline.shard.records import Reject
 from pipeline.shard.records.set_aside import why_needy
 from pipeline.shard.statements import (
@@ -53,6 +65,7 @@ class Executor:
         awaited: tells which ops need what waits for longer; None: none does.
 
     Attributes:
+        sent: of each statement that was sent, or kept back, the ops that it may be of.
         rejects: the ops that were rejected or parked.
         ids: the row ids that the database gave, with their entries.
     """
@@ -81,6 +94,8 @@ class Executor:
         #: When the first early op was enqueued, ms.
         self._early_ms = inf
         self._early: dict[int, tuple[Position, WaitReason]] = {}
+        self._at: Sequence[Item | SheetEntry] = ()
+        self.sent: list[Sequence[Item | SheetEntry]] = []
         self.rejects: list[Reject] = []
         self.ids: list[tuple[Entry, int]] = []
 
@@ -119,19 +134,59 @@ class Executor:
             yield some
 
     def _insert(self, sheets: Sequence[SheetEntry], facts: Facts) -> None:
-        """Insert the rows of sheets of one shape: as one op's row would be, but in parts of sheets."""
+        """Insert the rows of sheets of one shape."""
         rest = deque(sheets)
         while rest:
-            self._run(INSERT, SheetItems(taken_sheets(rest, self._lessons.rows_of_sheets(facts))), facts)
+            some = taken_sheets(rest, SHEETS_ROWS)
+            try:
+                with _rendering():
+                    rows = rows_of([entry.sheet for entry in some], facts)
+            except CannotRender:
+                for items in self._chunks(INSERT, items_of(some), facts):  # one by one they show whose fault it is
+                    self._run(INSERT, items, facts)
+            else:
+                self._insert_rows(some, rows, facts)
 
-    def _inserted(self, items: SheetItems, facts: Facts) -> None:
-        sheets = [entry.sheet for entry in items.sheets]
-        with _rendering():
-            if items.rows is None:
-                items.rows = rows_of(sheets, facts)
-            mark = self._session.dialect.mark if self._lessons.is_unnamed(facts) else ""
-            sql = insert_of(sheets[0].columns, [items.rows[nth] for nth in items.by_id], facts, mark)
-        self._send(sql)
+    def _insert_rows(self, sheets: Sequence[SheetEntry], rows: Sequence[str], facts: Facts) -> None:
+        """Insert rows in the order of their ids; where a statement fails, narrow it down."""
+        ids = list(chain.from_iterable(entry.sheet.ids for entry in sheets))
+        every = sorted(range(len(ids)), key=ids.__getitem__)
+        self._lessons.learn_of_sheets(facts, len(ids), failed=False)
+        marked = self._lessons.are_short(facts)
+        parts = shorts(every) if marked else [every]
+        while parts:
+            self._at, again = sheets, list[Sequence[int]]()
+            for part, error, last in self._failed(parts, rows, sheets[0].sheet.columns, facts, marked=marked):
+                if not self._judge.blames_op(error, facts):
+                    raise error
+                self._lessons.learn_of_sheets(facts, len(ids), failed=True)
+                if len(part) == 1:
+                    self._refuse(item_of(sheets, part[0]), error)
+                else:
+                    again += parted(part, next((at for at, nth in enumerate(part) if ids[nth] == last), None))
+            parts, marked = again, True
+
+    def _failed(
+        self, parts: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequence[int], facts: Facts, *, marked: bool
+    ) -> Iterator[tuple[Sequence[int], Exception, int | None]]:
+        """Insert parts of rows, and yield those that are refused, each with the last marked id that was come to."""
+        session, mark = self._session, self._session.dialect.mark if marked else ""
+        failures, statements = dict[int, Exception](), dict[int, str]()
+        for number, part in enumerate(parts):
+            own = mark.format(number) if len(part) > 1 else ""
+            sql = insert_of(columns, marked_rows([rows[nth] for nth in part], own), facts)
+            try:
+                self._see_it_fits(sql)
+                statements[number] = sql
+            except CannotRender as too_long:
+                failures[number] = too_long
+        self.sent.append(self._at)
+        outcomes = session.execute_each([*statements.values()])
+        failures |= {number: error for number, error in zip(statements, outcomes, strict=True) if error is not None}
+        asked = [number for number in failures if mark and len(parts[number]) > 1 and number in statements]
+        last = dict(zip(asked, session.marked_ids(asked), strict=True))
+        for number, error in failures.items():
+            yield parts[number], error, last.get(number)
 
     def _hold_deletes(self, groups: Iterable[Group]) -> None:
         """Let the delete of a row to which others may refer wait for older ops: children may be among them."""
@@ -156,6 +211,15 @@ class Executor:
     def _may_reach_children(self, op: Op) -> bool:
         return op.kind == DELETE and bool(self._known[op.schema].constraints.children)
 
+    def accused(self, nth: int) -> set[int]:
+        """Return the buckets of the ops that a statement may be of; none where it was not sent from here.
+
+        Args:
+            nth: which of those that were sent.
+        """
+        some = self.sent[nth] if 0 <= nth < len(self.sent) else ()
+        return {one.bucket if isinstance(one, SheetEntry) else one.entry.bucket for one in some}
+
     def condemn(self, items: Iterable[Item], why: str) -> None:
         """Reject ops without executing them.
 
@@ -170,14 +234,14 @@ class Executor:
         """Execute ops as one statement; where it fails, narrow it down."""
         waiting = [Portion(items)]
         for part, fails, _ in self._portions(waiting):
+            self._at = part
             try:
-                if isinstance(part, SheetItems):
-                    self._inserted(part, facts)
-                else:
-                    self._statement(kind, [item.op for item in part], facts)
+                self._statement(kind, [item.op for item in part], facts)
             except Exception as error:
                 self._misled |= fails is False
-                bad = self._accused(error, kind, part, facts) if len(part) > 1 and not self._misled else None
+                # to be asked before anything else is sent
+                row = self._session.bad_row(error) if len(part) > 1 and not self._misled else None
+                bad = None if row is None else accused(kind, part, row)
                 if not self._judge.blames_op(error, facts):
                     raise
                 if len(part) == 1:
@@ -190,23 +254,14 @@ class Executor:
             self._misled |= fails is True
             if part is items:
                 self._lessons.learn(facts, len(part), failed=False)
-            if kind == INSERT and not isinstance(part, SheetItems) and part[0].op.id is None:
+            if kind == INSERT and part[0].op.id is None:
                 self._learn_ids(part)
-
-    def _accused(self, error: Exception, kind: str, part: Sequence[Item], facts: Facts) -> int | None:
-        """Return which op of a part the server names, or the marks do; to be asked before anything else is sent."""
-        if (row := self._session.bad_row(error)) is not None:
-            return accused(kind, part, row)
-        if not isinstance(part, SheetItems) or fault_of(error) not in (Fault.PERMANENT, Fault.UNKNOWN):
-            return None
-        marked = self._session.marked_id() if self._lessons.is_unnamed(facts) else None
-        self._lessons.learn_unnamed(facts)
-        return None if marked is None else part.place_of(marked)
 
     def _atomic(self, items: Sequence[Item], group: Group, facts: Facts) -> None:
         """Execute atomic groups together; where one fails, narrow it down."""
         waiting = [Portion(items)]
         for part, _, _ in self._portions(waiting):
+            self._at = part
             failed = self._all_or_none(self._members(part, group))
             if failed and len(part) == 1:
                 self._refuse(part[0], *failed)
@@ -251,8 +306,7 @@ class Executor:
         """Execute statements, each of like ops. Where one fails for good, undo all and return why and the statement's
         first op.
         """
-        session = self._session
-        session.execute("SAVEPOINT pipeline_group")
+        self._execute("SAVEPOINT pipeline_group")
         for ops in statements:
             if not ops:
                 continue
@@ -262,9 +316,9 @@ class Executor:
             except Exception as error:
                 if not self._judge.blames_op(error, facts):
                     raise
-                session.execute("ROLLBACK TO SAVEPOINT pipeline_group")
+                self._execute("ROLLBACK TO SAVEPOINT pipeline_group")
                 return error, ops[0]
-        session.execute("RELEASE SAVEPOINT pipeline_group")
+        self._execute("RELEASE SAVEPOINT pipeline_group")
         return None
 
     def _statement(self, kind: str, ops: Sequence[Op], facts: Facts) -> None:
@@ -272,13 +326,17 @@ class Executor:
             check_upsert(ops[0], facts)
         with _rendering():
             sql = self._sql(kind, ops, facts)
-        self._send(sql)
+        self._see_it_fits(sql)
+        self._execute(sql)
 
-    def _send(self, sql: str) -> None:
+    def _execute(self, sql: str) -> None:
+        self.sent.append(self._at)
+        self._session.execute(sql)
+
+    def _see_it_fits(self, sql: str) -> None:
         # 4 bytes a character at most: count only what may be too long
         if len(sql) * 4 > self._limit and len(sql.encode()) > self._limit:
             raise CannotRender(f"one statement of {len(sql.encode()):,} bytes; the server takes {self._limit:,}")
-        self._session.execute(sql)
 
     def _sql(self, kind: str, ops: Sequence[Op], facts: Facts) -> str:
         if kind != COPY:
@@ -317,6 +375,7 @@ class Executor:
             raise Early(self._early)
 
     def _taken(self, item: Item) -> bool:
+        self._at = (item,)
         return self._all_or_none([one] for one in item.op.ops or (item.op,)) is None
 
     def _try_again(self) -> None:
@@ -343,8 +402,6 @@ class Executor:
 
         Asked before each statement: ops of one group may be of one row, and the first of them may have been refused.
         """
-        if isinstance(items, SheetItems) and not self._early:  # no row of theirs is held, and none comes twice
-            return items
         free, parked, rest = self._rows.part(self._on_time(items))
         self.rejects += parked
         if rest:

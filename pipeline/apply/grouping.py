@@ -20,8 +20,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 from pipeline.apply.footprint import (
     ANY,
@@ -38,7 +37,7 @@ from pipeline.apply.footprint import (
     versioned_shape,
 )
 from pipeline.model import COPY, GROUP, Entry, Op, Position
-from pipeline.model.sheet import SheetEntry, count_ops
+from pipeline.model.sheet import SheetEntry
 from pipeline.shard.statements import most
 from pipeline.shard.table_facts import Facts
 
@@ -68,69 +67,19 @@ def items_of(sheets: Iterable[SheetEntry]) -> list[Item]:
     return [Item(*pair) for sheet in sheets for pair in sheet.pairs()]
 
 
-class SheetItems(Sequence[Item]):
-    """The ops of sheets of one shape, made when they are asked for; a part is made of parts of the sheets.
+def item_of(sheets: Iterable[SheetEntry], nth: int) -> Item:
+    """Return one op of sheets.
 
     Args:
         sheets: in order.
-        rows: their rows in SQL, once they were rendered; a part of them goes with a part of the sheets.
+        nth: which of all their ops.
     """
-
-    __slots__ = ("_count", "rows", "sheets")
-
-    def __init__(self, sheets: Sequence[SheetEntry], rows: list[str] | None = None):
-        self.sheets, self.rows, self._count = sheets, rows, count_ops(sheets)
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, at: int) -> Item: ...
-    @overload
-    def __getitem__(self, at: slice) -> SheetItems: ...
-    def __getitem__(self, at: int | slice) -> Item | SheetItems:
-        if isinstance(at, slice):
-            start, stop, _ = at.indices(self._count)
-            return SheetItems(list(self._part(start, stop)), self.rows and self.rows[start:stop])
-        first = next(self._part(at, at + 1))
-        return Item(*next(first.pairs()))
-
-    def __iter__(self) -> Iterator[Item]:
-        return iter(items_of(self.sheets))
-
-    @property
-    def by_id(self) -> list[int]:
-        """Which ops the rows of the statement are of, in its order: that of their ids."""
-        ids = self._ids()
-        return sorted(range(len(ids)), key=ids.__getitem__)
-
-    def place_of(self, id: int) -> int | None:
-        """Return which op inserts the row with an id; None where none does.
-
-        Args:
-            id: the row's.
-        """
-        return next((nth for nth, own in enumerate(self._ids()) if own == id), None)
-
-    def _ids(self) -> list[int]:
-        return list(chain.from_iterable(entry.sheet.ids for entry in self.sheets))
-
-    def without(self, nth: int) -> SheetItems:
-        """Return all but one: none can conflict with it.
-
-        Args:
-            nth: which one.
-        """
-        before, behind = self[:nth], self[nth + 1 :]
-        rows = None if before.rows is None or behind.rows is None else before.rows + behind.rows
-        return SheetItems([*before.sheets, *behind.sheets], rows)
-
-    def _part(self, start: int, stop: int) -> Iterator[SheetEntry]:
-        for entry in self.sheets:
-            rows = len(entry.sheet)
-            if start < rows and stop > 0:
-                yield entry if start <= 0 and stop >= rows else entry.part(max(0, start), min(stop, rows))
-            start, stop = start - rows, stop - rows
+    for entry in sheets:
+        rows = len(entry.sheet.ids)
+        if nth < rows:
+            return Item(*next(entry.part(nth, nth + 1).pairs()))
+        nth -= rows
+    raise IndexError(nth)
 
 
 @dataclass(slots=True)

@@ -31,6 +31,8 @@ from pipeline.shard.records.set_aside import REJECTED
 
 #: The longest statement of a batch of many buckets, s: one that takes longer is run with its bucket alone.
 TOGETHER_S = 1
+#: The longest statement of a bucket that is tried alone for the first time, while others wait for their turn, s.
+BRIEF_S = 0.3
 #: How many times as many entries as it executes a transaction reads that takes the oldest of all buckets.
 OVER = 1.5
 #: The longest rest of a bucket whose next op waits for a lock, s.
@@ -103,6 +105,9 @@ class Take:
         alone: the attempt to make with one bucket; None: all buckets together, but those under suspicion.
         suspects: the next attempt of each bucket that an earlier attempt failed with.
         noted: the attempts of the current try.
+        accused: the buckets of the statement that the last try failed with.
+        others: where that waited for a lock or took too long, the buckets that had nothing to do with it.
+        brief: whether the attempt is given up soon, as others wait.
         ends: of each bucket that halts, the position behind which nothing is executed.
         early: of each bucket, the position of its first op that may be early, and why that waits.
         whole: whether it takes the oldest ops of all due buckets, or nothing where another worker holds some.
@@ -113,6 +118,9 @@ class Take:
     alone: Attempt | None = None
     suspects: dict[int, Attempt] = field(default_factory=dict)
     noted: dict[int, Attempt] = field(default_factory=dict)
+    accused: set[int] = field(default_factory=set)
+    others: Collection[int] = ()
+    brief: bool = False
     ends: dict[int, Position] = field(default_factory=dict)
     early: dict[int, tuple[Position, WaitReason]] = field(default_factory=dict)
     whole: bool = False
@@ -217,6 +225,7 @@ class ApplyTransaction:
             Unavailable: the log does not answer.
             Exception: the driver's own.
         """
+        take.accused = set()
         batch, locked = self._take(take, blocked)
         if not batch.after:
             return Outcome(buckets=len(batch.before), waiting=batch.why), batch
@@ -262,6 +271,7 @@ class ApplyTransaction:
         try:
             found, *_ = session.ask(records.read_seen(unseen), *kept)
         except Exception as error:
+            take.accused = executor.accused(session.answered - 1)
             self._guess_from_s = clock.mono_s() + GUESS_AGAIN_S
             if not is_driver_error(error) or fault_of(error) in (Fault.TRANSIENT, Fault.LOCKED, Fault.OVERTIME):
                 raise
@@ -380,8 +390,14 @@ class ApplyTransaction:
         )
         if take.alone is not None and (verdict := self._verdict(take.alone)):
             executor.condemn(items, verdict)
-        else:
+            return executor
+        try:
             executor.run(grouped(items, known), grouped_sheets(sheets, known))
+        except PipelineError:
+            raise
+        except Exception:
+            take.accused = executor.accused(len(executor.sent) - 1)
+            raise
         return executor
 
     def _record(self, batch: Batch, executor: Executor, locked: Mapping[int, Mark], take: Take) -> None:
@@ -434,7 +450,8 @@ class ApplyTransaction:
         return max(self.pace.rows, FIRST_ROWS) if take.whole else self.pace.rows
 
     def _limit(self, take: Take) -> None:
-        self._session.limit_statements(min(TOGETHER_S, self._longest_s) if take.alone is None else self._longest_s)
+        most_s = TOGETHER_S if take.alone is None else BRIEF_S if take.brief else self._longest_s
+        self._session.limit_statements(min(most_s, self._longest_s))
 
     def _verdict(self, attempt: Attempt) -> str:
         """Return why the next op is rejected without another try, or the empty string."""

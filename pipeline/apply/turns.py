@@ -100,10 +100,20 @@ class ShardTurns(ABC):
             return self._all(take, started)
 
     def _all(self, take: Take, started: float) -> Outcome:
-        outcome = self._together(take)
+        outcome, rest = self._together(take), take
+        while rest.others and clock.mono_s() - started < TURN_S:
+            rest = Take({b: take.due[b] for b in take.due if b in rest.others}, suspects=take.suspects, again=True)
+            outcome.add(self._together(rest))
         order = sorted(take.suspects.items(), key=lambda one: (one[1].deaths, one[1].waits, -one[1].entries))
+        slow = list[tuple[int, Attempt]]()
         for n, (bucket, attempt) in enumerate(order):
             if n and clock.mono_s() - started > TURN_S:
+                break
+            brief = n + 1 < len(order) and not (attempt.deaths or attempt.waits)
+            left = self._alone(bucket, attempt, take.due[bucket], outcome, brief=brief)
+            slow += [] if left is None else [(bucket, left)]
+        for bucket, attempt in slow:
+            if clock.mono_s() - started > TURN_S:
                 break
             self._alone(bucket, attempt, take.due[bucket], outcome)
         return outcome
@@ -121,9 +131,11 @@ class ShardTurns(ABC):
                 self._transaction.note_ended(take)
                 # a child waits for its parent in another worker's transaction, and that one for a parent in ours
                 return Outcome(left=len(take.due), ring=True, crossed=True)
-            logger.warning(Event("buckets_tried_alone", shard=self.shard, buckets=len(take.noted), error=error))
+            suspects = take.noted.keys() if take.whole else take.noted.keys() & take.accused or take.noted.keys()
+            logger.warning(Event("buckets_tried_alone", shard=self.shard, buckets=len(suspects), error=error))
             self._transaction.pace.learn(0, ms_since(started))  # a slow server is asked for less the next time
-            take.suspects |= {bucket: attempt.failed() for bucket, attempt in take.noted.items()}
+            take.suspects |= {bucket: take.noted[bucket].failed() for bucket in suspects}
+            take.others = take.noted.keys() - suspects
             return Outcome()
         if batch.before:
             self._finish(batch, outcome)
@@ -136,11 +148,16 @@ class ShardTurns(ABC):
             return Outcome(left=len(take.due), waiting="held by another worker")
         return outcome
 
-    def _alone(self, bucket: int, attempt: Attempt | None, largest_bytes: int, outcome: Outcome) -> None:
-        """Apply what is under suspicion in one bucket, in ever smaller steps where these fail."""
+    def _alone(
+        self, bucket: int, attempt: Attempt | None, largest_bytes: int, outcome: Outcome, *, brief: bool = False
+    ) -> Attempt | None:
+        """Apply what is under suspicion in one bucket, in ever smaller steps where these fail.
+
+        Returns the attempt that is left where a brief one was given up: others have their turn first.
+        """
         until_s = clock.mono_s() + TURN_S
         while attempt is not None:
-            take = Take({bucket: largest_bytes}, alone=attempt)
+            take = Take({bucket: largest_bytes}, alone=attempt, brief=brief)
             if attempt.deaths:  # the next try may end this process too
                 tries = f"{attempt.deaths} of {MOST_DEATHS} tries have failed"
                 reason = WaitReason("testing", self.shard, self.shard, tries)
@@ -150,16 +167,20 @@ class ShardTurns(ABC):
                 attempt = take.alone or attempt
             except Contended as error:
                 attempt = take.alone or attempt
+                if brief and not error.locked:
+                    self._note_ended(bucket, attempt)
+                    return attempt
                 attempt = self._after_contention(bucket, attempt, error, outcome)
                 continue
             if bucket not in batch.before:
-                return  # another worker is at it, or has been
+                return None  # another worker is at it, or has been
             self._finish(batch, done)
             outcome.add(done)
             attempt = attempt.succeeded(batch.after[bucket], batch.ops) if batch.taken else None
             if attempt is not None and clock.mono_s() > until_s:
                 self._note_ended(bucket, attempt)
-                return
+                return None
+        return None
 
     def _after_contention(self, bucket: int, attempt: Attempt, error: Contended, outcome: Outcome) -> Attempt | None:
         """Return the attempt to make at once; None where the bucket rests first."""

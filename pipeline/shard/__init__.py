@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -156,6 +156,33 @@ class NodeSession:
         ask = getattr(self.adapter.connection, "ask", None)
         return [self.rows(sql) for sql in statements] if ask is None else ask(statements)
 
+    def execute_each(self, statements: Sequence[str]) -> Sequence[Exception | None]:
+        """Run statements inside the open transaction, in one round trip where the driver can; return why each failed.
+
+        Args:
+            statements: some, of which none needs what another does.
+
+        Raises:
+            Unanswered: statements before them are kept back.
+            Exception: the driver's own; it is unknown which statements were done.
+        """
+        if self._here.kept is not None:
+            raise Unanswered(statements[0])
+        execute_each = getattr(self.adapter.connection, "execute_each", None)
+        return [self._failure(sql) for sql in statements] if execute_each is None else execute_each(statements)
+
+    def _failure(self, sql: str) -> Exception | None:
+        try:
+            self.execute(sql)
+        except Exception as error:
+            return error
+        return None
+
+    @property
+    def answered(self) -> int:
+        """How many statements of the last `ask` were answered before the first that failed; -1: that is not known."""
+        return int(getattr(self.adapter.connection, "answered", -1))
+
     @contextmanager
     def kept_back(self) -> Iterator[list[str]]:
         """Keep back what this thread executes, and yield the list of it, to be sent with `ask` behind the block.
@@ -206,12 +233,17 @@ class NodeSession:
                 self._silent_codes.add(code)
         return row
 
-    def marked_id(self) -> int | None:
-        """Return the id of the last row of a marked INSERT that the server came to, or None; see `Dialect.mark`."""
-        if not self.dialect.mark:
-            return None
-        [[found]] = self.rows("SELECT @pipeline_id")
-        return int(found) if found is not None else None
+    def marked_ids(self, statements: Sequence[int]) -> list[int | None]:
+        """Return of marked INSERTs the last marked id that the server came to, if any; see `Dialect.mark`.
+
+        Args:
+            statements: their numbers, as in their marks.
+        """
+        if not statements:
+            return []
+        marks = [self.dialect.mark.format(number) for number in statements]
+        [[found]] = self.ask(f"SELECT {', '.join(marks)}")
+        return list(found)
 
     def _told_row(self) -> int | None:
         try:

@@ -41,8 +41,9 @@ class MySQL:
     lock = " FOR UPDATE SKIP LOCKED"
     #: Behind a SELECT whose rows must not change before the transaction ends.
     hold = " FOR UPDATE"
-    #: Before each id of an INSERT: it tells to which row the server came, where a trigger ends the statement.
-    mark = "@pipeline_id := "
+    #: What an INSERT of a given number assigns ids to: it tells to which row the server came where the statement fails.
+    #: Each row costs 0.4 µs in a statement of 100, and 5 µs in one of 1,000: the server looks for it among all others.
+    mark = "@pipeline_id_{}"
     #: The server's clock in ms, in whatever time zone the session is.
     now_ms = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) DIV 1000"
     #: The driver's argument that ends a transaction with each statement.

@@ -48,9 +48,9 @@ _MYSQL_RELATED_ROWS = {1216, 1217, 1451, 1452, 1761, 1762}
 _MYSQL_SIGNAL = 1644
 #: What SQLite says of a row's own values, and of nothing else.
 _SQLITE_OWN_VALUES = ("NOT NULL constraint", "CHECK constraint", "datatype mismatch")
-#: Deadlock, lock wait, snapshot conflict, a lock that was not waited for: InnoDB rolled back (part of) the transaction.
-#: A table changed under the statement (1412, 1615). Retry all of the transaction.
-_MYSQL_LOCKED = {1205, 1213, 1020, 3572, 1412, 1615}
+#: Deadlock, lock wait, snapshot conflict, a lock that was not waited for, no room for locks (1206): InnoDB rolled back
+#: (part of) the transaction. A table changed under the statement (1412, 1615). Retry all of the transaction.
+_MYSQL_LOCKED = {1205, 1206, 1213, 1020, 3572, 1412, 1615}
 #: The other transaction goes on at once, so that a retry in place succeeds: deadlock, snapshot conflict, changed table.
 _MYSQL_BRIEFLY = {1213, 1020, 1412, 1615}
 #: The statement was interrupted (1317), or took longer than the server lets it (MariaDB 1969, MySQL 3024).

@@ -42,6 +42,9 @@ _WHOLE = {FIELD_TYPE.TINY, FIELD_TYPE.SHORT, FIELD_TYPE.LONG, FIELD_TYPE.LONGLON
 _OK, _END, _ERROR, _NULL = 0x00, 0xFE, 0xFF, 0xFB
 #: What a value begins with whose length has two bytes.
 _TWO_BYTES = 0xFC
+#: The most statements of which the answers wait. A server reads on only while there is room for its answers, of 600
+#: bytes at most.
+MOST_UNREAD = 32
 #: So much is read at once.
 _READ_BYTES = 65_536
 #: Plugins by which a server learns the password, or enough of it to find it.
@@ -107,6 +110,8 @@ class NodeConnection(_Connection):
     def __init__(self, *, tls: TLS | None = None, tells: bool = False, **args: Any):
         self._asked, self._tells = tls, tells
         self._committed_s = -inf
+        #: How many statements of those that were sent last were answered before the first that failed.
+        self.answered = 0
         if not tells:
             args["auth_plugin_map"] = dict.fromkeys(_TELLING, _Untold)
         super().__init__(**args, ssl=context_of(tls) if tls else None)
@@ -128,29 +133,49 @@ class NodeConnection(_Connection):
         Raises:
             MySQLError: the first statement's that failed; or the connection broke, and it is unknown what was done.
         """
+        failures, found = self._answers_to(statements)
+        if (failure := next((error for error in failures if error is not None), None)) is not None:
+            raise failure
+        return found
+
+    def execute_each(self, statements: Sequence[str]) -> list[MySQLError | None]:
+        """Send statements together, as `ask` does; return of each why it failed.
+
+        Args:
+            statements: some, without rows, none of which needs what another does.
+
+        Raises:
+            MySQLError: one waited for a lock or took too long; or the connection broke. It is unknown what was done.
+        """
+        failures = list[MySQLError | None]()
+        for start in range(0, len(statements), MOST_UNREAD):
+            failures += self._answers_to(statements[start : start + MOST_UNREAD])[0]
+        return failures
+
+    def _answers_to(self, statements: Sequence[str]) -> tuple[list[MySQLError | None], list[list[tuple[Any, ...]]]]:
         this: Any = self
         if not this._sock:
             raise InterfaceError(0, "")
-        this._result = None
+        this._result, self.answered = None, 0
         texts = [sql.encode() for sql in statements]
-        answers, failure, found = _Answers(this), None, list[list[tuple[Any, ...]]]()
+        answers, failures, found = _Answers(this), list[MySQLError | None](), list[list[tuple[Any, ...]]]()
         try:
             # the driver's reads keep the time-out of its writes: `Dialect.driver_args` gives both the same
             this._write_bytes(b"".join([struct.pack("<iB", len(sql) + 1, COMMAND.COM_QUERY) + sql for sql in texts]))
             for left in reversed(range(len(texts))):
                 try:
                     found.append(answers.rows())
+                    failures.append(None)
+                    self.answered += not any(failures)
                 except MySQLError as error:
                     if answers.broken or (left and fault_of(error) in (Fault.LOCKED, Fault.OVERTIME)):
                         raise  # each of the others could wait as long: their answers are not waited for
-                    failure = failure or error
+                    failures.append(error)
             answers.end()
         except BaseException:  # an interrupt too: what is still to come must not be taken for the next answer
             this._force_close()
             raise
-        if failure is not None:
-            raise failure
-        return found
+        return failures, found
 
     @property
     def begins_itself(self) -> bool:

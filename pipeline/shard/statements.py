@@ -65,17 +65,16 @@ def rows_of(sheets: Sequence[Sheet], facts: Facts) -> list[str]:
     return list(map(", ".join(formats).__mod__, zip(*parts, strict=True)))
 
 
-def insert_of(columns: Sequence[int], rows: Sequence[str], facts: Facts, mark: str = "") -> str:
+def insert_of(columns: Sequence[int], rows: Sequence[str], facts: Facts) -> str:
     """Return the SQL that inserts rows of sheets.
 
     Args:
         columns: the numbers of the columns that have values beside the id.
         rows: of `rows_of`.
         facts: of the table.
-        mark: put before each id, see `Dialect.mark`.
     """
     names = [facts.names[facts.schema.id_index], *(facts.names[column] for column in columns)]
-    return f"INSERT INTO {facts.table} ({', '.join(names)}) VALUES ({mark}{f'), ({mark}'.join(rows)})"
+    return f"INSERT INTO {facts.table} ({', '.join(names)}) VALUES ({'), ('.join(rows)})"
 
 
 def copy_statement(ops: Sequence[Op], facts: Facts, source: Facts, dialect: Dialect) -> str:

@@ -14,6 +14,7 @@ from pipeline.shard.driver_errors import Fault, fault_of, required_column
     ("code", "fault"),
     [
         (1205, Fault.LOCKED),
+        (1206, Fault.LOCKED),
         (1213, Fault.LOCKED),
         (1040, Fault.TRANSIENT),
         (1021, Fault.TRANSIENT),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pymysql.err import IntegrityError, MySQLError, OperationalError
 
-from pipeline.shard.mysql_connection import NodeConnection
+from pipeline.shard.mysql_connection import MOST_UNREAD, NodeConnection
 
 OK = b"\x00\x01\x00\x02\x00\x00\x00"
 END = b"\xfe\x00\x00\x02\x00"
@@ -94,6 +94,24 @@ def test_an_error_among_them_is_raised_once_all_answers_are_read():
 
     server.answers = packets(OK)
     assert connection.ask(["INSERT"]) == [[]]
+
+
+def test_of_statements_that_may_fail_each_a_few_are_sent_before_their_answers_are_read(monkeypatch: pytest.MonkeyPatch):
+    connection, server = connected(b"", 10_000)
+    lots = list[int]()
+
+    def sendall(sent: bytes) -> None:
+        assert not server.answers
+        lots.append(sent.count(b"INSERT"))
+        server.answers = b"".join(packets(DUPLICATE if sent.count(b"7") and n == 1 else OK) for n in range(lots[-1]))
+
+    monkeypatch.setattr(server, "sendall", sendall)
+
+    failures = connection.execute_each(["INSERT"] * MOST_UNREAD + ["INSERT 7"] * 2)
+
+    assert lots == [MOST_UNREAD, 2]
+    assert [str(error) for error in failures if error] == ["(1062, \"Duplicate entry '7' for key 'PRIMARY'\")"]
+    assert failures[-1] is not None
 
 
 @pytest.mark.parametrize("behind", [0, 1])

@@ -16,7 +16,7 @@ from pipeline.admin.observe.readings import Queues
 from pipeline.admin.why import why
 from pipeline.apply.applier import Applier
 from pipeline.apply.judge import MOST_DEATHS
-from pipeline.apply.transaction import Outcome
+from pipeline.apply.transaction import BRIEF_S, TOGETHER_S, Outcome
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import LogUnavailable
 from pipeline.model.receipt import Receipt
@@ -141,7 +141,7 @@ def test_a_worker_that_suspects_a_bucket_learns_what_another_has_met_there_since
         late, other = applier(box), applier(box)
         alone = late._alone
 
-        def after_another(*told: Any, other: Applier = other, alone: Callable[..., None] = alone) -> None:
+        def after_another(*told: Any, other: Applier = other, alone: Callable[..., Any] = alone, **more: Any) -> Any:
             nonlocal deaths
             if told[0] == bad.bucket:
                 box.log.ahead_ms += LATER_MS
@@ -149,7 +149,7 @@ def test_a_worker_that_suspects_a_bucket_learns_what_another_has_met_there_since
                     other.apply()
                 except Died:
                     deaths += 1
-            alone(*told)
+            return alone(*told, **more)
 
         late._alone = after_another  # type: ignore[method-assign]
         box.log.ahead_ms += LATER_MS
@@ -307,6 +307,45 @@ def test_an_op_that_always_takes_too_long_is_rejected_and_never_delays_the_other
     assert turns(box, most=20) == 0
     assert bad.status() == "rejected"
     assert states(behind) == {"applied"}
+
+
+@pytest.mark.parametrize("code", [1969, 1205])
+def test_what_is_not_of_the_statement_that_waits_is_applied_at_once_and_together(
+    db: Any, box: Sandbox, meet: Meet, monkeypatch: pytest.MonkeyPatch, code: int
+):
+    alone, real = list[int](), Applier._alone
+
+    def spy(worker: Applier, bucket: int, *rest: Any, **more: Any) -> Any:
+        alone.append(bucket)
+        return real(worker, bucket, *rest, **more)
+
+    monkeypatch.setattr(Applier, "_alone", spy)
+    row = pipeline.enqueue_insert(db.event, who=7, note="row")
+    applier(box).apply()
+    bad = pipeline.enqueue_update(db.event.id == row.id, note="locked")
+    others = [pipeline.enqueue_insert(db.event, who=who, note=f"{who}") for who in range(OTHERS)]
+    meet("locked", mysql_error(code))
+
+    applier(box).apply()
+
+    assert alone == [bad.bucket]
+    assert states([one for one in others if one.bucket != bad.bucket]) == {"applied"}
+    assert bad.status() == "queued"
+
+
+def test_others_are_applied_before_a_bucket_gets_a_long_statement_alone(
+    db: Any, box: Sandbox, meet: Meet, monkeypatch: pytest.MonkeyPatch
+):
+    _, others, _ = queue(db, "slow")
+    meet("slow", mysql_error(1969))
+    seen = list[tuple[float, set[str]]]()
+    monkeypatch.setattr(NodeSession, "limit_statements", lambda session, most_s: seen.append((most_s, states(others))))
+
+    applier(box).apply()
+
+    longest_s = ApplySettings().statement_s
+    assert {most_s for most_s, _ in seen} == {TOGETHER_S, BRIEF_S, longest_s}
+    assert [found for most_s, found in seen if most_s == longest_s][-1] == {"applied"}
 
 
 def test_an_op_whose_statement_ends_the_server_is_rejected_and_each_time_counts(db: Any, box: Sandbox, meet: Meet):

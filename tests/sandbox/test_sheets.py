@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
@@ -13,10 +14,10 @@ from support.examples import examples
 from support.oracle.grouping import BUCKET, EPOCH, PAST, PLAIN, PRODUCER, SCOPE, Database
 from support.oracle.loads import AT_ONCE, insert, loaded
 
+from pipeline.apply import pace
 from pipeline.apply.applier import Applier
 from pipeline.apply.batch import Batch
 from pipeline.apply.executor import Executor
-from pipeline.apply.grouping import SheetItems
 from pipeline.config.settings import ApplySettings
 from pipeline.model import DELETE, Entry, Op, encode
 from pipeline.oplog.appends import Append
@@ -38,13 +39,13 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 def sheets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows of each statement that was tried for sheets."""
     tried: list[int] = []
-    inserted = Executor._inserted
+    failed = Executor._failed
 
-    def noted(self: Executor, items: SheetItems, facts: Any) -> None:
-        tried.append(len(items))
-        inserted(self, items, facts)
+    def noted(self: Executor, parts: Sequence[Sequence[int]], *rest: Any, **options: Any) -> Any:
+        tried.extend(map(len, parts))
+        return failed(self, parts, *rest, **options)
 
-    monkeypatch.setattr(Executor, "_inserted", noted)
+    monkeypatch.setattr(Executor, "_failed", noted)
     return tried
 
 
@@ -69,17 +70,34 @@ def test_a_refused_row_of_a_sheet_is_rejected_alone(database: Database, sheets: 
 
     found = database.apply(ops, at_once=AT_ONCE)
 
-    assert sheets == [9, 4, 2, 1, 1, 5]  # SQLite names no row
+    assert sheets == [9, 4, 5, 2, 2, 1, 1]  # SQLite names no row
     assert found["rejects"] == [(13,)]
     assert [row[0] for row in found["plain"]] == [row for row in range(1, 19) if row != 13]
 
 
-@pytest.mark.parametrize(("named", "tried"), [(4, [9, 1, 8]), (7, [9, 1, 8, 4, 2, 1, 1, 4]), (99, [9, 4, 2, 1, 1, 5])])
-def test_all_rows_but_the_accused_are_one_statement_again_and_a_wrong_word_changes_no_result(
-    database: Database, sheets: list[int], monkeypatch: pytest.MonkeyPatch, named: int, tried: list[int]
+def come_to(monkeypatch: pytest.MonkeyPatch, *ids: int | None) -> None:
+    """Let the server say of each statement that fails to which marked id it came; of the last ones nothing."""
+    words = iter(ids)
+    monkeypatch.setattr(SQLite, "mark", "@{}")
+    monkeypatch.setattr("pipeline.apply.executor.marked_rows", lambda rows, mark: rows)
+    monkeypatch.setattr(NodeSession, "marked_ids", lambda self, asked: [next(words, None) for _ in asked])
+
+
+@pytest.mark.parametrize(
+    ("last", "tried"),
+    [
+        (10, [9, 4, 5, 1, 1, 1, 1]),
+        (12, [9, 4, 5, 1, 1, 2]),
+        (11, [9, 4, 5, 1, 1, 1, 1]),
+        (15, [9, 4, 5, 2, 2, 1, 1]),  # a row of another statement
+        (None, [9, 4, 5, 2, 2, 1, 1]),
+    ],
+)
+def test_rows_behind_the_last_mark_are_tried_alone_and_a_wrong_word_changes_no_result(
+    database: Database, sheets: list[int], monkeypatch: pytest.MonkeyPatch, last: int | None, tried: list[int]
 ):
     ops = [insert(PLAIN, row, {1: 9 if row == 13 else 1}) for row in range(1, 19)]
-    monkeypatch.setattr(NodeSession, "bad_row", lambda self, error: named)
+    come_to(monkeypatch, last)
 
     found = database.apply(ops, at_once=AT_ONCE)
 
@@ -88,16 +106,32 @@ def test_all_rows_but_the_accused_are_one_statement_again_and_a_wrong_word_chang
     assert [row[0] for row in found["plain"]] == [row for row in range(1, 19) if row != 13]
 
 
-def test_rows_are_inserted_in_the_order_of_their_ids_and_the_accused_is_counted_in_it(
-    database: Database, sheets: list[int], monkeypatch: pytest.MonkeyPatch
+def test_rows_are_inserted_in_the_order_of_their_ids_and_the_refused_one_is_the_ops_own(
+    database: Database, monkeypatch: pytest.MonkeyPatch
 ):
     ops = [insert(PLAIN, row, {1: 9 if row == 13 else 1}) for row in range(27, 0, -1)]
-    monkeypatch.setattr(NodeSession, "bad_row", lambda self, error: 4)  # of 10, 11, 12, 13 …
+    sent, execute = list[str](), database.session.execute
+    monkeypatch.setattr(database.session, "execute", lambda sql: sent.append(sql) or execute(sql))
 
     found = database.apply(ops, at_once=AT_ONCE)
 
-    assert sheets == [9, 1, 8, 9]
+    inserts = [
+        [int(id) for id in re.findall(r"\((\d+), ", sql)] for sql in sent if sql.startswith('INSERT INTO "plain"')
+    ]
+    assert all(ids == sorted(ids) for ids in inserts[9:])  # the first nine are no sheet
     assert found["rejects"] == [(15,)], "the fifteenth op is of row 13"
+
+
+def test_after_a_refused_row_statements_are_short_for_a_while(
+    database: Database, sheets: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    for name, rows in (("SHORT_ROWS", 4), ("SHORT_FOR_ROWS", 25)):
+        monkeypatch.setattr(pace, name, rows)
+
+    database.apply([insert(PLAIN, row, {1: 9 if row == 10 else 1}) for row in range(1, 64)], at_once=AT_ONCE)
+
+    # the first nine are no sheet; the next are sent in parts of four, of which the first is split
+    assert sheets == [9, 4, 4, 1, 2, 2, 1, 1, *(2 * [4, 4, 1]), 9, 9, 9]
 
 
 def test_a_sheet_stays_whole_around_its_refused_row(database: Database, monkeypatch: pytest.MonkeyPatch):

@@ -4,18 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
+from support.oracle import nodes
 from support.oracle.families import astray
-from support.oracle.grouping import LOUD, MANY, PLAIN, TWO, Database, Maker, difference
+from support.oracle.grouping import (
+    BUCKETS,
+    EPOCH,
+    LOUD,
+    MANY,
+    PLAIN,
+    PRODUCER,
+    SCOPE,
+    TWO,
+    Database,
+    Maker,
+    difference,
+)
 from support.oracle.loads import AT_ONCE, insert, loaded
 from support.sandbox.sessions import as_user
 
+from pipeline.apply import pace
+from pipeline.apply.applier import Applier
 from pipeline.apply.executor import Executor
-from pipeline.model import INSERT, UPDATE, Op
+from pipeline.apply.transaction import ApplyTransaction
+from pipeline.config.settings import ApplySettings
+from pipeline.model import INSERT, UPDATE, Op, encode
+from pipeline.oplog.appends import Append
+from pipeline.shard import NodeSession
 
 pytestmark = pytest.mark.mariadb
 
@@ -58,6 +78,25 @@ def test_sheets_equal_their_ops_one_by_one(database: Database, seed: int):
     assert database.apply(ops, at_once=AT_ONCE) == database.apply(ops, at_once=1)
 
 
+@settings(max_examples=examples(20), deadline=None, phases=[Phase.reuse, Phase.generate])
+@given(seed=st.integers(0, 2**32))
+def test_sheets_in_short_statements_equal_their_ops_one_by_one(database: Database, seed: int):
+    random = Random(seed)
+    ops = loaded(random)
+    refuses = "IF NEW.n % 5 = 3 THEN SIGNAL SQLSTATE '45000'; END IF"
+    fires = random.random() < 0.5
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, rows in (("SHORT_ROWS", random.randint(1, 6)), ("MARKED_EACH", random.randint(1, 4))):
+            patch.setattr(pace, name, rows)
+        if fires:
+            database.session.query(f"CREATE TRIGGER picky BEFORE INSERT ON plain FOR EACH ROW BEGIN {refuses}; END")
+        try:
+            assert database.apply(ops, at_once=AT_ONCE) == database.apply(ops, at_once=1)
+        finally:
+            database.session.query("DROP TRIGGER IF EXISTS picky")
+
+
 @pytest.mark.parametrize(
     ("bad", "most"),
     [
@@ -86,10 +125,13 @@ def test_a_row_of_a_sheet_that_a_trigger_refuses_is_found_by_its_mark(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ):
     does = "IF NEW.t = 'bad' THEN SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 30001; END IF"
-    tried, inserted = list[int](), Executor._inserted
-    monkeypatch.setattr(
-        Executor, "_inserted", lambda self, items, facts: tried.append(len(items)) or inserted(self, items, facts)
-    )
+    tried, failed = list[int](), Executor._failed
+
+    def noted(self: Executor, parts: Any, *rest: Any, **options: Any) -> Any:
+        tried.extend(map(len, parts))
+        return failed(self, parts, *rest, **options)
+
+    monkeypatch.setattr(Executor, "_failed", noted)
     ops = [insert(PLAIN, row, {1: 1, 2: "bad" if row in (15, 40) else "fine"}) for row in range(1, 61)]
     create, drop = f"CREATE TRIGGER picky BEFORE INSERT ON plain FOR EACH ROW BEGIN {does}; END", "DROP TRIGGER picky"
 
@@ -101,7 +143,46 @@ def test_a_row_of_a_sheet_that_a_trigger_refuses_is_found_by_its_mark(
 
     assert found["rejects"] == [(15,), (40,)]
     assert [row[0] for row in found["plain"]] == [row for row in range(1, 61) if row not in (15, 40)]
-    assert tried[-5:] == [9, 1, 8, 9, 6]
+    assert tried[-8:] == [9, *(4 * [1]), 5, 9, 6]  # 37 to 40 are behind the last mark
+
+
+@pytest.mark.parametrize("together", [True, False], ids=("one round trip", "one by one"))
+def test_only_the_bucket_whose_row_another_program_has_locked_is_tried_alone(
+    database: Database, mariadb_uri: str, monkeypatch: pytest.MonkeyPatch, together: bool
+):
+    log, alone, real, guessed = database._begun(), list[int](), Applier._alone, list[int]()
+    line, worker = log.line(), Applier("s0", database.session, log, ApplySettings())
+    ask = NodeSession.ask
+
+    def append(first: int, ops: dict[int, list[Op]]) -> None:
+        appends = [Append(bucket, first, list(map(encode, of))) for bucket, of in ops.items()]
+        line.append(SCOPE, EPOCH, PRODUCER, appends, "", 0)
+
+    def spy(self: Applier, bucket: int, *rest: Any, **more: Any) -> Any:
+        alone.append(bucket)
+        return real(self, bucket, *rest, **more)
+
+    monkeypatch.setattr(Applier, "_alone", spy)
+    monkeypatch.setattr(ApplyTransaction, "guesses", together)
+    append(1, {bucket: [insert(PLAIN, 1 + bucket, {1: 1})] for bucket in range(BUCKETS)})
+    while worker.apply().applied:
+        pass
+    rows = range(11, 11 + BUCKETS)
+    ops = {bucket: [insert(PLAIN, row, {1: 2})] for bucket, row in enumerate(rows)}
+    ops[2] = [Op(UPDATE, "plain", PLAIN.hash, 0, 3, (1,), (5,))]
+    append(2, ops)
+    monkeypatch.setattr(NodeSession, "ask", lambda self, *some: guessed.append(len(some)) or ask(self, *some))
+
+    with nodes.connection(mariadb_uri) as other:
+        other.begin()
+        nodes.fetch(other, "SELECT id FROM plain WHERE id = 3 FOR UPDATE")
+        worker.apply()
+        other.rollback()
+
+    assert alone == [2]
+    assert (max(guessed, default=0) > 3) == together
+    found = {row for (row,) in database.session.query("SELECT id FROM plain WHERE id > 10")}
+    assert found == {*rows} - {13}
 
 
 @pytest.mark.parametrize(("first", "second"), [("\U0001f600", "\U0001f601"), ("a\x01", "a"), ("あ", "ア")])
