@@ -15,8 +15,10 @@ from benchmarks.target import Target
 #: The largest share of the time that polls may take: a count scans the table, and must not slow what it counts.
 _POLL_SHARE = 0.2
 _POLL_FIRST_S = 0.05
-#: How long the servers' estimates of the number of rows are believed, s, and the share from which on rows are counted.
-_ESTIMATED_S, _NEAR = 1.0, 0.95
+#: How long the servers' estimates of the number of rows are believed, s, and the time between two of them, s.
+_ESTIMATED_S, _ESTIMATE_S = 1.0, 0.025
+#: So many estimates that are alike say that no more rows come.
+_ALIKE = 3
 
 
 class NotDrained(Exception):
@@ -57,8 +59,9 @@ class Table:
             NotDrained: rows were still missing after *timeout_s*, or there are more than were sent.
         """
         deadline = time.perf_counter() + timeout_s
+        wanted, before = rows, -1
         while True:
-            self._wait_for_about(rows)
+            estimated = self._wait_for_about(wanted)
             asked = time.perf_counter()
             found = self.count()
             if found == rows:
@@ -69,13 +72,22 @@ class Table:
                 )
             if asked > deadline:
                 raise NotDrained(f"{found:,} of {rows:,} rows were committed after {timeout_s:.0f} s")
-            time.sleep(max(_POLL_FIRST_S, (time.perf_counter() - asked) / _POLL_SHARE))
+            if found == before:
+                time.sleep(max(_POLL_FIRST_S, (time.perf_counter() - asked) / _POLL_SHARE))
+            wanted, before = estimated + rows - found, found
 
-    def _wait_for_about(self, rows: int) -> None:
-        """Wait until the servers' own estimates are near a number of rows, a second at most: a count costs them CPU."""
-        ends = time.perf_counter() + _ESTIMATED_S
-        while self._estimate() < _NEAR * rows and time.perf_counter() < ends:
-            time.sleep(_POLL_FIRST_S)
+    def _wait_for_about(self, wanted: int) -> int:
+        """Wait until the servers estimate so many rows, or as many several times, a second at most; return how many.
+
+        A count costs the servers CPU. An estimate is a tenth off for good once its server has sampled the table, but
+        grows by what is inserted.
+        """
+        ends, alike, before = time.perf_counter() + _ESTIMATED_S, 1, -1
+        while (found := self._estimate()) < wanted and alike < _ALIKE and time.perf_counter() < ends:
+            alike = alike + 1 if found == before else 1
+            before = found
+            time.sleep(_ESTIMATE_S)
+        return found
 
     def _estimate(self) -> int:
         name = f"CONCAT(DATABASE(), '/{self._shape.table}')"

@@ -32,14 +32,15 @@ from workers.process import process_client
 STAY_S = 5.0
 #: From the start of a batch to the next, s, so that ops share a transaction: as long as so many ops need to come, with
 #: these bounds. Ops that come so seldom that the longest time brings no two together are applied at once.
-GATHER_S, LEAST_GATHER_S = 0.04, 0.01
-TOGETHER = 2
+GATHER_S, LEAST_GATHER_S = 0.06, 0.01
+TOGETHER = 3
 #: How much the last batch counts in the time between two ops.
 NEW = 0.1
 #: A batch of so many ops gathers for none more.
 MANY = 200
-#: The time between two looks at whether others wait, s, while ops come.
-LOOK_S = 0.05
+#: The time between two looks at whether others wait, s, while ops come; and where processes of this worker are at all
+#: other shards, for which it leaves only if these are gone or hang.
+LOOK_S, SELDOM_S = 0.05, 0.25
 #: How long one wait for an op lasts, s. Then the dirty set is looked at, for buckets that have rested.
 LISTEN_S = 0.1
 logger = logging.getLogger("pipeline.worker")
@@ -57,7 +58,9 @@ class Stay:
     def __init__(self, shard: str, bell: Bell | SilentBell, others: Collection[str] = ()):
         self._shard, self._bell, self._others = shard, bell, others
         self._name, self._deadline, self._looked_s = uuid4().hex, clock.Deadline(STAY_S), 0.0
-        self._all, self._batches, self._between_s, self._began_s = Outcome(), 0, 0.0, 0.0
+        self._all, self._batches, self._began_s = Outcome(), 0, 0.0
+        #: The mean time from one batch to the next of late, and the ops that came in it.
+        self._spent_s, self._came = 0.0, 0.0
 
     def run(self) -> dict[str, int | str]:
         """Apply until it is time to leave; return what all batches did, for Flower."""
@@ -98,16 +101,16 @@ class Stay:
             return False
         if did:
             if self._batches > 1:
-                spent_s = min(1.0, began_s - self._began_s)
-                self._between_s += (NEW if self._between_s else 1.0) * (spent_s / did - self._between_s)
+                new = NEW if self._came else 1.0
+                self._spent_s += new * (min(1.0, began_s - self._began_s) - self._spent_s)
+                self._came += new * (did - self._came)
             self._began_s = began_s
         elif not outcome.ring and (self._is_over(self._idle_look_s, idle=True) or not self._listen(applier)):
             return False
         if did < MANY:
-            clock.sleep_s(
-                max(0.0, min(self._began_s + gather_s(self._between_s) - clock.mono_s(), self._deadline.left_s))
-            )
-        return not self._is_over(LOOK_S)
+            between_s = self._spent_s / self._came if self._came else 0.0
+            clock.sleep_s(max(0.0, min(self._began_s + gather_s(between_s) - clock.mono_s(), self._deadline.left_s)))
+        return not self._is_over(SELDOM_S if process.are_stayed_at(self._others) else LOOK_S)
 
     def _listen(self, applier: Applier) -> bool:
         """Wait for an op; return whether the next batch is to begin."""

@@ -110,6 +110,46 @@ def test_who_waits_asks_the_broker_seldom_while_processes_of_its_worker_are_at_a
     assert not process.are_stayed_at(["s0"])
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_who_has_work_asks_the_broker_seldom_while_processes_of_its_worker_are_at_all_other_shards(
+    box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch, there: bool
+):
+    monkeypatch.setattr(tasks, "SELDOM_S", 60.0)
+    monkeypatch.setattr(process, "are_stayed_at", lambda shards: there)
+    monkeypatch.setattr(tasks, "STAY_S", 0.3)
+    monkeypatch.setattr(tasks, "LISTEN_S", 60.0)
+    applier, applied = box._appliers["s0"], list[int]()
+    apply = applier.apply
+
+    def apply_and_send_another(bell: Any) -> Outcome:
+        if len(applied) < 5:
+            box.client.enqueue_insert(db.sale, customer=7)
+        applied.append((outcome := apply(bell)).applied)
+        return outcome
+
+    monkeypatch.setattr(applier, "apply", apply_and_send_another)
+
+    Stay("s0", bell := Watched(box, db, ops=0), ["s1"]).run()
+
+    assert sum(applied) == 6
+    assert (1_000 - bell.wanted < 5) == there
+
+
+def test_the_time_between_two_ops_is_that_of_many_batches_however_uneven(box: Sandbox, monkeypatch: pytest.MonkeyPatch):
+    seen, now_s = list[float](), 100.0
+    monkeypatch.setattr(tasks.clock, "mono_s", lambda: now_s)
+    monkeypatch.setattr(tasks.clock, "sleep_s", lambda for_s: None)
+    monkeypatch.setattr(tasks, "gather_s", lambda between_s: seen.append(between_s) or 0.0)
+    monkeypatch.setattr(tasks, "STAY_S", 1e9)
+    here = Stay("s0", SilentBell())
+    for ops in [1, 9] * 100:
+        now_s += 0.05
+        here._count(outcome := Outcome(applied=ops, buckets=1))
+        here._goes_on(box._appliers["s0"], outcome, now_s)
+
+    assert seen[-1] == pytest.approx(0.01, rel=0.2), "and not the mean of 0.05 and 0.0056"
+
+
 def test_a_worker_that_is_asked_to_stop_leaves_after_its_batch(box: Sandbox):
     process.ask_to_stop()
 
@@ -183,9 +223,9 @@ def test_what_comes_between_the_end_of_a_wait_and_its_batch_is_rung_for_where_an
 
 
 @pytest.mark.parametrize(
-    ("between_s", "wait_s"), [(0.0001, 0.01), (0.005, 0.01), (0.015, 0.03), (0.03, 0.04), (0.05, 0.0)]
+    ("between_s", "wait_s"), [(0.0001, 0.01), (0.005, 0.015), (0.015, 0.045), (0.03, 0.06), (0.07, 0.0)]
 )
-def test_a_batch_waits_for_two_ops_and_where_these_take_long_for_none(between_s: float, wait_s: float):
+def test_a_batch_waits_for_three_ops_and_where_these_take_long_for_none(between_s: float, wait_s: float):
     assert gather_s(between_s) == pytest.approx(wait_s)
 
 
