@@ -37,7 +37,7 @@ VICTIMS = ("command", "worker-0", "source", "target")
 STAGES = ("copy", "catch", "finish", "publish", "clean", "begin")
 KILLS = [(VICTIMS[n % 4], STAGES[(n + n // 12) % 6]) for n in range(24)]
 #: `pipeline move`, which waits for no readers.
-COMMAND = "from pipeline.admin.moving import mover; mover.HEARD_S = 0.0; from pipeline.cli import main; main()"
+COMMAND = "from pipeline.admin import moving; moving.HEARD_S = 0.0; from pipeline.cli import main; main()"
 
 
 @pytest.fixture(autouse=True)

@@ -159,8 +159,8 @@ def memory():
     return response.json(dict(tables=alive, of_a_request=len(db.tables), frozen=gc.get_freeze_count()))
 
 def _clients():
-    from pipeline.web import clients
-    return len(clients._clients)
+    from pipeline import web
+    return len(web._clients)
 
 def odd_values():
     from gluon.contrib.appconfig import AppConfig
