@@ -17,7 +17,7 @@ from math import inf
 from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early
 from pipeline.apply.footprint import versioned
 from pipeline.apply.grouping import SHEETS_ROWS, Group, Item, item_of, items_of, taken_sheets
-from pipeline.apply.judge import Judge, NeededOps, check_upsert
+from pipeline.apply.judge import Judge, NeededOps, RolledBack, check_upsert
 from pipeline.apply.order import HeldRows
 from pipeline.apply.pace import (
     Lessons,
@@ -35,7 +35,15 @@ from pipeline.model import COPY, DELETE, GROUP, INSERT, UPSERT, Entry, Op, Posit
 from pipeline.model.sheet import SheetEntry
 from pipeline.model.wait_reason import WaitReason
 from pipeline.shard import NodeSession
-from pipeline.shard.driver_errors import code_of, is_about_related_rows, may_be_early, sentence_of
+from pipeline.shard.driver_errors import (
+    Fault,
+    code_of,
+    fault_of,
+    is_about_related_rows,
+    is_driver_error,
+    may_be_early,
+    sentence_of,
+)
 from pipeline.shard.records import Reject
 from pipeline.shard.records.set_aside import why_needy
 from pipeline.shard.statements import (
@@ -104,10 +112,13 @@ class Executor:
 
         Raises:
             SchemaBehind, ConstraintsChanged, NeverSeen, Halt, Early: the transaction must be rolled back and run again.
+            RolledBack: it has been, by an error that no list names.
             Exception: the driver's own, if it is transient.
         """
         groups = list(groups)
         self._hold_deletes(groups)
+        if guarded := self._judge.may_believe:
+            self._execute("SAVEPOINT pipeline_whole")
         for alike in sheets:
             self._step("statement")
             self._insert(alike, self._known[alike[0].sheet.schema])
@@ -119,6 +130,8 @@ class Executor:
                     self._atomic(some, group, facts)
                 else:
                     self._run(group.kind, some, facts)
+        if guarded and self._judge.unlisted is not None:
+            self._back_to("RELEASE SAVEPOINT pipeline_whole")
         if self._early:
             self._settle()
             raise Early(self._early)
@@ -316,7 +329,7 @@ class Executor:
             except Exception as error:
                 if not self._judge.blames_op(error, facts):
                     raise
-                self._execute("ROLLBACK TO SAVEPOINT pipeline_group")
+                self._back_to("ROLLBACK TO SAVEPOINT pipeline_group")
                 return error, ops[0]
         self._execute("RELEASE SAVEPOINT pipeline_group")
         return None
@@ -332,6 +345,20 @@ class Executor:
     def _execute(self, sql: str) -> None:
         self.sent.append(self._at)
         self._session.execute(sql)
+
+    def _back_to(self, sql: str) -> None:
+        """Run a statement about a savepoint, which is there if the transaction is.
+
+        An error that no list names is taken for its statement's alone. One that has ended the transaction would have
+        what follows committed without what was before.
+        """
+        try:
+            self._execute(sql)
+        except Exception as error:
+            unlisted = self._judge.unlisted
+            if unlisted is None or not is_driver_error(error) or fault_of(error) is Fault.TRANSIENT:
+                raise
+            raise RolledBack(f"it has undone the whole transaction: {sentence_of(unlisted)}") from error
 
     def _see_it_fits(self, sql: str) -> None:
         # 4 bytes a character at most: count only what may be too long

@@ -163,6 +163,12 @@ class NeverSeen(PipelineError):
     retryable = True
 
 
+class RolledBack(PipelineError):
+    """An error that no list names has ended more than its statement: nothing of the transaction is there any more."""
+
+    retryable = True
+
+
 class MissingIndex(PipelineError):
     """An upsert's key has no unique index in the database, or has none for the moment."""
 
@@ -221,11 +227,20 @@ class Judge:
         session: of the shard's primary, inside the transaction.
         lessons: what earlier batches have taught.
         last_try: whether an error that no list names is believed now.
+
+    Attributes:
+        unlisted: the last error that no list names, for which an op was refused.
     """
 
     def __init__(self, session: NodeSession, lessons: Lessons, *, last_try: bool):
         self._session, self._lessons, self._last_try = session, lessons, last_try
         self._checked: set[str] = set()
+        self.unlisted: Exception | None = None
+
+    @property
+    def may_believe(self) -> bool:
+        """Whether an op may be refused for an error that no list names."""
+        return self._last_try or bool(self._lessons.believed)
 
     def blames_op(self, error: Exception, facts: Facts) -> bool:
         """Return whether an op is refused for good by an error; else the transaction is tried again.
@@ -250,6 +265,7 @@ class Judge:
             return False
         if fault is Fault.UNKNOWN:
             self._believe(error, facts)
+            self.unlisted = error
         elif is_about_other_rows(error):
             self._check_constraints(facts)
         return True

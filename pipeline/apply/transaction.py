@@ -456,7 +456,8 @@ class ApplyTransaction:
     def _verdict(self, attempt: Attempt) -> str:
         """Return why the next op is rejected without another try, or the empty string."""
         if attempt.entries == 1 and attempt.deaths >= MOST_DEATHS:
-            return f"poison: alone, it ended the worker, the server or the statement's time {attempt.deaths} times"
+            what = "the worker, the server, the transaction or the statement's time"
+            return f"poison: alone, it ended {what} {attempt.deaths} times"
         if attempt.entries == 1 and attempt.waits * LOCK_REST_S >= self._settings.lock_wait_s:
             return f"it waited for a lock for [apply] lock_wait_s = {self._settings.lock_wait_s} s"
         return ""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pipeline import clock
 from pipeline.apply.batch import Batch
 from pipeline.apply.earlier_ops import Early
-from pipeline.apply.judge import MOST_DEATHS, Attempt, ConstraintsChanged, NeverSeen, SchemaBehind
+from pipeline.apply.judge import MOST_DEATHS, Attempt, ConstraintsChanged, NeverSeen, RolledBack, SchemaBehind
 from pipeline.apply.order import Halt
 from pipeline.apply.transaction import LOCK_REST_S, ApplyTransaction, Misguessed, Outcome, Take
 from pipeline.errors import NotMigrated, PipelineError, ShardUnavailable, Unavailable
@@ -44,7 +44,7 @@ logger = logging.getLogger("pipeline.apply")
 
 
 class Contended(PipelineError):
-    """A statement met a lock that another transaction holds, or took too long."""
+    """A statement met a lock that another transaction holds, took too long, or undid more than itself."""
 
     retryable = True
 
@@ -213,6 +213,8 @@ class ShardTurns(ABC):
             except Misguessed:
                 take.again = True
                 continue
+            except RolledBack as error:
+                raise Contended(error) from error
             except ConstraintsChanged as error:
                 self._facts.forget()
                 failure: Exception = error

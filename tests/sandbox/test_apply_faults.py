@@ -14,6 +14,7 @@ from pipeline import clock
 from pipeline.apply.applier import Applier
 from pipeline.apply.pace import FEW_ROWS, MORE_ROWS
 from pipeline.config.settings import ApplySettings
+from pipeline.shard import NodeSession
 from pipeline.shard.statements import MAX_ROWS
 from pipeline.testing import Sandbox, sandbox
 
@@ -94,6 +95,41 @@ def test_an_error_that_goes_away_rejects_nothing(db: Any, box: Sandbox, monkeypa
 
     assert applier(box).apply().applied == 1
     assert [row["note"] for row in box.rows("event")] == ["odd"]
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["single ops", "in an atomic group"])
+def test_an_error_that_no_list_names_and_that_undoes_the_transaction_takes_no_other_op_with_it(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, grouped: bool
+):
+    real = NodeSession.execute
+
+    def execute(session: NodeSession, sql: str) -> int:
+        if "'odd'" in sql and "INSERT INTO" in sql and "pipeline_" not in sql:
+            session.adapter.connection.rollback()
+            raise sqlite3.OperationalError("malformed JSON")
+        return real(session, sql)
+
+    monkeypatch.setattr(NodeSession, "execute", execute)
+    monkeypatch.setattr("pipeline.clock.sleep_s", lambda for_s: None)
+    good = [pipeline.enqueue_insert(db.event, who=who, note=f"{who}") for who in range(OTHERS)]
+    if grouped:
+        with pipeline.atomic():
+            bad = pipeline.enqueue_insert(db.event, who=7, note="odd")
+            pipeline.enqueue_insert(db.pair, who=7, note="beside")
+    else:
+        bad = pipeline.enqueue_insert(db.event, who=7, note="odd")
+    good += [pipeline.enqueue_insert(db.event, who=who, note=f"{who} again") for who in range(OTHERS)]
+
+    for _ in range(20):
+        box.log.ahead_ms += 60_000
+        applier(box).apply()
+
+    assert {receipt.status() for receipt in good} == {"applied"}
+    assert bad.status() == "rejected"
+    assert len(box.rows("event")) == 2 * OTHERS
+    assert box.rows("pair") == []
+    [[reason]] = box.client.nodes.primary("s0").query("SELECT reason FROM pipeline_rejects")
+    assert "poison" in reason
 
 
 def test_another_worker_suspects_nothing_while_an_error_that_no_list_names_is_tried_again(
