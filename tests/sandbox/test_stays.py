@@ -97,7 +97,7 @@ def test_who_waits_asks_the_broker_seldom_while_processes_of_its_worker_are_at_a
     box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch, there: bool
 ):
     monkeypatch.setattr(tasks, "LISTEN_S", 60.0)
-    monkeypatch.setattr(tasks, "STAY_S", 0.2)
+    monkeypatch.setattr(tasks, "STAY_S", 1.0)
     monkeypatch.setattr(box.client.topology, "shards", ("s0", "s1"))
     monkeypatch.setattr(process, "current_process_index", lambda base: 1)
     process.stay_at("s1")
@@ -114,12 +114,13 @@ def test_who_waits_asks_the_broker_seldom_while_processes_of_its_worker_are_at_a
 def test_who_has_work_asks_the_broker_seldom_while_processes_of_its_worker_are_at_all_other_shards(
     box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch, there: bool
 ):
+    monkeypatch.setattr(tasks, "LOOK_S", 0.0)
     monkeypatch.setattr(tasks, "SELDOM_S", 60.0)
-    monkeypatch.setattr(process, "are_stayed_at", lambda shards: there)
-    monkeypatch.setattr(tasks, "STAY_S", 0.3)
-    monkeypatch.setattr(tasks, "LISTEN_S", 60.0)
+    monkeypatch.setattr(tasks, "STAY_S", 60.0)
     applier, applied = box._appliers["s0"], list[int]()
     apply = applier.apply
+    monkeypatch.setattr(process, "are_stayed_at", lambda shards: there)
+    monkeypatch.setattr(process, "asked_to_stop", lambda: sum(applied) == 6)
 
     def apply_and_send_another(bell: Any) -> Outcome:
         if len(applied) < 5:
