@@ -23,7 +23,7 @@ from pipeline.reads import ReadSession
 from pipeline.reads.gather import GATHER_S
 from pipeline.reads.node_dal import NodeDAL, PrimaryDAL
 from pipeline.reads.node_tables import NodeTables
-from pipeline.reads.read_place import bucket_of_key
+from pipeline.reads.read_place import number_of_key
 
 if TYPE_CHECKING:
     from pipeline.client import Client
@@ -321,6 +321,6 @@ class Calls(ABC):
     def get_db(self, table: Any, shard_key: Any) -> Any:
         """Return a DAL on the primary that has *shard_key*, with *table* defined; see `pipeline.get_db`."""
         client, table = self.client, self.client.op_builder.table(table)
-        [shard, *_] = client.topology.shards_of(bucket_of_key(client.topology, table, shard_key))
+        shard = client.topology.serves(number_of_key(client.topology, table, shard_key))
         onward = client.reads.onward(table._db, self._after(None, fresh=True))
         return PrimaryDAL(NodeTables.on(client.nodes.primary(shard).db), shard, onward, client.op_builder.table)

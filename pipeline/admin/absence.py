@@ -32,6 +32,7 @@ from msgspec.structs import replace
 
 from pipeline import clock
 from pipeline.client import Client
+from pipeline.config.buckets import Placement
 from pipeline.enqueue.deployment import Agreement, asked, known_positions
 from pipeline.errors import NotMigrated, PipelineError, Unavailable, WrongDeployment
 from pipeline.events import Event
@@ -266,8 +267,9 @@ def restoration_of(pipeline: Client, shard: str) -> list[Restored]:
         WrongDeployment: the configuration does not fit the deployment.
     """
     _noted(pipeline, shard)
+    _refuse_split(pipeline, shard)
     there, log = known_positions(pipeline.nodes.primary(shard)), pipeline.log
-    wanted = [*pipeline.topology.buckets_of(shard), pipeline.topology.reference_bucket]
+    wanted = pipeline.topology.applied_by(shard)
     known, tails = _known(pipeline, shard), log.tails(wanted)
     if not known and (unknown := sorted(tails.keys() - there.keys())):
         raise PipelineError(
@@ -298,7 +300,7 @@ def restore(pipeline: Client, shard: str) -> list[Restored]:
     done = restoration_of(pipeline, shard)
     there = known_positions(session)
     create_own_tables(session)
-    all_buckets = {*pipeline.topology.buckets_of(shard), pipeline.topology.reference_bucket}
+    all_buckets = {*pipeline.topology.applied_by(shard)}
     with session.translated(), session.transaction():
         # a watermark that is right belongs to the workers, who may move it right now
         if moved := {one.bucket: one.position for one in done if there.get(one.bucket) != one.position}:
@@ -351,6 +353,22 @@ def create_own_tables(session: NodeSession) -> None:
     with session.translated(), session.transaction():
         for _, sql in own_tables(session.dialect.name):
             session.execute(sql)
+
+
+def _refuse_split(pipeline: Client, shard: str) -> None:
+    """Raise where a key has a shard of its own, and the shard that was restored is one of the two.
+
+    Their watermarks are of one log: a backup of another time has ops of the key twice, or not at all.
+    """
+    topology = pipeline.topology
+    noted = Placement.noted(pipeline.log.placement()) or topology.placement
+    for piece in noted.pieces.values():
+        home = topology.shard_of(piece.of.bucket)
+        if shard in (home, piece.shard):
+            raise PipelineError(
+                f"{piece.of} of bucket {piece.of.bucket} on {home} has a shard of its own, {piece.shard}: nobody knows "
+                f"which ops of the key a backup of {shard} has. Promote a replica of {shard} in its place"
+            )
 
 
 def _noted(pipeline: Client, shard: str) -> Agreement:

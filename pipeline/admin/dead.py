@@ -10,6 +10,7 @@ from pipeline import clock
 from pipeline.admin.stops import stir, who
 from pipeline.apply.replay import Became, Replay, Replayed
 from pipeline.client import Client
+from pipeline.config.buckets import FIRST_PIECE
 from pipeline.errors import BadOp, Unavailable, did_you_mean
 from pipeline.model import Position
 from pipeline.shard.records import replays, text_literal
@@ -75,7 +76,12 @@ class Where:
             parts.append(f"({replays.at_places(self.ops)})")
         if self.table is not None:
             parts.append(f"table_name = {text_literal(self.table)}")
-        parts += [f"{name} = {value}" for name in ("bucket", "code") if (value := getattr(self, name)) is not None]
+        if self.bucket is not None:  # with those of a key of it that has a shard of its own
+            parts.append(
+                f"(bucket = {self.bucket} OR (bucket >= {FIRST_PIECE} AND bucket % {FIRST_PIECE} = {self.bucket}))"
+            )
+        if self.code is not None:
+            parts.append(f"code = {self.code}")
         if self.reason is not None:
             parts.append(f"INSTR(LOWER(reason), {text_literal(self.reason.lower())}) > 0")
         if self.since_ms is not None:

@@ -97,6 +97,8 @@ def adopt_rows(pipeline: Client, table: str) -> list[Misplaced]:
     schema = TableSchema.from_json(tables[table])
     spreads = {**dict(noted.tables), table: notes.mine.spread(table)}
     refuse_unless(notes, replace(noted, tables=tuple(sorted(spreads.items()))))
+    for piece in pipeline.topology.split.values():
+        raise PipelineError(f"{piece.of} has a shard of its own: send it back first: pipeline move back {piece.of}")
     _refuse_queued(pipeline)
     if found := list(misplaced(pipeline, schema)):
         return found
@@ -116,10 +118,13 @@ def misplaced(pipeline: Client, schema: TableSchema) -> Iterator[Misplaced]:
         yield from _unequal(pipeline, schema)
         return
     topology, (key, bucket_of) = pipeline.topology, placing_of(pipeline.topology, schema)
+    column = schema.columns[schema.index[key]]
     for shard in topology.shards:
         for row_id, value in shard_keys_of(pipeline.nodes.primary(shard), schema, key):
             try:
                 belongs = topology.shard_of(bucket_of(value))
+                if (piece := topology.piece_of(schema.name, column, value)) is not None:
+                    belongs = piece.shard
             except ShardKeyError as error:
                 belongs = f"nowhere ({error})"
             if belongs != shard:

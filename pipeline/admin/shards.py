@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -61,7 +61,11 @@ class Transfer(NamedTuple):
 
 
 def plan(
-    weights: Mapping[int, float], owners: Mapping[int, str], shards: Mapping[str, float], tolerance: float = TOLERANCE
+    weights: Mapping[int, float],
+    owners: Mapping[int, str],
+    shards: Mapping[str, float],
+    tolerance: float = TOLERANCE,
+    fixed: Collection[int] = (),
 ) -> list[Transfer]:
     """Return the moves that even out shards, in order; after each of them it is more even than before.
 
@@ -70,6 +74,7 @@ def plan(
         owners: of each bucket its shard.
         shards: of each shard its share, as a number beside the others'.
         tolerance: the part of its share by which a shard may be off.
+        fixed: what counts and stays where it is.
     """
     total, whole = sum(weights.get(bucket, 0.0) for bucket in owners), sum(shards.values())
     share = {name: total * own / whole for name, own in shards.items()}
@@ -77,7 +82,8 @@ def plan(
     left: dict[str, dict[int, float]] = {name: {} for name in shards}
     for bucket, name in owners.items():
         over[name] += weights.get(bucket, 0.0)
-        left[name][bucket] = weights.get(bucket, 0.0)
+        if bucket not in fixed:
+            left[name][bucket] = weights.get(bucket, 0.0)
     steps: list[Transfer] = []
     while True:
         source, target = max(over, key=over.__getitem__), min(over, key=over.__getitem__)
@@ -143,7 +149,9 @@ def weigh(pipeline: Client, sample_s: float = SAMPLE_S) -> Weights:
         key, bucket_of = placing_of(topology, schema)
         for shard in topology.shards:
             session = pipeline.nodes.primary(shard)
+            away = {piece.of.bucket: piece.number for piece in topology.pieces_on(shard)}
             rows = Counter(bucket_of(value) for _, value in shard_keys_of(session, schema, key))
+            rows = Counter({away.get(bucket, bucket): count for bucket, count in rows.items()})
             found.rows.update(rows)
             size = bytes_of(session, schema.name_there) if rows else 0
             found.bytes.update({bucket: size * count // rows.total() for bucket, count in rows.items()})
@@ -152,6 +160,10 @@ def weigh(pipeline: Client, sample_s: float = SAMPLE_S) -> Weights:
         now = positions_of(pipeline.nodes.primary(shard))
         owned = {*topology.buckets_of(shard)} & now.keys()
         found.load.update({bucket: applied_since(marks.get(bucket, START), now[bucket]) for bucket in owned})
+    for bucket, piece in topology.split.items():  # both shards pass each op; whose it is, their rows say about
+        ops, both = found.load[bucket], found.rows[bucket] + found.rows[piece.number]
+        own = ops * found.rows[piece.number] // both if both else 0
+        found.load.update({piece.number: own, bucket: -own})
     return found
 
 
@@ -176,7 +188,10 @@ def planned(pipeline: Client, sample_s: float = SAMPLE_S, by: Iterable[str] = KI
         raise PipelineError("buckets move right now; wait until they have, see: pipeline move list")
     found = weigh(pipeline, sample_s)
     owners = {bucket: name for name in topology.shards for bucket in topology.buckets_of(name)}
-    return plan(found.together(by), owners, dict.fromkeys(topology.shards, 1.0)), found
+    owners |= {piece.number: piece.shard for piece in topology.split.values()}
+    # a bucket one of whose keys has a shard of its own stays where it is, and so does the key
+    fixed = {*topology.split, *(piece.number for piece in topology.split.values())}
+    return plan(found.together(by), owners, dict.fromkeys(topology.shards, 1.0), fixed=fixed), found
 
 
 def joined_moves(steps: Iterable[Transfer], most: int) -> Iterator[tuple[str, str, list[int]]]:
@@ -246,6 +261,10 @@ def shrunk(pipeline: Client, shard: str) -> Grown:
     moves = follow(pipeline.log, pipeline.nodes, topology, anew=True).moves
     if owned := topology.buckets_of(shard):
         raise PipelineError(f"{shard!r} owns the buckets {format_ranges(owned)}: move them first, see pipeline move")
+    if pieces := topology.pieces_on(shard):
+        raise PipelineError(
+            f"{shard!r} has the key {pieces[0].of}: send it back first: pipeline move back {pieces[0].of}"
+        )
     if any(shard in pair for pair in moves.values()):
         raise PipelineError(f"buckets move from or to {shard!r}: wait for them, see pipeline move list")
     others = {name: format_ranges(topology.buckets_of(name)) for name in topology.shards if name != shard}
@@ -336,6 +355,10 @@ def _refuse_moving(pipeline: Client, shard: str) -> None:
     moves = [*drawn.moves.values(), *(noted.moves.values() if noted else ())]
     if any(shard in pair for pair in moves):
         raise PipelineError(f"buckets move from or to {shard!r}: wait for them, see pipeline move list")
+    pieces = [*drawn.pieces.values(), *(noted.pieces.values() if noted else ())]
+    for piece in pieces:
+        if piece.shard == shard:
+            raise PipelineError(f"{shard!r} has the key {piece.of}: send it back first: pipeline move back {piece.of}")
 
 
 def _owned_elsewhere(pipeline: Client, noted: Fingerprint) -> list[int]:

@@ -146,7 +146,7 @@ def drain_and_pause(pipeline: Client, target: Target, timeout_s: float, reason: 
                 raise PipelineError(one.reason_on(shard).sentence())
     topology = pipeline.topology
     follow_noted(pipeline.log, topology)
-    queued = {s: pipeline.log.tails((*topology.buckets_of(s), topology.reference_bucket)) for s in target.shards}
+    queued = {shard: pipeline.log.tails(topology.applied_by(shard)) for shard in target.shards}
     for _ in clock.polls(timeout_s, first_s=0.05, most_s=0.5):
         left = sum(_left(pipeline, shard, tails) for shard, tails in queued.items())
         if left == 0:
@@ -217,7 +217,7 @@ def _wake(pipeline: Client, shard: str) -> None:
     """End the rest of a shard's buckets; where Redis does not answer, the rest ends by itself."""
     topology = pipeline.topology
     try:
-        pipeline.log.postpone(shard, (*topology.buckets_of(shard), topology.reference_bucket), 0)
+        pipeline.log.postpone(shard, topology.applied_by(shard), 0)
         pipeline.bell.ring_now(shard, 1)
     except Unavailable:
         return

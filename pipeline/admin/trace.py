@@ -219,14 +219,20 @@ def story(pipeline: Client, text: str) -> Story:
     receipt = receipt_of(pipeline, text)
     entry, there = _entry(pipeline, receipt)
     position = receipt.position or (entry.position if entry is not None else None)
-    kept = {shard: _kept(pipeline, shard, receipt, position) for shard in pipeline.topology.shards_of(receipt.bucket)}
+    topology = pipeline.topology
+    # a key that has a shard of its own has a number there, by which that shard keeps what it knows of the op
+    at = {
+        shard: receipt.elsewhere(topology.mark_of(shard, receipt.bucket))
+        for shard in topology.shards_of(receipt.bucket)
+    }
+    kept = {shard: _kept(pipeline, shard, one, position) for shard, one in at.items()}
     aside = next((one.aside for one in kept.values() if isinstance(one, KeptOfOp) and one.aside is not None), None)
     if aside is not None:
         position = position or aside.position
     payload = entry.payload if entry is not None else aside.payload if aside is not None else None
     status = _status(receipt)
-    shards = tuple(_on_shard(pipeline, shard, one, receipt, position) for shard, one in kept.items())
-    replicas = tuple(one for shard in kept for one in _on_replicas(pipeline, shard, receipt))
+    shards = tuple(_on_shard(pipeline, shard, one, at[shard], position) for shard, one in kept.items())
+    replicas = tuple(one for shard in kept for one in _on_replicas(pipeline, shard, at[shard]))
     place = Place(receipt.bucket, str(position) if position is not None else None, there)
     return Story(
         status,

@@ -18,10 +18,11 @@ from pipeline import clock
 from pipeline.admin import absence, stops
 from pipeline.client import Client
 from pipeline.config import Topology
+from pipeline.config.buckets import FIRST_PIECE, log_number
 from pipeline.enqueue.receipt_status import REMEMBERED_S
 from pipeline.errors import NotMigrated, Unavailable
 from pipeline.events import Event
-from pipeline.model import Position, may_come_again
+from pipeline.model import START, Position, may_come_again
 from pipeline.model.fingerprint import Fingerprint
 from pipeline.oplog import RECONCILE
 from pipeline.oplog.appends import EVERYWHERE, Scope, scopes_of
@@ -101,7 +102,8 @@ def reconcile(pipeline: Client, shard: str) -> int:
 
 
 def _audit(pipeline: Client, shard: str, mine: Mapping[int, Position]) -> None:
-    for scope, marks in pipeline.publisher.by_scope(mine).items():
+    logs = {log_number(number): position for number, position in mine.items()}
+    for scope, marks in pipeline.publisher.by_scope(logs).items():
         if pipeline.log.audit(scope.name, marks):
             pipeline.publisher.epoch_of(scope)  # raises another, and says why
 
@@ -173,9 +175,10 @@ def _report_other_deployments(
     A Redis that lost its epochs is a different case: its epoch is not current any more, or is above all watermarks.
     """
     ahead = [bucket for bucket, mark in mine.items() if bucket in tails and tails[bucket].epoch < mark.epoch]
-    epochs = {scope: pipeline.log.epoch(scope.name) for scope in {pipeline.publisher.scope_of(b) for b in ahead}}
+    scopes = {bucket: pipeline.publisher.scope_of(log_number(bucket)) for bucket in ahead}
+    epochs = {scope: pipeline.log.epoch(scope.name) for scope in {*scopes.values()}}
     for bucket in ahead:
-        epoch, current, _ = epochs[pipeline.publisher.scope_of(bucket)]
+        epoch, current, _ = epochs[scopes[bucket]]
         if current and epoch < mine[bucket].epoch:
             logger.error(
                 Event(
@@ -208,7 +211,8 @@ def trim(pipeline: Client, shard: str) -> int:
 def _forget_rejects(pipeline: Client, shard: str) -> None:
     """Give up what was set aside long ago, and what is too much; nothing of a bucket that two shards compare."""
     primary, settings = pipeline.nodes.primary(shard), pipeline.settings.apply
-    moving = {bucket for bucket, leg in moves.legs(primary).items() if leg.under_way(shard)}
+    under_way = [leg for leg in moves.legs(primary).values() if leg.under_way(shard)]
+    moving = {number for leg in under_way for number in (leg.bucket, log_number(leg.bucket))}
     with primary.translated(), primary.transaction():
         replays.forget_settled(primary, REMEMBERED_S, moving)
         if dropped := replays.drop_old_rejects(primary, settings.rejects_days, moving):
@@ -241,12 +245,27 @@ def _replicated(pipeline: Client, shard: str) -> dict[int, Position]:
                     break
                 lowest[reference] = min(lowest[reference], there)
     lowest = _not_moving(pipeline, shard, lowest)
-    return {bucket: position for bucket, position in lowest.items() if position.epoch > 0}
+    return {b: position for b, position in lowest.items() if position.epoch > 0 and b < FIRST_PIECE}
 
 
 def _not_moving(pipeline: Client, shard: str, lowest: dict[int, Position]) -> dict[int, Position]:
-    """Return the positions up to which nobody needs the log either who copies a bucket, or has it from a move."""
-    for bucket, leg in moves.legs(pipeline.nodes.primary(shard)).items():
+    """Return the positions up to which nobody needs the log either who copies a bucket, or has it from a move.
+
+    Nor who has, or copies, one of its keys.
+    """
+    session = pipeline.nodes.primary(shard)
+    legs = moves.legs(session)
+    for bucket, (other, piece) in moves.lent_by(shard, legs).items():
+        there = _reached(pipeline, other, piece)
+        here = lowest.get(bucket)
+        if there is None or here is None:
+            lowest.pop(bucket, None)
+            continue
+        returns = legs[piece].state in moves.ON_THE_WAY
+        lowest[bucket] = min(here, there, lowest.get(piece, START) if returns else here)
+    for bucket, leg in legs.items():
+        if leg.of is not None:
+            continue
         owned = leg.state in records.OWNED
         there = _reached(pipeline, leg.target, bucket) if owned and leg.under_way(shard) else None
         if there is not None:

@@ -15,7 +15,7 @@ from pipeline.enqueue.buckets import where
 from pipeline.errors import BadOp, BadToken, LogUnavailable, PipelineError, ShardUnavailable, Unavailable
 from pipeline.model.receipt import Receipt
 from pipeline.model.wait_reason import WaitReason, reasons_of, sentences_of
-from pipeline.shard.records import MOVED, ledger_queries, moves
+from pipeline.shard.records import MOVED, STOPPED, ledger_queries, moves
 from pipeline.shard.records.moves import Leg
 from pipeline.shard.records.stops import stop_reasons
 
@@ -41,8 +41,8 @@ def why(pipeline: Client, name: str = "") -> Answer:
 
     Args:
         pipeline: the deployment.
-        name: a receipt's text, the name of a shard or a table, or a bucket's number; without one, what waits on any
-            shard.
+        name: a receipt's text, the name of a shard or a table, a bucket's number, or a key that has a shard of its own,
+            such as `purchase=4711`; without one, what waits on any shard.
 
     Raises:
         BadOp: it is none of them.
@@ -57,6 +57,9 @@ def why(pipeline: Client, name: str = "") -> Answer:
         except BadOp:
             if name.isdecimal():
                 return _of_bucket(pipeline, int(name))
+            if "=" in name:
+                [piece] = pipeline.topology.placement.numbers_named(name)
+                return _of_bucket(pipeline, piece)
             raise
         return _of(pipeline, str(target), target.shards, target.name)
     return _of_op(pipeline, receipt)
@@ -116,19 +119,27 @@ def _of_op(pipeline: Client, receipt: Receipt) -> Answer:
 def _of_bucket(pipeline: Client, bucket: int) -> Answer:
     """Return why ops of a bucket wait, and how far its move is."""
     what, topology = f"bucket {bucket}", pipeline.topology
-    if bucket >= topology.buckets:
+    if (piece := topology.placement.pieces.get(bucket)) is not None:
+        what, shard = str(piece.of), piece.shard
+        if shard == topology.shard_of(piece.of.bucket):  # its ops are applied with those of its bucket
+            return _of_bucket(pipeline, piece.of.bucket)._replace(what=what)
+    elif bucket >= topology.buckets:
         raise BadOp(f"no {what}: there are 0-{topology.buckets - 1}")
-    shard = topology.shard_of(bucket)
-    with suppress(Unavailable):
-        shard, _ = where(pipeline.nodes, bucket, shard)
+    else:
+        shard = topology.shard_of(bucket)
+        with suppress(Unavailable):
+            shard, _ = where(pipeline.nodes, bucket, shard)
     reasons = _reasons(pipeline, shard, bucket)
     sentences = [reason.sentence() for reason in reasons] or [f"nothing of {what} waits; {shard} owns it"]
+    if (lent := topology.split.get(bucket)) is not None and lent.shard != shard:
+        sentences.append(f"{lent.of} of it is on {lent.shard}: see pipeline why {lent.of}")
     if (move := _move_of(pipeline, bucket, shard)) is not None:
         state = f"{move.state}{f': {move.still}' * bool(move.still)}"
+        which = move.buckets if "=" in move.buckets else bucket
         words = f"{what} is being moved from {move.source} to {move.target}: {state}; see pipeline move list"
         sentences = [
             *(sentences if reasons else ()),
-            f"{words}{f'; or run: pipeline move give-up {bucket}' * move.ends}",
+            f"{words}{f'; or run: pipeline move give-up {which}' * move.ends}",
         ]
     return Answer(what, "waiting" if reasons else "fine", reasons, tuple(sentences))
 
@@ -138,11 +149,16 @@ def _move_of(pipeline: Client, bucket: int, shard: str) -> MoveRecord | None:
     told = dict[str, Mapping[int, Leg]]()
     with suppress(Unavailable):
         told[shard] = moves.legs(pipeline.nodes.primary(shard))
-        leg = told[shard].get(bucket)
+        every = told[shard]
+        leg = every.get(bucket) or next((one for one in every.values() if one.of and one.of.bucket == bucket), None)
         for other in {leg.source, leg.target} - {shard} if leg is not None else ():
             told[other] = moves.legs(pipeline.nodes.primary(other))
     found = moves_of(told, clock.wall_ms())
-    return next((one for one in found if bucket in numbers(parse_ranges(one.buckets))), None)
+    keys = {
+        str(leg.of) for legs in told.values() for leg in legs.values() if leg.of and bucket in (leg.bucket, leg.of[0])
+    }
+    mine = (one for one in found if "=" in one.buckets or bucket in numbers(parse_ranges(one.buckets)))
+    return next((one for one in mine if "=" not in one.buckets or one.buckets in keys), None)
 
 
 def _reasons(pipeline: Client, shard: str, bucket: int | None = None) -> tuple[WaitReason, ...]:
@@ -151,7 +167,7 @@ def _reasons(pipeline: Client, shard: str, bucket: int | None = None) -> tuple[W
         primary = pipeline.nodes.primary(shard)
         found = ledger_queries.marks_of(primary)
         mine = {b: mark.position for b, mark in found.items() if bucket in (None, b)}
-        stopped = _stopped(pipeline, shard, {b for b in mine if found[b].state == MOVED})
+        stopped = _stopped(pipeline, shard, {b for b in mine if found[b].state in (MOVED, STOPPED)})
         queued = pipeline.log.queued({b: mine[b] for b in mine if found[b].owned or b in stopped})
         behind = {b: mine[b] for b, ops in queued.items() if ops}
         moving = moves.moving_reasons({b: leg for b, leg in stopped.items() if behind.pop(b, None) is not None})
@@ -173,8 +189,10 @@ def _stopped(pipeline: Client, shard: str, buckets: set[int]) -> dict[int, Leg]:
     """Return those of a shard's buckets that it has stopped for a move, and the other has not begun with."""
     if not buckets:
         return {}
-    told = {shard: moves.legs(pipeline.nodes.primary(shard), buckets)}
-    for other in {leg.target for leg in told[shard].values()} & {*pipeline.topology.shards}:
+    every = moves.legs(pipeline.nodes.primary(shard))
+    mine = {n: leg for n, leg in every.items() if n in buckets or (leg.of is not None and leg.of.bucket in buckets)}
+    told = {shard: mine}
+    for other in {leg.target for leg in mine.values()} & {*pipeline.topology.shards} - {shard}:
         with suppress(ShardUnavailable):
-            told[other] = moves.legs(pipeline.nodes.primary(other), buckets)
+            told[other] = moves.legs(pipeline.nodes.primary(other), mine)
     return moves.stopped(told, shard)

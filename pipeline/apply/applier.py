@@ -239,7 +239,7 @@ class Applier(ShardTurns):
             return False
         left = [bucket for bucket, state in met.items() if state in (MOVED, GONE)]
         for bucket, leg in moves.legs(self._session, left).items() if left else ():
-            self._log.mark_dirty(leg.target, [bucket])
+            self._log.mark_dirty(leg.target, [bucket if leg.of is None else leg.of.bucket])
         self._log.mark_clean(self.shard, left)
         if not (arriving := met.keys() - left):
             return False
@@ -263,6 +263,8 @@ class Applier(ShardTurns):
         """Publish watermarks and clean the dirty set. Rows are committed, so a failure here is for the sweeper."""
         self._transaction.committed(batch.after)
         self._step("finish")
+        if self._transaction.lent:
+            self._wake_pieces(batch)
         outcome.counts = counts_of(batch, outcome)
         done = batch.before | batch.after
         held = {bucket: done.pop(bucket) for bucket in batch.waiting}
@@ -291,6 +293,21 @@ class Applier(ShardTurns):
         if self._settings.breaker:
             for reject in self._stopped.breaker.learn(batch.items, batch.aside, batch.sheets):
                 self._stopped.halt(reject, self._facts.database_name(reject.table))
+
+    def _wake_pieces(self, batch: Batch) -> None:
+        """Let the shards of keys that are away go on behind what was just applied without these keys."""
+        for bucket, leg in self._transaction.lent.items():
+            if bucket not in batch.after or self.shard not in (leg.source, leg.target):
+                continue
+            other = leg.target if leg.source == self.shard else leg.source
+            try:
+                self._log.mark_dirty(other, [leg.bucket])
+                ring, left = self._log.sweep(other, due_ms=0)
+            except Unavailable as error:
+                logger.warning(Event("commit_not_published", shard=self.shard, error=error))
+                continue
+            if ring and self._bell is not None:
+                self._bell.ring_now(other, left)
 
 
 def ops_of(outcome: Outcome) -> int:

@@ -16,6 +16,7 @@ from pipeline.apply.footprint import reach
 from pipeline.apply.grouping import Item
 from pipeline.apply.judge import Attempt
 from pipeline.apply.order import HeldRows
+from pipeline.apply.own_keys import OwnKeys
 from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
 from pipeline.apply.turns import ShardTurns
 from pipeline.config.settings import ApplySettings, TableSettings
@@ -24,8 +25,8 @@ from pipeline.model import INSERT, Op, Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
 from pipeline.shard import NodeSession, records
-from pipeline.shard.records import CATCHING, Mark
-from pipeline.shard.records.moves import legs_within
+from pipeline.shard.records import CATCHING, MOVED, STOPPED, Mark
+from pipeline.shard.records.moves import Fence, legs_within, lock_both
 from pipeline.shard.stored_rows import insert
 
 
@@ -58,6 +59,7 @@ class Follow(ShardTurns):
         settings: what one transaction may take.
         tables: what the configuration says of tables, by name.
         move: the number of the move.
+        leaves: whether it is about a key that leaves its bucket: the source sets aside ops of other keys, too.
     """
 
     def __init__(
@@ -68,9 +70,11 @@ class Follow(ShardTurns):
         settings: ApplySettings,
         tables: Mapping[str, TableSettings],
         move: int,
+        *,
+        leaves: bool = False,
     ):
         self._work = FollowTransaction(shard, session, log, settings, lambda step: None, tables)
-        self._work.move = move
+        self._work.move, self._work.leaves = move, leaves
         super().__init__(shard, session, log, self._work)
 
     def upto(self, ends: Mapping[int, Position], aside: Mapping[int, Aside]) -> int:
@@ -103,11 +107,13 @@ class FollowTransaction(ApplyTransaction):
 
     Attributes:
         move: its number.
+        leaves: whether it is about a key that leaves its bucket.
         ends: of each bucket, how far it may go.
         theirs: of each bucket, what the source keeps of ops that it has set aside.
     """
 
     move = 0
+    leaves = False
     guesses = False
     ends: Mapping[int, Position]
     theirs: Mapping[int, Aside]
@@ -117,8 +123,10 @@ class FollowTransaction(ApplyTransaction):
         self._limit(take)
         self._earlier = None
         locked = records.lock_buckets(session, take.due)
-        mine = {bucket for bucket, leg in legs_within(session, take.due).items() if leg.move == self.move}
+        mine = {bucket: leg for bucket, leg in legs_within(session, take.due).items() if leg.move == self.move}
         before = {b: mark.position for b, mark in locked.items() if b in mine and mark.state == CATCHING}
+        of = {b: leg.of for b, leg in mine.items() if leg.of is not None}
+        self._own = OwnKeys(session, self.facts.known, self._tables, of, whole=True) if of else None
         batch = Batch(before, self.facts, blocked, {}, 0, settings.max_rows, settings.max_bytes)
         for bucket, found in self._log.read(before, dict.fromkeys(before, self.pace.rows)).items():
             entries = [entry for entry in found if entry.position <= self.ends[bucket]]
@@ -129,6 +137,9 @@ class FollowTransaction(ApplyTransaction):
         return batch, locked
 
     def _execute(self, batch: Batch, locked: Mapping[int, Mark], take: Take, *, last_try: bool) -> Executor:
+        if self.leaves:  # what was set aside of other keys' ops stays where it is
+            places = {item.place for item in batch.items}
+            self.theirs = {b: _only(kept, {at for one, at in places if one == b}) for b, kept in self.theirs.items()}
         aside = {(bucket, at) for bucket, kept in self.theirs.items() for at, _ in kept["pipeline_rejects"].rows}
         batch.items = [item for item in batch.items if item.place not in aside]
         for op in (member for item in batch.items for member in item.op.members):
@@ -152,6 +163,103 @@ class FollowTransaction(ApplyTransaction):
                 if now := [row for at, row in kept.rows if before < at <= after]:
                     insert(self._session, table, kept.columns, now)
         super()._record(batch, executor, locked, take)
+
+
+def _only(kept: Aside, places: set[Position]) -> Aside:
+    return {
+        table: KeptRows(rows.columns, [(at, row) for at, row in rows.rows if at in places])
+        for table, rows in kept.items()
+    }
+
+
+class Level(ShardTurns):
+    """Lets a bucket that has stopped, or its key, go on to where the other stands, before the key comes back.
+
+    It decides as any worker of its shard would: nobody else applies anything there.
+
+    Args:
+        shard: its name.
+        session: of its primary.
+        log: has the entries and the schemas.
+        settings: what one transaction may take.
+        tables: what the configuration says of tables, by name.
+        piece: the key's number.
+        move: the number of the move.
+        number: what goes on: the bucket, or the piece.
+    """
+
+    def __init__(
+        self,
+        shard: str,
+        session: NodeSession,
+        log: Work,
+        settings: ApplySettings,
+        tables: Mapping[str, TableSettings],
+        piece: int,
+        move: int,
+        number: int,
+    ):
+        self._work = LevelTransaction(shard, session, log, settings, lambda step: None, tables)
+        self._work.fence = Fence((piece,), move, (CATCHING,) if number != piece else (MOVED,))
+        self._number = number
+        super().__init__(shard, session, log, self._work)
+
+    def upto(self, end: Position) -> int:
+        """Apply one batch of what stands in the log up to a position; return how many entries it passed, and tried.
+
+        Args:
+            end: the position.
+
+        Raises:
+            Unavailable: the log or the database does not answer.
+        """
+        self._work.end, self._work.passed = end, 0
+        self._turn(Take({self._number: 0}, whole=True), clock.mono_s())
+        return self._work.passed
+
+    def _finish(self, batch: Batch, outcome: Outcome) -> None:
+        """What follows is the mover's."""
+
+    def _explain(self, bucket: int, reason: WaitReason, attempt: Attempt) -> None:
+        """Nobody waits for the bucket here."""
+
+    def _rest(self, bucket: int, rest_s: float) -> None:
+        """The next call comes later."""
+
+
+class LevelTransaction(ApplyTransaction):
+    """What the transactions of one `Level` share; the arguments are those of `ApplyTransaction`.
+
+    Attributes:
+        fence: what must hold.
+        end: how far it may go.
+        passed: how many entries the last transaction has taken.
+    """
+
+    guesses = False
+    fence = Fence()
+    end: Position
+    passed = 0
+
+    def _take(self, take: Take, blocked: Mapping[str, WaitReason]) -> tuple[Batch, Mapping[int, Mark]]:
+        session, settings, [number], [piece] = self._session, self._settings, take.due, self.fence.buckets
+        self._limit(take)
+        locked = lock_both(session, [piece])
+        leg = legs_within(session, [piece]).get(piece)
+        stands = self.fence.holds(session) and leg is not None and (number == piece or leg.home == STOPPED)
+        before = {number: locked[number].position} if stands else {}
+        of = {number: leg.of} if leg is not None and leg.of is not None else {}
+        self._own = OwnKeys(session, self.facts.known, self._tables, of)
+        room, stops = self.stopped.room, self.stopped.tables()
+        batch = Batch(before, self.facts, blocked, stops, room, settings.max_rows, settings.max_bytes)
+        for bucket, found in self._log.read(before, dict.fromkeys(before, self.pace.rows)).items():
+            # what Redis has forgotten is never reached: then it goes on behind that, and the other has to follow
+            entries = [entry for entry in found if entry.position <= self.end] or found[:1]
+            if bucket in take.early:
+                entries, batch.waiting[bucket] = take.before_early(bucket, entries), take.early[bucket][1]
+            batch.take(entries)
+        self.passed = len(batch.taken)
+        return batch, {number: locked[number]} if number in locked else {}
 
 
 #: How many entries of a log are read at once for what they touch, and of how many rows of a table it is remembered.

@@ -23,7 +23,7 @@ from pipeline.model import DELETE, GROUP, INSERT, Entry, Op, Position, enqueued_
 from pipeline.model.sheet import SheetEntry
 from pipeline.model.wait_reason import WaitReason
 from pipeline.shard import NodeSession
-from pipeline.shard.records import HALTED, HOLDING, Mark, Reject, set_aside
+from pipeline.shard.records import ACTIVE, HALTED, Mark, Reject, set_aside
 from pipeline.shard.records.set_aside import WAITING, row_keys, table_keys
 from pipeline.shard.table_facts import Facts
 
@@ -182,15 +182,20 @@ class HeldRows:
         tables: what the configuration says of tables, by name; others park.
         ends: of each bucket that may halt, the position behind which nothing is executed. None: no bucket halts, and
             its ops are parked instead.
+        going_on: buckets that do not halt in any case.
 
     Attributes:
         held: (bucket, row key) -> the first op that holds the row.
     """
 
     def __init__(
-        self, known: Mapping[str, Facts], tables: Mapping[str, TableSettings], ends: Mapping[int, Position] | None
+        self,
+        known: Mapping[str, Facts],
+        tables: Mapping[str, TableSettings],
+        ends: Mapping[int, Position] | None,
+        going_on: Collection[int] = (),
     ):
-        self._known, self._tables, self._ends = known, tables, ends
+        self._known, self._tables, self._ends, self._going_on = known, tables, ends, going_on
         self.held: dict[tuple[int, str], Position] = {}
 
     def read(
@@ -294,7 +299,7 @@ class HeldRows:
             Halt: the table of the op halts, and later ops of the bucket are part of the transaction.
         """
         words = {self._word(member) for member in item.op.members}
-        if HALT in words and self._ends is not None:
+        if HALT in words and self._ends is not None and item.entry.bucket not in self._going_on:
             if self._ends.get(item.entry.bucket) != item.entry.position:
                 raise Halt(item)
             return frozenset()
@@ -373,7 +378,7 @@ def record(
     set_aside.set_aside(session, rejects)
     refused = (one.entry for one in rejects if one.state == set_aside.REJECTED)
     halted = {entry.bucket for entry in refused if ends.get(entry.bucket) == entry.position}
-    holding = {one.entry.bucket for one in rejects if one.holds and before[one.entry.bucket].state != HOLDING}
+    holding = {one.entry.bucket for one in rejects if one.holds and before[one.entry.bucket].state == ACTIVE}
     set_aside.note_holding(session, holding - halted)
     set_aside.halt(session, halted)
 

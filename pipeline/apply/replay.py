@@ -15,8 +15,10 @@ from pipeline.apply.batch import Batch
 from pipeline.apply.grouping import Item
 from pipeline.apply.judge import Attempt, NeededOps
 from pipeline.apply.order import HeldRows, by_time
+from pipeline.apply.own_keys import OwnKeys
 from pipeline.apply.transaction import ApplyTransaction, Outcome, Take
 from pipeline.apply.turns import ShardTurns
+from pipeline.config.buckets import KeyName
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import PipelineError, ShardUnavailable
 from pipeline.model import START, Position
@@ -24,8 +26,8 @@ from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
 from pipeline.shard import NodeSession, records
 from pipeline.shard.driver_errors import Fault, fault_of, passes_by_itself
-from pipeline.shard.records import Reject, replays, set_aside
-from pipeline.shard.records.moves import moving
+from pipeline.shard.records import LENT, Reject, replays, set_aside
+from pipeline.shard.records.moves import moving, pieces_within
 from pipeline.shard.records.replays import DROPPED, REPLAYED, Aside, Place
 from pipeline.shard.records.set_aside import REJECTED
 from pipeline.shard.records.stops import stopped_tables
@@ -250,6 +252,16 @@ class ReplayTransaction(ApplyTransaction):
         take.suspect(self._log.note_attempts(self.notes_at, take.notes, anew=take.anew))
         return {place: keys for bucket in take.noted for place, keys in found[bucket].items()}
 
+    def _keys_away(self, take: Take) -> dict[int, KeyName]:
+        """Return of each piece that is replayed, and of each bucket that has lent one, the key that is away."""
+        found = dict[int, KeyName]()
+        for number, leg in pieces_within(self._session, take.noted).items() if take.noted else ():
+            if leg.of is not None and number in take.noted:
+                found[number] = leg.of
+            elif leg.of is not None and leg.apart and leg.home == LENT:
+                found[leg.of.bucket] = leg.of
+        return found
+
     def _lock(self, buckets: Iterable[int]) -> None:
         """Lock watermarks. To wait for a worker's batch says nothing about the ops that are to be replayed."""
         for _ in range(LOCK_TRIES):
@@ -291,6 +303,9 @@ class ReplayTransaction(ApplyTransaction):
             else:
                 batch.items.append(one)
         batch.skip_used(self._session)
+        if of := self._keys_away(take):
+            batch.items, torn = OwnKeys(self._session, self.facts.known, self._tables, of).again(batch.items)
+            left += torn
         rows = HeldRows(self.facts.known, self._tables, None)
         rows.read(self._session, batch.items, without={op.place for op in ops[: len(batch.taken)]})
         left += [rows.wait(item, keys[item.entry.bucket, item.entry.position], why) for item, why in late]

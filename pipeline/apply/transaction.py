@@ -17,7 +17,9 @@ from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import Item, grouped, grouped_sheets, may_stay
 from pipeline.apply.judge import MOST_DEATHS, Attempt, NeededOps
 from pipeline.apply.order import HeldRows, by_time, halted, meet_held_rows, oldest, record
+from pipeline.apply.own_keys import OwnKeys
 from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace, Stopped
+from pipeline.config.buckets import FIRST_PIECE
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.model import Entry, Op, Position
@@ -26,7 +28,9 @@ from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
 from pipeline.shard import NodeSession, records
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error
-from pipeline.shard.records import HOLDING, Mark, Reject
+from pipeline.shard.records import APPLYING, HELD_IN, LENT, STOPPED, Mark, Reject
+from pipeline.shard.records.moves import Leg, pieces_within
+from pipeline.shard.records.replays import DROPPED
 from pipeline.shard.records.set_aside import REJECTED
 
 #: The longest statement of a batch of many buckets, s: one that takes longer is run with its bucket alone.
@@ -188,6 +192,7 @@ class ApplyTransaction:
         void: notes of this process's own that mean nothing, by bucket.
         step: called with the name of each step before it is taken.
         elsewhere: the state of the buckets that a turn's transactions met, and that another shard owns.
+        lent: of each bucket of the last transaction one of whose keys is away, the row of the key's move.
         guesses: whether small batches are sent before it is known what the shard has seen.
     """
 
@@ -205,12 +210,15 @@ class ApplyTransaction:
         self._shard, self._session, self._log, self._tables = shard, session, log, tables
         self.notes_at, self.elsewhere = shard, dict[int, str]()
         self.noted = self.void = NO_NOTES
+        self.lent = dict[int, Leg]()
         self._settings, self.step, self._longest_s = settings, step, settings.statement_s
         self.facts, self.stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
         self.pace = Pace(settings, log)
         self._lessons, self._guess_from_s = Lessons(), 0.0
         #: None: a constraint's word is final.
         self._earlier: EarlierOps | None = EarlierOps(shard, session, log, settings.early_wait_s)
+        #: Tells the ops of this shard from those of another that reads the same logs; None: no other reads any.
+        self._own: OwnKeys | None = None
 
     def run(self, take: Take, blocked: Mapping[str, WaitReason], *, last_try: bool) -> tuple[Outcome, Batch]:
         """Apply what *take* allows, inside the open transaction.
@@ -233,6 +241,8 @@ class ApplyTransaction:
             executor = self._guessed(batch, locked, take)
             if executor is None:
                 batch.skip_seen(self._session)
+                if self._own is not None:
+                    self._own.divide(batch)
                 executor = self._execute(batch, locked, take, last_try=last_try)
                 self.step("mark")
                 self._record(batch, executor, locked, take)
@@ -253,7 +263,13 @@ class ApplyTransaction:
             Exception: the driver's own, after which the transaction is retried.
         """
         unusual = take.alone is not None or take.whole or take.ends or take.early or take.again
-        if unusual or not self.guesses or clock.mono_s() < self._guess_from_s or (unseen := batch.unseen()) is None:
+        if (
+            unusual
+            or self._own is not None
+            or not self.guesses
+            or clock.mono_s() < self._guess_from_s
+            or (unseen := batch.unseen()) is None
+        ):
             return None
         session = self._session
         try:
@@ -311,6 +327,10 @@ class ApplyTransaction:
         self.elsewhere = {bucket: state for bucket, state in self.elsewhere.items() if bucket not in locked}
         self.elsewhere |= {bucket: mark.state for bucket, mark in locked.items() if not mark.owned}
         waiting = halted(self._shard, locked)
+        split = {b: mark.state for b, mark in locked.items() if b >= FIRST_PIECE or mark.state in (LENT, STOPPED)}
+        self.lent, self._own = {}, None
+        if split:
+            self._own = self._apart(split, waiting)
         entries = self._read(take, {bucket: position for bucket, position in mine.items() if bucket not in waiting})
         batch = Batch(
             {bucket: position for bucket, position in mine.items() if bucket in entries or bucket in waiting},
@@ -330,13 +350,32 @@ class ApplyTransaction:
             batch.take(found)
         return batch, locked
 
+    def _apart(self, split: Mapping[int, str], waiting: dict[int, WaitReason]) -> OwnKeys:
+        """Return what tells this shard's ops from another's in some logs; note which of these wait for a move."""
+        legs = pieces_within(self._session, split)
+        self.lent = {leg.of.bucket: leg for leg in legs.values() if leg.of is not None and leg.apart}
+        of = {number: leg.of for number, leg in legs.items() if leg.of is not None and number in split}
+        for bucket, state in split.items():
+            if bucket >= FIRST_PIECE:
+                if bucket not in of:  # whose it is says the row of its move
+                    waiting[bucket] = WaitReason("moving", self._shard, f"{bucket}", self._shard, buckets=1)
+                continue
+            moved = next((leg for leg in legs.values() if leg.of is not None and leg.of.bucket == bucket), None)
+            if state == STOPPED or bucket not in self.lent:
+                names = (moved.source, moved.target) if moved is not None else (self._shard, self._shard)
+                waiting[bucket] = WaitReason("moving", names[0], f"{bucket}", names[1], buckets=1)
+            elif (key := self.lent[bucket].of) is not None:
+                of[bucket] = key
+        return OwnKeys(self._session, self.facts.known, self._tables, of)
+
     def _execute(self, batch: Batch, locked: Mapping[int, Mark], take: Take, *, last_try: bool) -> Executor:
         """Execute the ops of a batch; what is set aside is in the executor's `rejects`."""
         if batch.sheets and not self._stay(batch, locked, take):
             batch.take_apart()
-        rows = HeldRows(self.facts.known, self._tables, take.ends)
+        lent = [bucket for bucket, mark in locked.items() if mark.state not in APPLYING]
+        rows = HeldRows(self.facts.known, self._tables, take.ends, lent)
         every = (*batch.items, *(item for item, _ in batch.halted))
-        rows.read(self._session, (one for one in every if locked[one.entry.bucket].state == HOLDING))
+        rows.read(self._session, (one for one in every if locked[one.entry.bucket].state in HELD_IN))
         stopped = rows.stop(batch.halted)
         if self._earlier is not None:
             self._earlier.begin(batch, again=bool(take.early))
@@ -362,7 +401,7 @@ class ApplyTransaction:
         unusual = take.alone is not None or take.whole or take.ends or take.early or batch.halted
         if unusual or not may_stay(batch.sheets, batch.items, self.facts.known):
             return False
-        holding = [entry for entry in batch.sheets if locked[entry.bucket].state == HOLDING]
+        holding = [entry for entry in batch.sheets if locked[entry.bucket].state in HELD_IN]
         return not holding or not meet_held_rows(self._session, holding, self.facts.known)
 
     def _executed(
@@ -463,7 +502,7 @@ class ApplyTransaction:
         return ""
 
     def _outcome(self, batch: Batch, executor: Executor) -> Outcome:
-        parked = sum(one.state != REJECTED for one in executor.rejects)
+        parked = sum(one.state not in (REJECTED, DROPPED) for one in executor.rejects)
         batch.aside = executor.rejects
         return Outcome(
             applied=batch.tried + len(batch.halted) + len(batch.unreadable) - len(executor.rejects),
@@ -474,5 +513,5 @@ class ApplyTransaction:
             buckets=len(batch.after),
             waiting=batch.why,
             aside=next((reason.sentence() for _, reason in batch.halted), ""),
-            refused=[one for one in executor.rejects if one.state == REJECTED],
+            refused=[one for one in executor.rejects if one.state in (REJECTED, DROPPED)],
         )

@@ -20,7 +20,7 @@ from pipeline.admin.moving.sides import on_nodes
 from pipeline.admin.stops import who
 from pipeline.cli.options import config_option, opened
 from pipeline.client import Client
-from pipeline.config.buckets import format_ranges, named_buckets
+from pipeline.config.buckets import named_buckets
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.shard.records.moves import MAX_LAG_S, MAX_LOAD, MoveNote
 
@@ -69,7 +69,7 @@ def move_group() -> None:
 @move_group.command("begin")
 @config_option
 @click.argument("buckets", metavar="BUCKETS", default="")
-@click.option("--key", metavar="TABLE=VALUE", help="The bucket of this shard key, in place of BUCKETS.")
+@click.option("--key", metavar="TABLE=VALUE", help="One shard key, in place of BUCKETS.")
 @click.option("--to", "target", required=True, metavar="SHARD", help="Where they go.")
 @keep_option
 @_max_lag
@@ -87,7 +87,7 @@ def begin_command(
 ) -> None:
     """Move buckets to a shard. The rows that they leave are deleted after --keep.
 
-    With --key purchase=4711 the bucket moves that has the rows of this shard key; its other keys move along.
+    With --key purchase=4711 one shard key moves, with its rows in all tables that are spread by it; its bucket stays.
 
     \f
 
@@ -104,11 +104,19 @@ def begin_command(
     if (key is None) == (buckets == ""):
         raise PipelineError("say what is to move: either BUCKETS, such as 0-15,40, or --key TABLE=VALUE")
     with opened(config) as client:
-        wanted = named_buckets(buckets) if key is None else [_bucket_of(client, key, all_tables=dry_run)]
+        limits = MoveNote(max_lag_s=max_lag_s, max_load=max_load)
+        if key is not None:
+            found = orders.key_sizes(client, key, target) if dry_run else []
+            if not dry_run:
+                _carry_out(orders.order_key(client, key, target, who(), keep_s, limits), None)
+        elif dry_run:
+            found = orders.sizes(client, named_buckets(buckets), target)
+        else:
+            wanted = named_buckets(buckets)
+            rows = _counted(client, wanted, target)
+            _carry_out(orders.order_move(client, wanted, target, who(), keep_s, replace(limits, total=rows or 0)), rows)
         if dry_run:
-            _print_sizes(orders.sizes(client, wanted, target), target)
-            return
-        _carry_out(client, wanted, target, keep_s, MoveNote(max_lag_s=max_lag_s, max_load=max_load))
+            _print_sizes(found, target)
 
 
 @move_group.command("back")
@@ -120,19 +128,24 @@ def begin_command(
 def back_command(config: str | None, buckets: str, keep_s: int, max_lag_s: float, max_load: int) -> None:
     """Send buckets back to where their last move began. Rows that still stand there are compared, not copied.
 
+    A key, as in pipeline move back purchase=4711, goes back into its bucket.
+
     \f
 
     Args:
         config: see `options.config_option`.
-        buckets: ranges of buckets.
+        buckets: ranges of buckets, or a key.
         keep_s: as for a move.
         max_lag_s: as for a move.
         max_load: as for a move.
     """
-    wanted = named_buckets(buckets)
+    limits = MoveNote(max_lag_s=max_lag_s, max_load=max_load)
     with opened(config) as client:
-        limits = MoveNote(max_lag_s=max_lag_s, max_load=max_load)
-        _carry_out(client, wanted, orders.came_from(client, wanted), keep_s, limits)
+        rows = None
+        if "=" not in buckets:
+            wanted = named_buckets(buckets)
+            rows = _counted(client, wanted, orders.came_from(client, wanted))
+        _carry_out(orders.order_back(client, buckets, who(), keep_s, replace(limits, total=rows or 0)), rows)
 
 
 @move_group.command("give-up")
@@ -148,9 +161,9 @@ def give_up_command(config: str | None, buckets: str) -> None:
         buckets: ranges of buckets.
     """
     with opened(config) as client:
-        for mover in orders.of_buckets(client, named_buckets(buckets)):
+        for mover in orders.of_named(client, buckets):
             mover.give_up(f"given up by {who()}")
-            click.echo(f"{mover.leg.source} keeps {format_ranges(mover.buckets)}; {mover.leg.target} is being cleaned")
+            click.echo(f"{mover.leg.source} keeps {mover.what}; {mover.leg.target} is being cleaned")
 
 
 @move_group.command("list")
@@ -214,12 +227,12 @@ def show_move_command(config: str | None, buckets: str, as_json: bool) -> None:
         buckets: ranges of buckets.
         as_json: whether to print JSON.
     """
-    wanted = {*named_buckets(buckets)}
     with opened(config) as client:
-        found = [one for one in orders.known(client) if wanted & {*named_buckets(one.buckets)}]
+        found = orders.known_of(client, buckets)
         if not found:
-            raise PipelineError(f"none of the buckets {format_ranges(wanted)} has moved: see pipeline move list")
-        told = {one.move: on_nodes(client, (one.source, one.target), named_buckets(one.buckets)) for one in found}
+            none = f"none of the buckets {buckets} has moved" if "=" not in buckets else f"{buckets} has not moved"
+            raise PipelineError(f"{none}: see pipeline move list")
+        told = {one.move: on_nodes(client, (one.source, one.target), one.numbers) for one in found}
     if as_json:
         shown = [one._asdict() | {"nodes": [node._asdict() for node in told[one.move]]} for one in found]
         click.echo(json.dumps(shown, indent=2))
@@ -231,24 +244,12 @@ def show_move_command(config: str | None, buckets: str, as_json: bool) -> None:
         for more in filter(None, (one.trouble, one.waits and f"waits: {one.waits}")):
             click.echo(more)
         for node in told[one.move]:
-            click.echo(f"  bucket {node.bucket:<5} {node.node:<10} {node.state:<16} {node.watermark}")
+            name = one.buckets if "=" in one.buckets else f"bucket {node.bucket:<5}"
+            click.echo(f"  {name} {node.node:<10} {node.state:<16} {node.watermark}")
         if one.state in ("beginning", "copying", "catching up", "comparing"):
             click.echo(f"to end it: pipeline move give-up {one.buckets}")
         elif one.state in ("waiting", "cleaning", "done"):
             click.echo(f"to send them back: pipeline move back {one.buckets}")
-
-
-def _bucket_of(client: Client, key: str, *, all_tables: bool) -> int:
-    """Return the bucket of a shard key, and say who shares it."""
-    place = orders.find_key(client, key, all_tables=all_tables)
-    own, *others = place.tables
-    along = ", and no other key of the table"
-    if own.others:
-        along = f"; {own.others:,} other keys with {own.along:,} rows move along"
-    click.echo(f"{key} is in bucket {place.bucket} with {own.rows:,} rows{along}", err=True)
-    for one in others:
-        click.echo(f"  of {one.table}: {one.rows:,} rows of the key, and {one.along:,} of others", err=True)
-    return place.bucket
 
 
 def _counted(client: Client, buckets: Collection[int], target: str) -> int | None:
@@ -259,11 +260,10 @@ def _counted(client: Client, buckets: Collection[int], target: str) -> int | Non
         return None
 
 
-def _carry_out(client: Client, buckets: Collection[int], target: str, keep_s: int, limits: MoveNote) -> None:
-    """Order a move, show how far it is until it is over, and say who has the buckets."""
-    rows = _counted(client, buckets, target)
-    watch(orders.order_move(client, buckets, target, who(), keep_s, replace(limits, total=rows or 0)), rows)
-    click.echo(f"{target} has {format_ranges(buckets)}")
+def _carry_out(mover: Mover, rows: int | None) -> None:
+    """Show how far a move is until it is over, and say who has what moved."""
+    watch(mover, rows)
+    click.echo(f"{mover.leg.target} has {mover.what}")
 
 
 def watch(mover: Mover, rows: int | None, *, begun: bool = False) -> None:

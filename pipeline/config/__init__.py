@@ -2,6 +2,9 @@
 
 There is one log more than there are buckets: the *reference bucket*, whose number is the number of buckets. The
 reference bucket holds the ops of reference tables, and every shard applies it.
+
+A *piece* is one shard key that has a shard of its own. Its ops stay in the log of its bucket, and both shards apply
+that log, each its own keys' ops. What a shard keeps of a piece has the piece's number, which is no bucket's.
 """
 
 from __future__ import annotations
@@ -14,7 +17,18 @@ from hashlib import blake2b
 from typing import Any
 
 from pipeline.bounds import keep_newest
-from pipeline.config.buckets import NOWHERE, Placement, Rule, compile_rule, format_ranges, owners
+from pipeline.config.buckets import (
+    NOWHERE,
+    Piece,
+    Placement,
+    Rule,
+    compile_rule,
+    format_ranges,
+    key_text,
+    log_number,
+    owners,
+    spread_alike,
+)
 from pipeline.config.settings import Settings, TableSettings
 from pipeline.config.uris import database_of, server_of
 from pipeline.errors import WrongDeployment
@@ -37,6 +51,7 @@ class Topology:
     Attributes:
         owners: the shard of each bucket, `*` for the reference bucket; another tuple once a map is followed.
         placement: the map that is followed.
+        split: by bucket, the piece of it that is away, or on the way; a bucket has one at most. Empty nearly always.
         heard_at_s: when Redis was last asked for the map, and had it, by this process's steady clock.
     """
 
@@ -53,6 +68,7 @@ class Topology:
         "placement",
         "reference_bucket",
         "shards",
+        "split",
     )
 
     def __init__(self, settings: Settings):
@@ -81,7 +97,8 @@ class Topology:
             self._act_on(placement)
 
     def _act_on(self, placement: Placement) -> None:
-        if strangers := {*placement.owners.values()} - {*self.shards}:
+        pieces = placement.pieces.values()
+        if strangers := {*placement.owners.values(), *(piece.shard for piece in pieces)} - {*self.shards}:
             name = min(strangers)
             raise WrongDeployment(
                 [
@@ -97,6 +114,9 @@ class Topology:
         owned: dict[str, list[int]] = {name: [] for name in self.shards}
         for bucket, shard in enumerate(now):
             owned[shard].append(bucket)
+        if strange := [piece.of.bucket for piece in pieces if not 0 <= piece.of.bucket < self.buckets]:
+            raise WrongDeployment([f"the map names the bucket {strange[0]}; there are {self.buckets}"])
+        self.split = {piece.of.bucket: piece for piece in pieces}
         self._owned = {name: tuple(own) for name, own in owned.items()}
         self.owners = (*now, "*")
         self.placement = placement
@@ -177,9 +197,82 @@ class Topology:
         which = "is the reference bucket, of every shard" if bucket == self.reference_bucket else "does not exist"
         raise ValueError(f"bucket {bucket} {which}; the others are 0-{self.buckets - 1}")
 
+    def serves(self, number: int) -> str:
+        """Return the shard that has the rows of a bucket, without those of a piece of it, or of a piece.
+
+        Args:
+            number: of either; a piece that the map does not know is in its bucket. Of the reference bucket, which
+                every shard has, it is the first.
+        """
+        if number == self.reference_bucket:
+            return self.shards[0]
+        piece = self.placement.pieces.get(number)
+        return piece.shard if piece is not None else self.shard_of(log_number(number))
+
     def shards_of(self, bucket: int) -> tuple[str, ...]:
-        """Return the shards that apply *bucket*: one, or all of them for the reference bucket."""
-        return self.shards if bucket == self.reference_bucket else (self.shard_of(bucket),)
+        """Return the shards that apply *bucket*: its own first, and that of a piece; all for the reference bucket.
+
+        What a shard keeps of it there has the number that `mark_of` returns.
+        """
+        if bucket == self.reference_bucket:
+            return self.shards
+        own = self.shard_of(bucket)
+        piece = self.split.get(bucket)
+        return (own,) if piece is None or piece.shard == own else (own, piece.shard)
+
+    def mark_of(self, shard: str, bucket: int) -> int:
+        """Return the number under which a shard keeps what it has applied of a bucket's log: its own, or a piece's.
+
+        Args:
+            shard: one of `shards_of`.
+            bucket: which.
+        """
+        piece = self.split.get(bucket)
+        return bucket if piece is None or piece.shard != shard or shard == self.owners[bucket] else piece.number
+
+    def applied_by(self, shard: str) -> tuple[int, ...]:
+        """Return the numbers of all that a shard applies: its buckets, the reference bucket, and pieces away there.
+
+        Args:
+            shard: which.
+        """
+        return (*self.buckets_of(shard), self.reference_bucket, *(piece.number for piece in self.pieces_on(shard)))
+
+    def pieces_on(self, shard: str) -> tuple[Piece, ...]:
+        """Return the pieces that are on a shard, away from their buckets.
+
+        Args:
+            shard: which.
+        """
+        pieces = self.placement.pieces.values()
+        return tuple(one for one in pieces if one.shard == shard != self.owners[one.of.bucket])
+
+    def takes(self, piece: Piece, table: str) -> bool:
+        """Return whether rows of a table may be a piece's.
+
+        Args:
+            piece: which.
+            table: its name.
+        """
+        return spread_alike(self.table(table), self.table(piece.of.table))
+
+    def piece_of(self, name: str, column: Column, key: Any) -> Piece | None:
+        """Return the piece that a shard key is, away from its bucket or on the way; None: it is none, as nearly always.
+
+        Args:
+            name: the table's.
+            column: the shard key's, or the id's where rows are spread by their ids.
+            key: in any spelling that a write takes.
+
+        Raises:
+            BadValue, ShardKeyError: a write would refuse the key, too.
+        """
+        if not self.split:
+            return None
+        piece = self.split.get(self.finding(name, column)(key))
+        if piece is None or not self.takes(piece, name):
+            return None
+        return piece if key_text(self.table(name), column, key) == piece.of.key else None
 
     def buckets_of(self, shard: str) -> tuple[int, ...]:
         """Return the buckets that *shard* owns, ascending, without the reference bucket.

@@ -80,6 +80,47 @@ def spelt_by(column: Column, table: TableSettings) -> TableSettings:
     return replace(table, lookup=lookup, bounds=bounds)
 
 
+def spread_alike(one: TableSettings, other: TableSettings) -> bool:
+    """Return whether rows of two tables with the same key, by `key_text`, always share a bucket.
+
+    Args:
+        one, other: the tables' settings.
+    """
+    rules = ((table.rule, table.bounds, table.lookup) for table in (one, other))
+    return not (one.reference or other.reference) and len({*map(repr, rules)}) == 1
+
+
+def key_text(table: TableSettings, column: Column, key: Any) -> str:
+    """Return the text by which a shard key is hashed and found, of any spelling of the key that the column takes.
+
+    Args:
+        table: whose key it is.
+        column: the shard key's.
+        key: the key.
+
+    Raises:
+        BadValue, ShardKeyError: a write would refuse the key, too.
+    """
+    return key_texts(table, column)(key)
+
+
+def key_texts(table: TableSettings, column: Column) -> Callable[[Any], str]:
+    """Return `key_text` of one column; keep it.
+
+    Args:
+        table: whose key it is.
+        column: the shard key's.
+    """
+    whole = column.kind in ("id", "reference")
+    final, form = lenient(table.name, replace(column, type="bigint") if whole else column), key_form(column)
+
+    def text(key: Any) -> str:
+        found = final(key)
+        return canonical(found if form is None else form(found), table).decode(errors="surrogateescape")
+
+    return text
+
+
 def canonical(key: Any, table: TableSettings) -> bytes:
     """Return the text by which *key* is hashed and found.
 
@@ -204,6 +245,9 @@ def _a(key: Any) -> str:
 
 #: (first, last), both included.
 Ranges = tuple[tuple[int, int], ...]
+#: Pieces have numbers from here on: above all buckets, and modulo this their bucket's. So whoever has a piece's number
+#: finds its log without asking anybody. Below `END_OF_PIECES`, as databases keep them in 32 bits with a sign.
+FIRST_PIECE, END_OF_PIECES = 2048, 2**31
 #: At most four digits: what is larger is no bucket, and would only make a huge list.
 _RANGE = re.compile(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?")
 
@@ -307,6 +351,73 @@ def named_buckets(text: str) -> list[int]:
         raise BadOp(f"{text!r} is no list of buckets: write numbers and ranges, such as 0-15,40") from None
 
 
+def numbers_text(numbers: Iterable[int], pieces: Mapping[int, Piece] = MappingProxyType({})) -> str:
+    """Return buckets as ranges, and pieces among them by their keys, as people are shown them.
+
+    Args:
+        numbers: of both.
+        pieces: those that the map knows.
+    """
+    found = {*numbers}
+    buckets = format_ranges(number for number in found if number < FIRST_PIECE)
+    keys = sorted(number for number in found if number >= FIRST_PIECE)
+    names = (str(pieces[one].of) if one in pieces else f"a key of bucket {log_number(one)}" for one in keys)
+    return ",".join(filter(None, (buckets, *names)))
+
+
+def log_number(number: int) -> int:
+    """Return the bucket whose log has the ops of a bucket, or of a piece.
+
+    Args:
+        number: of either.
+    """
+    return number % FIRST_PIECE
+
+
+def new_piece(bucket: int, drawn: int) -> int:
+    """Return a number for a piece of a bucket. It is to be drawn anew for each key, so that none comes twice.
+
+    Args:
+        bucket: which.
+        drawn: a random number.
+    """
+    return (1 + drawn % (END_OF_PIECES // FIRST_PIECE - 1)) * FIRST_PIECE + bucket
+
+
+class KeyName(NamedTuple):
+    """One value of a shard key: whose ops are in the log of a bucket, and whose rows may have a shard of their own.
+
+    Attributes:
+        bucket: whose log has its ops.
+        table: a table that is spread by it; so are all that are spread by the same rule.
+        key: the text by which it is hashed and found, see `bucket_rules.canonical`.
+    """
+
+    bucket: int
+    table: str
+    key: str
+
+    def __str__(self) -> str:
+        """Return it as people are shown it, and as commands take it."""
+        return f"{self.table}={self.key}"
+
+
+class Piece(NamedTuple):
+    """A shard key that is away from its bucket, or on the way: under a number of its own, behind those of buckets.
+
+    Its shard keeps all of it by that number: watermark, producers, what is set aside. The log is the bucket's.
+
+    Attributes:
+        number: its own.
+        of: the key, and its bucket.
+        shard: that has its rows, and applies its ops; the bucket's own while it has not left, or is back.
+    """
+
+    number: int
+    of: KeyName
+    shard: str
+
+
 class Placement(NamedTuple):
     """Where buckets are that have moved: the map that all processes of a deployment act on.
 
@@ -316,16 +427,37 @@ class Placement(NamedTuple):
     Attributes:
         version: grows with each change of the owners; 0: nothing has moved yet.
         owners: the shard of each bucket that is not where the configuration puts it.
-        moves: of each bucket that is under way or has left rows behind, the shards from and to which it moves.
+        moves: of each bucket that is under way or has left rows behind, the shards from and to which it moves; of a
+            piece too, by its number.
+        pieces: the keys that are away from their buckets, or under way, by number.
     """
 
     version: int = 0
     owners: Mapping[int, str] = MappingProxyType({})
     moves: Mapping[int, tuple[str, str]] = MappingProxyType({})
+    pieces: Mapping[int, Piece] = MappingProxyType({})
+
+    def numbers_named(self, text: str) -> list[int]:
+        """Return the numbers of the buckets that an operator names, or of a key that has a shard of its own.
+
+        Args:
+            text: numbers and ranges, or a table and a key as screens show it, such as `purchase=4711`.
+
+        Raises:
+            BadOp: it is neither, or no key of that name is away, or on its way.
+        """
+        if "=" not in text:
+            return named_buckets(text)
+        found = [number for number, piece in self.pieces.items() if str(piece.of) == text]
+        if not found:
+            raise BadOp(f"{text!r} is no key that has a shard of its own: see pipeline move list")
+        return found
 
     def to_json(self) -> str:
-        """Return it as JSON."""
-        return msgspec.json.encode({**self._asdict(), "owners": dict(self.owners), "moves": dict(self.moves)}).decode()
+        """Return it as JSON; without pieces as releases write it that know none."""
+        pieces = {number: (*piece.of, piece.shard) for number, piece in self.pieces.items()}
+        written = _Written(self.version, dict(self.owners), dict(self.moves), pieces)
+        return msgspec.json.encode(written).decode()
 
     @classmethod
     def noted(cls, text: str) -> Placement | None:
@@ -338,14 +470,16 @@ class Placement(NamedTuple):
             found = msgspec.json.decode(text, type=_Written)
         except ValueError:
             return None
-        return cls(found.version, dict(found.owners), dict(found.moves))
+        pieces = {n: Piece(n, KeyName(*said[:3]), said[3]) for n, said in found.pieces.items()}
+        return cls(found.version, dict(found.owners), dict(found.moves), pieces)
 
 
 #: The map of a deployment in which nothing has moved.
 NOWHERE = Placement()
 
 
-class _Written(msgspec.Struct, forbid_unknown_fields=True):
+class _Written(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     version: int
     owners: dict[int, str]
     moves: dict[int, tuple[str, str]]
+    pieces: dict[int, tuple[int, str, str, str]] = {}

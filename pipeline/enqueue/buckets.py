@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import reduce
 from itertools import islice
 from operator import and_, itemgetter
@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline import model
 from pipeline.config import Topology
-from pipeline.config.buckets import Placement
+from pipeline.config.buckets import Piece, Placement
 from pipeline.dal import conjuncts, pinned_values
 from pipeline.dal.trees import Tree, limits_of, pinned
 from pipeline.enqueue.final_values import CompiledTable
@@ -128,7 +128,7 @@ def draw(nodes: Nodes, topology: Topology, known: Placement) -> tuple[Placement,
             logger.warning(Event("map_without_shard", shard=shard, error=error))
     _refuse_unknown(told, topology)
     silent = [shard for shard in topology.shards if shard not in told]
-    buckets = {bucket for found in told.values() for bucket in found}
+    buckets = {bucket for found in told.values() for bucket, leg in found.items() if leg.of is None}
     owners = {bucket: _owner(bucket, told, topology) for bucket in buckets}
     under_way = {
         bucket: (leg.source, leg.target)
@@ -139,17 +139,39 @@ def draw(nodes: Nodes, topology: Topology, known: Placement) -> tuple[Placement,
     if silent:
         owners = {**{b: shard for b, shard in known.owners.items() if shard in silent}, **owners}
         under_way = {**{b: pair for b, pair in known.moves.items() if {*pair} & {*silent}}, **under_way}
+    pieces = _pieces(told, topology, known, owners, under_way)
     # also those that are where the file puts them: an older file puts them elsewhere
     elsewhere = dict(sorted(owners.items()))
-    version = known.version + (elsewhere != dict(known.owners))
-    return Placement(version, elsewhere, dict(sorted(under_way.items()))), not silent
+    version = known.version + ((elsewhere, pieces) != (dict(known.owners), dict(known.pieces)))
+    return Placement(version, elsewhere, dict(sorted(under_way.items())), pieces), not silent
+
+
+def _pieces(
+    told: Told, topology: Topology, known: Placement, owners: Mapping[int, str], under_way: Collection[int]
+) -> dict[int, Piece]:
+    """Return the keys that are away from their buckets, or under way."""
+    found = dict[int, Piece]()
+    names = {b: leg.of for legs in told.values() for b, leg in legs.items() if leg.of is not None}
+    for number, of in sorted(names.items()):
+        home = owners.get(of.bucket) or topology.began(of.bucket)
+        legs = {shard: legs[number] for shard, legs in told.items() if number in legs}
+        away = [shard for shard, leg in legs.items() if leg.apart and leg.state in OWNED]
+        # on the way back its shard has stopped, until the bucket's has taken the key
+        away += [s for s, leg in legs.items() if leg.apart and leg.state == MOVED and s == leg.source != home]
+        if not away and number in known.pieces and known.pieces[number].shard not in told:
+            away = [known.pieces[number].shard]
+        if home in legs and not legs[home].apart and legs[home].state in OWNED:
+            away = []
+        if away or number in under_way:
+            found[number] = Piece(number, of, away[0] if away else home)
+    return {**{n: piece for n, piece in known.pieces.items() if piece.shard not in told and n not in names}, **found}
 
 
 def _refuse_unknown(told: Told, topology: Topology) -> None:
     """Raise if a bucket has left for a shard that is not asked: this process cannot say who owns the bucket."""
     owned = {bucket for found in told.values() for bucket, leg in found.items() if leg.state in OWNED}
     for leg in (leg for found in told.values() for leg in found.values()):
-        if leg.state in (MOVED, GONE) and leg.bucket not in owned and leg.target not in topology.shards:
+        if leg.state in (MOVED, GONE) and leg.bucket not in owned and leg.target not in topology.shards and leg.apart:
             raise WrongDeployment(
                 [
                     f"[shards.{leg.target}] is missing in {topology.fingerprint.source}, but bucket {leg.bucket} has "

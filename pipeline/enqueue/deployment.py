@@ -13,7 +13,7 @@ from uuid import uuid4
 from msgspec.structs import replace
 
 from pipeline.config import Topology
-from pipeline.config.buckets import format_ranges
+from pipeline.config.buckets import FIRST_PIECE, numbers_text
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable, WrongDeployment
 from pipeline.events import Event
 from pipeline.model import Position, deleted_behind
@@ -375,7 +375,7 @@ def restored(log: Log, nodes: Nodes, topology: Topology, shard: str) -> str:
     """
     session = nodes.primary(shard)
     marks = known_positions(session)
-    wanted = {*topology.buckets_of(shard), topology.reference_bucket}
+    wanted = {one for one in topology.applied_by(shard) if one < FIRST_PIECE or one not in topology.placement.moves}
     applied = {bucket: mark for bucket, mark in log.marks(shard).items() if bucket in wanted and mark.epoch}
     lacking = wanted - marks.keys()
     found = {*lacking & applied.keys(), *log.tails(lacking)}
@@ -385,7 +385,8 @@ def restored(log: Log, nodes: Nodes, topology: Topology, shard: str) -> str:
     found |= {bucket for bucket in deleted if log.trimmed(bucket)}
     if not found:
         return ""
+    lacks = numbers_text(found, topology.placement.pieces)
     return (
-        f"the database of {shard} lacks what was applied there in the buckets {format_ranges(found)}: it was restored "
+        f"the database of {shard} lacks what was applied there in the buckets {lacks}: it was restored "
         f"from a backup, or is another one; run: pipeline restore {shard}"
     )

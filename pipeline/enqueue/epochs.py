@@ -27,7 +27,7 @@ from pipeline.events import Event
 from pipeline.model.fingerprint import Fingerprint, newest
 from pipeline.model.receipt import Seal
 from pipeline.oplog import Log
-from pipeline.oplog.appends import Appends, Scope
+from pipeline.oplog.appends import EVERYWHERE, Appends, Scope
 from pipeline.shard import NodeSession, records
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import LostRange, Mark, ledger_queries, moves
@@ -269,18 +269,29 @@ class Authority:
         """
         done = set(acked)
         for shard in scope.shards:
-            session = self._nodes.primary(shard)
-            reached = ledger_queries.sequences(session, acked)
-            missing = {pair: one for pair, one in acked.items() if reached.get(pair, 0) < one[0]}
-            done -= missing.keys()
-            for replica in self._nodes.replicas(shard) if done else ():
-                done = self._on_replica(replica, {pair: acked[pair][0] for pair in done})
-            for bucket in {bucket for bucket, _ in missing}:
-                here = {pair: one for pair, one in missing.items() if pair[0] == bucket}
-                with session.translated(), session.transaction():
-                    losses = self._judge(session, shard, scope, epoch, bucket, here)
-                for lost in losses:
-                    logger.error(Event("ops_lost", ops=lost.last - lost.first + 1, **lost._asdict()))
+            done &= self._settle_on(shard, scope, epoch, acked)
+            lent = moves.lent_by(shard, moves.legs(self._nodes.primary(shard))) if scope.name != EVERYWHERE else {}
+            for bucket, (other, piece) in lent.items():
+                there = {(piece, producer): one for (b, producer), one in acked.items() if b == bucket}
+                if there:
+                    left = there.keys() - self._settle_on(other, scope, epoch, there)
+                    done -= {(bucket, producer) for _, producer in left}
+        return done
+
+    def _settle_on(self, shard: str, scope: Scope, epoch: int, acked: Mapping[Sender, Acked]) -> set[Sender]:
+        """Judge on one shard, and record what is lost there; return what every node of it has."""
+        session = self._nodes.primary(shard)
+        reached = ledger_queries.sequences(session, acked)
+        missing = {pair: one for pair, one in acked.items() if reached.get(pair, 0) < one[0]}
+        done = acked.keys() - missing.keys()
+        for replica in self._nodes.replicas(shard) if done else ():
+            done = self._on_replica(replica, {pair: acked[pair][0] for pair in done})
+        for bucket in {bucket for bucket, _ in missing}:
+            here = {pair: one for pair, one in missing.items() if pair[0] == bucket}
+            with session.translated(), session.transaction():
+                losses = self._judge(session, shard, scope, epoch, bucket, here)
+            for lost in losses:
+                logger.error(Event("ops_lost", ops=lost.last - lost.first + 1, **lost._asdict()))
         return done
 
     def _on_replica(self, replica: NodeSession, last: Mapping[Sender, int]) -> set[Sender]:
@@ -330,14 +341,18 @@ def new_epoch(nodes: Nodes, scope: Scope, known: int) -> int:
     Raises:
         ShardUnavailable: the primary of a shard in the scope did not answer.
     """
-    for shard in scope.shards:
-        for replica in nodes.replicas(shard):
-            try:
-                known = max(known, ledger_queries.highest_epoch(replica))
-            except NotMigrated:
-                continue  # a replica without our tables has no watermark
-            except Unavailable as error:
-                logger.warning(Event("epoch_without_node", node=replica.node, error=error))
+    replicas = [replica for shard in scope.shards for replica in nodes.replicas(shard)]
+    # who has a key of a bucket has a watermark in its log, too
+    for shard in scope.shards if scope.name != EVERYWHERE else ():
+        for other in {other for other, _ in moves.lent_by(shard, moves.legs(nodes.primary(shard))).values()}:
+            replicas += [nodes.primary(other), *nodes.replicas(other)]
+    for replica in replicas:
+        try:
+            known = max(known, ledger_queries.highest_epoch(replica))
+        except NotMigrated:
+            continue  # a replica without our tables has no watermark
+        except Unavailable as error:
+            logger.warning(Event("epoch_without_node", node=replica.node, error=error))
     for shard in scope.shards:
         primary = nodes.primary(shard)
         known = ledger_queries.give_epoch(primary, scope.name, known, clock.wall_ms() // 1000) - 1

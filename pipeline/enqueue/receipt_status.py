@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pipeline import clock
 from pipeline.config import Topology
+from pipeline.config.buckets import FIRST_PIECE, log_number
 from pipeline.enqueue.buckets import follow_noted, where
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import LogUnavailable, Lost, PipelineError, Rejected, ShardUnavailable, Unavailable, WaitTimeout
@@ -16,7 +17,7 @@ from pipeline.model.wait_reason import WaitReason, reasons_of
 from pipeline.oplog import Log
 from pipeline.shard import NodeSession
 from pipeline.shard.nodes import Nodes
-from pipeline.shard.records import GONE, MOVED, OWNED, ledger_queries, moves
+from pipeline.shard.records import GONE, LENT, MOVED, OWNED, STOPPED, ledger_queries, moves
 from pipeline.shard.records.ledger_queries import Fate
 from pipeline.shard.records.set_aside import GIVEN_UP
 from pipeline.shard.records.stops import stop_reasons
@@ -44,6 +45,8 @@ class Follower:
         self.seal = seal
         self._topology, self._nodes, self._log, self._spool = topology, nodes, log, spool
         self._publisher = publisher
+        #: The buckets of which a shard has said that one of their keys is away, or on its way.
+        self._lent = set[int]()
 
     def status(self, receipt: Receipt) -> str:
         """Return spooled, queued, applied, durable, rejected, parked, replayed, dropped or lost.
@@ -81,17 +84,17 @@ class Follower:
         Args:
             receipt: of the op.
         """
-        shards = self._topology.shards_of(receipt.bucket)
+        shard = self._topology.shards_of(receipt.bucket)[0]
         if self._spooled(receipt):
-            return WaitReason("spooled", shards[0], "spool")
-        for shard in shards:
-            try:
-                if (reason := self._why_queued(shard, receipt)) is not None:
+            return WaitReason("spooled", shard, "spool")
+        try:
+            for shard, one in self._places(receipt):
+                if (reason := self._why_queued(shard, one)) is not None:
                     return reason
-            except LogUnavailable as error:
-                return WaitReason("redis-away", shard, shard, str(error))
-            except ShardUnavailable as error:
-                return WaitReason("primary-away", shard, shard, str(error))
+        except LogUnavailable as error:
+            return WaitReason("redis-away", shard, shard, str(error))
+        except ShardUnavailable as error:
+            return WaitReason("primary-away", shard, shard, str(error))
         return None
 
     def wait_all(self, receipts: Iterable[Receipt], timeout_s: float) -> None:
@@ -110,10 +113,14 @@ class Follower:
         deadline = clock.Deadline(timeout_s)
         for receipt in last.values():
             self.wait(receipt, deadline.left_s)
-        for shard in {shard for bucket, _ in last for shard in self._topology.shards_of(bucket)}:
-            session = self._nodes.primary(shard)
-            self._none_aside(session, every, deadline)
-            if lost := ledger_queries.lost(session, every):
+        numbers: dict[str, dict[int, int]] = {}
+        for bucket, one in {receipt.bucket: receipt for receipt in last.values()}.items():
+            for shard, there in self._places(one):
+                numbers.setdefault(shard, {})[bucket] = there.bucket
+        for shard, named in numbers.items():
+            session, ops = self._nodes.primary(shard), [(named[b], p, seq) for b, p, seq in every if b in named]
+            self._none_aside(session, ops, deadline)
+            if lost := ledger_queries.lost(session, ops):
                 raise Lost(f"{len(lost)} of {len(every)} ops were lost by Redis before they were applied")
 
     def barrier(self, table: str, timeout_s: float) -> None:
@@ -128,7 +135,7 @@ class Follower:
         for _ in clock.polls(timeout_s, first_s=0.005):
             ahead: dict[str, set[int]] = {}
             for bucket in behind:
-                for shard in topology.shards_of(bucket):
+                for shard in self._appliers(bucket):
                     ahead.setdefault(shard, set()).add(bucket)
             behind = set().union(*(self._behind(shard, own, tails) for shard, own in ahead.items()))
             if not behind:
@@ -137,9 +144,11 @@ class Follower:
 
     def row_id(self, receipt: Receipt) -> int | None:
         """Return the id that the database gave to an op's row; None until it is applied."""
-        shard = self._topology.shards_of(receipt.bucket)[0]
-        session = self._nodes.primary(shard)
-        return ledger_queries.row_id(session, receipt.bucket, receipt.producer, receipt.producer_seq)
+        found = (
+            ledger_queries.row_id(self._nodes.primary(shard), one.bucket, one.producer, one.producer_seq)
+            for shard, one in self._places(receipt)
+        )
+        return next((row for row in found if row is not None), None)
 
     def _spooled(self, receipt: Receipt) -> bool:
         sequence = (receipt.bucket, receipt.producer, receipt.producer_seq)
@@ -148,15 +157,35 @@ class Follower:
     # parts --------------------------------------------------------------------------------------------------
 
     def _state(self, receipt: Receipt) -> str:
-        """Return the state on the shard that is furthest behind (a reference table's op is applied by all)."""
-        states = [self._state_on(shard, receipt) for shard in self._topology.shards_of(receipt.bucket)]
+        """Return the state on the shard that is furthest behind (a reference table's op is applied by all).
+
+        So is an op of a bucket one of whose keys is away, as far as anybody can say without the op: by both.
+        """
+        states = [self._state_on(shard, one) for shard, one in self._places(receipt)]
         return next((state for state in _WORST if state in states), "applied")
+
+    def _appliers(self, bucket: int) -> tuple[str, ...]:
+        topology = self._topology
+        return topology.shards if bucket == topology.reference_bucket else (topology.shard_of(bucket),)
+
+    def _places(self, receipt: Receipt) -> Iterator[tuple[str, Receipt]]:
+        """Yield the shards that apply an op, each with the receipt by the number that counts there."""
+        bucket, topology = receipt.bucket, self._topology
+        for shard in self._appliers(bucket):
+            yield shard, receipt
+        # what the bucket's shard has just said counts, whatever the map says
+        if bucket in self._lent or (topology.split and bucket in topology.split):
+            shard = topology.shard_of(bucket)
+            legs = moves.legs(self._nodes.primary(shard))
+            other, piece = moves.lent_by(shard, legs).get(bucket, ("", 0))
+            if other and legs[piece].apart:
+                yield other, receipt.elsewhere(piece)
 
     def _state_on(self, shard: str, receipt: Receipt) -> str:
         fate = self._fate(shard, receipt)
         if not self._accounted(fate, receipt) and (under := self._over(fate, receipt)):
             # what is known here is written down, and is final from then on
-            self._publisher.judge({(receipt.bucket, receipt.producer): (receipt.producer_seq, under)})
+            self._publisher.judge({(log_number(receipt.bucket), receipt.producer): (receipt.producer_seq, under)})
             fate = self._fate(shard, receipt)
         if fate.reject is not None:
             return _SHOWN.get(fate.reject[0], fate.reject[0])
@@ -175,14 +204,15 @@ class Follower:
         """
         if receipt.position is None or fate.mark is None:
             return 0
-        under, scope = receipt.position.epoch, self._publisher.scope_of(receipt.bucket)
+        log = log_number(receipt.bucket)
+        under, scope = receipt.position.epoch, self._publisher.scope_of(log)
         if fate.mark.epoch > under:
             if fate.applied_seq is None and not _is_young(under):
                 raise PipelineError("this receipt is older than a week; its shard no longer remembers its producer")
             return under
         try:
             if fate.mark >= receipt.position:  # and not applied: the log was cut, and gave the position out again
-                self._log.audit(scope.name, {receipt.bucket: Position(under, FAR)})
+                self._log.audit(scope.name, {log: Position(under, FAR)})
                 self._publisher.epoch_of(scope)
             epoch, current, _ = self._log.epoch(scope.name)
         except LogUnavailable:
@@ -192,7 +222,9 @@ class Follower:
     def _why_queued(self, shard: str, receipt: Receipt) -> WaitReason | None:
         bucket, place, leg = receipt.bucket, receipt.position, None
         fate = _fate_on(self._nodes.primary(shard), receipt)
-        if fate.state is not None and fate.state not in OWNED:  # this process may have the map of before
+        if (
+            bucket < FIRST_PIECE and fate.state is not None and fate.state not in OWNED
+        ):  # this process may have the map of before
             shard, leg = where(self._nodes, bucket, shard)
             fate = _fate_on(self._nodes.primary(shard), receipt)
         if fate.reject is not None and fate.reject[0] in ("parked", "waiting"):
@@ -220,10 +252,16 @@ class Follower:
     def _fate(self, shard: str, receipt: Receipt) -> Fate:
         """Return what a shard knows of an op; where the bucket has left it, what the shard knows that has it now."""
         found = _fate_on(self._nodes.primary(shard), receipt)
+        if receipt.bucket >= FIRST_PIECE:
+            return found
         if found.state in (MOVED, GONE):
             follow_noted(self._log, self._topology)
             owner = self._topology.shard_of(receipt.bucket)
             found = found if owner == shard else _fate_on(self._nodes.primary(owner), receipt)
+        if found.state in (LENT, STOPPED):
+            self._lent.add(receipt.bucket)
+        else:
+            self._lent.discard(receipt.bucket)
         return found
 
     def _reached(self, fate: Fate, receipt: Receipt) -> bool:
@@ -246,7 +284,7 @@ class Follower:
 
     def _reject(self, receipt: Receipt) -> tuple[str, str, int | None]:
         """Return state, reason and code of an op that was set aside."""
-        told = (self._fate(shard, receipt).reject for shard in self._topology.shards_of(receipt.bucket))
+        told = (self._fate(shard, one).reject for shard, one in self._places(receipt))
         aside = [reject for reject in told if reject is not None]
         return min(aside, key=lambda reject: _WORST.index(_SHOWN.get(reject[0], reject[0])), default=("", "", None))
 
@@ -265,12 +303,12 @@ class Follower:
 
     def _on_all_replicas(self, receipt: Receipt) -> bool:
         """Whether every replica that is fit has the op. One that does not answer counts as one that has it not."""
-        for shard in self._topology.shards_of(receipt.bucket):
+        for shard, there in self._places(receipt):
             counting = [one for one in self._nodes.replicas(shard) if not self._nodes.unfit(one.node)]
             if not counting:
                 return False
             try:
-                if not all(self._reached(_fate_on(session, receipt), receipt) for session in counting):
+                if not all(self._reached(_fate_on(session, there), there) for session in counting):
                     return False
             except PipelineError:
                 return False
@@ -279,14 +317,15 @@ class Follower:
     def _hinted(self, receipt: Receipt) -> bool:
         """Whether what Redis has of the watermarks is worth asking the databases for."""
         target = self._topology.placement.moves.get(receipt.bucket, ("", ""))[1]  # may go on with the bucket already
-        shards = self._topology.shards_of(receipt.bucket)
-        return all(self._hint(one, receipt) for one in shards) or bool(target and self._hint(target, receipt))
+        topology, bucket = self._topology, receipt.bucket
+        told = [(shard, topology.mark_of(shard, bucket)) for shard in topology.shards_of(bucket)]
+        return all(self._hint(*one, receipt) for one in told) or bool(target and self._hint(target, bucket, receipt))
 
-    def _hint(self, shard: str, receipt: Receipt) -> bool:
+    def _hint(self, shard: str, number: int, receipt: Receipt) -> bool:
         if receipt.position is None:
             return True
         try:
-            mark = self._log.mark(shard, receipt.bucket)
+            mark = self._log.mark(shard, number)
         except Unavailable:
             return False
         return mark is not None and mark >= receipt.position
@@ -298,7 +337,19 @@ class Follower:
             follow_noted(self._log, self._topology)
         if missing := buckets - found.keys():
             raise ShardUnavailable(shard, f"it has no watermark of bucket {min(missing)}: run pipeline migrate")
-        return {bucket for bucket in buckets if found[bucket].position < tails[bucket]}
+        behind = {bucket for bucket in buckets if found[bucket].position < tails[bucket]}
+        if lent := [bucket for bucket in buckets - behind if found[bucket].state in (LENT, STOPPED)]:
+            behind |= self._keys_behind(shard, lent, tails)
+        return behind
+
+    def _keys_behind(self, shard: str, lent: Collection[int], tails: Mapping[int, Position]) -> set[int]:
+        """Return those of some buckets whose key, which is away, is behind the end of their log."""
+        legs, behind = moves.legs(self._nodes.primary(shard)), set[int]()
+        for bucket, (other, piece) in moves.lent_by(shard, legs).items():
+            if bucket in lent and legs[piece].apart:
+                found = ledger_queries.marks_of(self._nodes.primary(other), [piece])
+                behind |= {bucket} if piece not in found or found[piece].position < tails[bucket] else set()
+        return behind
 
 
 def _is_young(epoch: int) -> bool:

@@ -24,7 +24,7 @@ from pipeline.model import tables_written
 from pipeline.oplog import Entries
 from pipeline.oplog.appends import EpochStale, Scope
 from pipeline.shard.nodes import Nodes
-from pipeline.shard.records import ledger_queries
+from pipeline.shard.records import ledger_queries, moves
 from pipeline.spool import HEAD_BYTES, HEAD_OPS, Definition, Spool, Spooled
 
 #: How often a pass begins anew when Redis changes its lineage under it.
@@ -112,11 +112,12 @@ class Drainer:
         pairs = self._spool.pairs()
         reached: dict[tuple[int, int], int] = {}
         for shard in self._topology.shards:
-            mine = [pair for pair in pairs if shard in self._topology.shards_of(pair[0])]
+            mine = [pair for pair in pairs if self._topology.owners[pair[0]] in (shard, "*")]
             if mine:
                 lowest = self._on_every_node(shard, mine)
                 for pair in mine:
                     reached[pair] = min(reached.get(pair, lowest.get(pair, 0)), lowest.get(pair, 0))
+                self._count_pieces(shard, mine, reached)
         forgotten = self._spool.forget({pair: seq for pair, seq in reached.items() if seq})
         if forgotten:
             self._spool.file.shed()
@@ -248,6 +249,20 @@ class Drainer:
             for producer, runs, _ in _turns([op for op in last if op.bucket in buckets]):
                 reached = self._publisher.resend(producer, runs, epoch=epoch, patient=False)
                 self._publisher.remember(producer, {b: (runs[b].last, at) for b, at in reached.items()})
+
+    def _count_pieces(self, shard: str, mine: Iterable[tuple[int, int]], reached: dict[tuple[int, int], int]) -> None:
+        """Let what a shard's buckets have counts only as far as who has a key of one has it, too."""
+        try:
+            lent = moves.lent_by(shard, moves.legs(self._nodes.primary(shard)))
+        except Unavailable as error:
+            logger.info(Event("spool_keeps", shard=shard, node=shard, error=error))
+            reached |= dict.fromkeys(mine, 0)
+            return
+        for bucket, (other, piece) in lent.items():
+            pairs = {(piece, producer): (bucket, producer) for b, producer in mine if b == bucket}
+            there = self._on_every_node(other, pairs) if pairs else {}
+            for number, pair in pairs.items():
+                reached[pair] = min(reached[pair], there.get(number, 0))
 
     def _on_every_node(self, shard: str, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], int]:
         """Return the lowest sequence of each pair over all nodes; nothing where one of them does not answer."""

@@ -121,6 +121,14 @@ class Receipt(msgspec.Struct, eq=False):
         """Whether the op is on its way: in the log, or in the spool."""
         return self.position is not None or self.producer > 0
 
+    def elsewhere(self, number: int) -> Receipt:
+        """Return what a shard is asked by that keeps the op under another number than its bucket's.
+
+        Args:
+            number: of a piece, see `config/topology`.
+        """
+        return Receipt(number, self.position, self._id, self.producer, self.producer_seq)
+
     def name_row(self, id: int) -> None:
         """Note the row's id, which an earlier call with the same idempotency key has claimed.
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pipeline import clock
 from pipeline.config import Topology
+from pipeline.config.buckets import log_number
 from pipeline.config.settings import Settings
 from pipeline.errors import LogUnavailable
 from pipeline.model import Entry, Given, Position
@@ -137,6 +138,7 @@ class GroupedLog(RedisLog):
         Args:
             bucket: its number.
         """
+        bucket = log_number(bucket)
         mine = 0 <= bucket < self._topology.buckets
         return self.at(self._topology.shard_of(bucket)) if mine else self.first
 

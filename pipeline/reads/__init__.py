@@ -21,13 +21,14 @@ import logging
 import secrets
 import threading
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
 
 from pipeline.bounds import WaitBudgets
+from pipeline.config.buckets import FIRST_PIECE, log_number
 from pipeline.errors import BadRead, BadToken, Unavailable
 from pipeline.events import Event
 from pipeline.model import Position
@@ -66,15 +67,29 @@ class ReadSession:
         with self._lock:
             self._token = self._token.merged(token)
 
-    def saw(self, marks: Mapping[int, Position], passed: Mapping[int, Position], *, stale: bool) -> None:
+    def saw(
+        self,
+        marks: Mapping[int, Position],
+        passed: Mapping[int, Position],
+        *,
+        stale: bool,
+        split: Collection[int] = (),
+    ) -> None:
         """Note an answer.
 
         Args:
-            marks: the watermarks that the node had after it had answered.
+            marks: the watermarks that the node had after it had answered, by bucket or piece.
             passed: what every node is known to have; need not be remembered.
             stale: the answer was marked as stale, so the node may lack what the token asks for.
+            split: the buckets whose logs two shards apply: what one of them has, the other may lack.
         """
         with self._lock:
+            if split or any(number >= FIRST_PIECE for number in marks):
+                logs = {log_number(number): mark for number, mark in marks.items()}
+                shared = {log_number(number) for number in marks if number >= FIRST_PIECE} | {*split}
+                both = {bucket: Need(mark) for bucket, mark in logs.items() if bucket in shared and mark.epoch > 0}
+                self._token = self._token.merged(Token(both))
+                marks = {bucket: mark for bucket, mark in logs.items() if bucket not in shared}
             if stale:
                 seen = Token({bucket: Need(mark) for bucket, mark in marks.items() if mark.epoch > 0})
                 self._token = self._token.merged(seen).forget(passed)

@@ -13,17 +13,21 @@ from typing import Any, NamedTuple
 
 from pipeline import clock
 from pipeline.bounds import keep_newest
+from pipeline.config.settings import TableSettings
 from pipeline.errors import BadRead, ReadOnly, ShardUnavailable
 from pipeline.model import Position
+from pipeline.model.schema import schema_of
 from pipeline.per_process import PerProcess
 from pipeline.reads import Need
 from pipeline.reads.node_tables import MOST_MET, NodeTables
 from pipeline.reads.onward import Onward
 from pipeline.shard import NodeSession
+from pipeline.shard.co_location import key_sql
 from pipeline.shard.dialect import Dialect
 from pipeline.shard.driver_errors import connection_lost, refused_write, sentence_of
 from pipeline.shard.nodes import Nodes
-from pipeline.shard.records import ASIDE_IN, Mark, ledger_queries
+from pipeline.shard.records import ASIDE_IN, ledger_queries, moves
+from pipeline.shard.records.moves import Leg, Seat
 
 #: A connection that was idle for longer is tried before it is relied on, s.
 IDLE_S = 1.0
@@ -191,17 +195,42 @@ class NodeReader:
         """
         return ledger_queries.waits_aside(self.session, {bucket: need.certain for bucket, need in needs.items()})
 
-    def states(self, buckets: Iterable[int] | None = None) -> dict[int, Mark]:
-        """Ask the node for watermarks and states.
+    def seats(self, buckets: Iterable[int] | None = None) -> dict[int, Seat]:
+        """Ask the node whether it serves buckets and pieces.
 
         Args:
-            buckets: those that are wanted; None: all.
+            buckets: their numbers; None: of all.
 
         Raises:
             ShardUnavailable: the node does not answer.
         """
         self.ready()
-        return ledger_queries.marks_of(self.session, buckets)
+        return moves.seats(self.session, buckets)
+
+    def last_moves(self, buckets: Iterable[int]) -> dict[int, Leg]:
+        """Ask the node for the last moves of buckets and pieces, and of keys of these buckets.
+
+        Args:
+            buckets: their numbers.
+        """
+        return moves.last_moves(self.session, buckets)
+
+    def keys_apart(self) -> dict[int, Leg]:
+        """Ask the node for the last moves of keys that have shards of their own, or had them, by piece."""
+        return moves.keys_apart(self.session)
+
+    def is_of_key(self, table: Any, row_id: int, settings: TableSettings, key: str) -> bool:
+        """Return whether the node has a row of a shard key.
+
+        Args:
+            table: of the caller's DAL.
+            row_id: the row's id.
+            settings: how the table is spread.
+            key: the text by which the key is found.
+        """
+        schema, dialect = schema_of(table), self.dialect
+        own, which = self.table(table), key_sql(dialect, settings, schema, key)
+        return bool(self.rows(f"SELECT 1 FROM {own.sql_fullref} WHERE {own._id.sqlsafe} = {row_id} AND {which}"))
 
     def connected_for_s(self) -> float:
         """Return the age of this thread's connection, s; 0 where there is none."""

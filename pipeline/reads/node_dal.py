@@ -231,13 +231,14 @@ class NodeDAL(CallersDAL):
         found = self._db(self._tables.own(query))
         return self._db(besides(found.query, left_out)) if left_out else found
 
-    def select(self, query: Any, fields: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    def select(self, query: Any, fields: Sequence[Any], options: Mapping[str, Any], left_out: str = "") -> Any:
         """Return the rows that a query of the caller's finds, with expressions named as the caller's own DAL does.
 
         Args:
             query: of the caller's DAL.
             fields: of the result; none: all of the query's tables.
             options: pyDAL's.
+            left_out: SQL of a further condition.
         """
         own = {name: self.reader.own(value) for name, value in options.items()}
         parse = self.reader.adapter.parse
@@ -246,7 +247,7 @@ class NodeDAL(CallersDAL):
             return parse(rows, columns, callers_names(names, columns, fields), cacheable=cacheable)
 
         own.setdefault("processor", named)
-        return self.where(query).select(*[self.reader.own(field) for field in fields], **own)
+        return self.where(query, left_out).select(*[self.reader.own(field) for field in fields], **own)
 
     def __call__(self, query: Any = None, *args: Any, **options: Any) -> Any:
         """Return pyDAL's Set of a query."""

@@ -103,7 +103,9 @@ class Onward(NamedTuple):
         tables = list(tables_in([query, *fields]))
         if all(self.topology.table(real_name(table)).reference for table in tables):
             return True
-        return [place.shard for place in places_of_query(self.topology, query, tables)] == [self.near.shard]
+        places = places_of_query(self.topology, query, tables)
+        shards = {self.topology.serves(one) for place in places if place.row is not None for one in place.buckets or ()}
+        return {place.shard for place in places} | shards == {self.near.shard}
 
     def _stays(self, query: Any, fields: Any) -> bool:
         """Return whether a query reads the application's own database alone."""

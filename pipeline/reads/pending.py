@@ -14,20 +14,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal, localcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.bounds import keep_newest
+from pipeline.config.buckets import key_text
+from pipeline.config.settings import TableSettings
 from pipeline.dal import has_filters, real_name
 from pipeline.dal.trees import narrowed_here
 from pipeline.errors import BadOp, NewerOp, NotAnOp, ShardUnavailable
 from pipeline.model import COPY, DELETE, INSERT, UPDATE, UPSERT, Entry, Op, Position, decode
-from pipeline.model.schema import TableSchema, schema_of
+from pipeline.model.schema import Column, TableSchema, column_of, schema_of
 from pipeline.model.values import python_value
 from pipeline.model.values.texts import RANGES
 from pipeline.oplog import Entries
 from pipeline.reads.connections import NodeReader
 from pipeline.reads.onward import Onward
-from pipeline.shard.records import HOLDING, Mark, known_keys, ledger_queries
+from pipeline.shard.records import HELD_IN, Mark, known_keys, ledger_queries
 from pipeline.shard.records.set_aside import holders, row_keys
 
 #: A row's values by field, as pyDAL reads them; None where there is no row.
@@ -270,6 +272,34 @@ class CannotOverlay(Exception):
     """The queued ops cannot be laid over the row: wait for them instead."""
 
 
+class QueuedOps(NamedTuple):
+    """The ops behind a watermark, and of a bucket one of whose keys has a shard of its own, whose rows they are about.
+
+    Attributes:
+        bucket: the number of the watermark, and of the log.
+        key: the field by which rows are told apart; empty: all are of one shard.
+        of: that key, by its text; `is_piece`: whether the rows with it are meant, or all others.
+    """
+
+    bucket: int
+    table: TableSettings | None = None
+    key: str = ""
+    of: str = ""
+    is_piece: bool = False
+
+    def has(self, column: Column, values: Mapping[str, Any]) -> bool:
+        """Return whether a row is of the queue.
+
+        Args:
+            column: the key's.
+            values: the row's.
+        """
+        if self.table is None:
+            return True
+        value = values.get(self.key)
+        return (value is not None and key_text(self.table, column, value) == self.of) is self.is_piece
+
+
 class Overlay:
     """Computes rows that are not there yet.
 
@@ -281,7 +311,7 @@ class Overlay:
         self._log = log
         self._schemas: dict[str, TableSchema] = {}
 
-    def row(self, reader: NodeReader, callers: Any, row_id: int, bucket: int, onward: Onward) -> Any:
+    def row(self, reader: NodeReader, callers: Any, row_id: int, queue: QueuedOps, onward: Onward) -> Any:
         """Return a row with the queued ops of its bucket laid over it, or None if it is not there then.
 
         A row that the present request's filters hide is not there.
@@ -292,13 +322,13 @@ class Overlay:
             reader: the node.
             callers: the table, of the caller's DAL.
             row_id: the row's id.
-            bucket: the bucket of the row.
+            queue: of the row's bucket.
             onward: where the row leads to.
 
         Raises:
             CannotOverlay: too many entries, an unknown schema, or an effect that only the database can compute.
         """
-        table = reader.table(callers)
+        table, bucket = reader.table(callers), queue.bucket
         for _ in range(OVERLAY_TRIES):
             snapshot = _snapshot(reader, table, row_id, bucket)
             (mark, state), raw = snapshot
@@ -306,7 +336,7 @@ class Overlay:
             fresh = _not_applied(reader, mark, bucket, entries)
             if fresh is None:
                 continue
-            if state == HOLDING and fresh:
+            if state in HELD_IN and fresh:
                 fresh = self._not_parked(reader, table, bucket, fresh)
                 if _snapshot(reader, table, row_id, bucket) != snapshot:
                     continue  # a replay moves no watermark
@@ -320,6 +350,8 @@ class Overlay:
             except Unforeseeable as error:
                 raise CannotOverlay(str(error)) from error
             if values is None or not _shown(reader, table, callers, values):
+                return None
+            if queue.table is not None and not queue.has(column_of(callers[queue.key]), values):
                 return None
             row = reader.as_read(callers, values, onward)
             if values is not stored:

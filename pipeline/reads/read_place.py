@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from pipeline.config import Topology
-from pipeline.config.buckets import NOWHERE, Placement
+from pipeline.config.buckets import FIRST_PIECE, NOWHERE, Piece, Placement, log_number
 from pipeline.config.settings import TableSettings
 from pipeline.dal import conjuncts, field_table, kind_of, op_name, pinned_values, real_name
 from pipeline.errors import BadRead, BadToken, ShardKeyError, shown
@@ -24,11 +24,20 @@ class NoRowMatches(BadRead):
 
 
 class ReadPlace(NamedTuple):
-    """A shard, and the buckets that matter there; None means all of them. `seen` is the map that says so."""
+    """A shard, and what matters there.
+
+    Attributes:
+        shard: its name.
+        buckets: their numbers, and those of shard keys that have a shard of their own, their *pieces*; None: all.
+        seen: the map that says so.
+        row: a table and an id that are all that names a row of the bucket `buckets[0]`, whose piece is `buckets[1]`:
+            the row is of either, and perhaps on another shard.
+    """
 
     shard: str
     buckets: tuple[int, ...] | None
     seen: Placement = NOWHERE
+    row: tuple[Any, int] | None = None
 
     def also(self, bucket: int) -> ReadPlace:
         """Return the place where a bucket matters, too."""
@@ -52,9 +61,9 @@ def place_of_key(topology: Topology, table: Any, shard_key: Any) -> ReadPlace:
     if _rules(topology, table).reference:
         return ReadPlace(chance.choice(topology.shards), (reference,), seen)
     if shard_key is not None:
-        bucket = bucket_of_key(topology, table, shard_key)
+        number = number_of_key(topology, table, shard_key)
         # what else is read in the same block may be a reference table
-        return ReadPlace(topology.shards_of(bucket)[0], (bucket, reference), seen)
+        return ReadPlace(topology.serves(number), (number, reference), seen)
     if len(topology.shards) == 1:
         return ReadPlace(topology.shards[0], None, seen)
     raise BadRead(
@@ -79,9 +88,14 @@ def place_of_id(topology: Topology, table: Any, row_id: int, shard_key: Any) -> 
         shard_key = row_id
     if shard_key is not None:
         bucket = bucket_of_key(topology, table, shard_key)
+        if topology.split:
+            bucket = number_of_key(topology, table, shard_key)
+            return ReadPlace(topology.serves(bucket), (bucket,), seen)
         return ReadPlace(topology.shards_of(bucket)[0], (bucket,), seen)
     carried = topology.bucket_in(row_id)
     if carried is not None:
+        if topology.split and (piece := _piece_beside(topology, table, carried)) is not None:
+            return ReadPlace(topology.owners[carried], (carried, piece.number), seen, (table, row_id))
         return ReadPlace(topology.owners[carried], (carried,), seen)
     return ReadPlace(topology.shards[0], None, seen) if len(topology.shards) == 1 else None
 
@@ -106,12 +120,15 @@ def places_of_query(
     if not sharded:
         return [ReadPlace(chance.choice(topology.shards), (topology.reference_bucket,), seen)]
     also = (topology.reference_bucket,) if len(sharded) < len(known) else ()
-    pins = [pinned_bucket(topology, query, table) for table in sharded]
-    pinned = {bucket for bucket in pins if bucket is not None}
+    pins = [_pin(topology, query, table) for table in sharded]
+    pinned = {log_number(pin.number) for pin in pins if pin is not None}
     if pinned and (None not in pins or kept_together(topology, conditions, sharded)):
         if len(pinned) > 1:
             raise BadRead("the query fixes shard keys that belong to two buckets: no row can match on one shard")
         (bucket,) = pinned
+        if topology.split and bucket in topology.split:
+            place = _place_beside(topology, bucket, pins, kept_together(topology, conditions, sharded))
+            return [place._replace(buckets=(*(place.buckets or ()), *also))]
         return [ReadPlace(topology.shards_of(bucket)[0], (bucket, *also), seen)]
     if len(topology.shards) == 1:
         return [ReadPlace(topology.shards[0], None, seen)]
@@ -121,7 +138,54 @@ def places_of_query(
             f"the tables {names} are not kept together: join them by the fields that shard them, or make one a "
             "reference table, or read them one after the other"
         )
-    return [ReadPlace(shard, (*topology.buckets_of(shard), *also), seen) for shard in topology.shards]
+    return [ReadPlace(shard, (*numbers_on(topology, shard), *also), seen) for shard in topology.shards]
+
+
+def numbers_on(topology: Topology, shard: str) -> tuple[int, ...]:
+    """Return the buckets that a shard serves, and the pieces.
+
+    Args:
+        topology: who has which bucket.
+        shard: its name.
+    """
+    pieces = (number for number, piece in topology.placement.pieces.items() if piece.shard == shard)
+    return (*topology.buckets_of(shard), *pieces)
+
+
+def counted_at(topology: Topology, shard: str, numbers: Iterable[int]) -> tuple[int, ...]:
+    """Return the numbers of the watermarks that count for buckets and pieces on a shard, each once.
+
+    Args:
+        topology: who has which bucket.
+        shard: its name.
+        numbers: of buckets and pieces; of a piece on its bucket's own shard the bucket's watermark counts.
+    """
+    if not topology.split:
+        return tuple(numbers)
+
+    def counted(number: int) -> int:
+        at_home = number >= FIRST_PIECE and topology.shard_of(log_number(number)) == shard
+        return log_number(number) if at_home else number
+
+    return tuple(dict.fromkeys(map(counted, numbers)))
+
+
+def number_of_key(topology: Topology, table: Any, key: Any) -> int:
+    """Return the piece that a shard key is, or else the bucket of the rows with it.
+
+    Args:
+        topology: who has which bucket.
+        table: the pyDAL table.
+        key: in any spelling that a write takes.
+
+    Raises:
+        BadValue, ShardKeyError: a write would refuse the key, too.
+    """
+    bucket = bucket_of_key(topology, table, key)
+    if not topology.split or bucket not in topology.split:
+        return bucket
+    piece = topology.piece_of(real_name(table), column_of(table[_key_of(topology, table)]), key)
+    return bucket if piece is None else piece.number
 
 
 def bucket_of_key(topology: Topology, table: Any, key: Any) -> int:
@@ -160,8 +224,12 @@ def needs_at(topology: Topology, log: Entries, token: Token, place: ReadPlace) -
         raise BadToken(f"this token is of another pipeline: there is no bucket {token.highest} here")
     buckets = place.buckets
     if buckets is None:
-        buckets = (*topology.buckets_of(place.shard), topology.reference_bucket)
-    found = token.within(buckets)
+        buckets = (*numbers_on(topology, place.shard), topology.reference_bucket)
+    if topology.split:  # a need of the bucket's log counts on both shards that apply it
+        buckets = counted_at(topology, place.shard, buckets)
+        found = {one: token[log_number(one)] for one in buckets if log_number(one) in token}
+    else:
+        found = token.within(buckets)
     if token.rest:
         tails = log.tails([bucket for bucket in buckets if bucket not in found])
         found |= {bucket: Need(position) for bucket, position in tails.items()}
@@ -177,25 +245,67 @@ def _key_of(topology: Topology, table: Any) -> str:
     return _rules(topology, table).shard_key or str(table._id.name)
 
 
-def pinned_bucket(topology: Topology, query: Any, table: Any) -> int | None:
-    """Return the bucket to which a query fixes the rows of a table, or None.
+def pinned_number(topology: Topology, query: Any, table: Any) -> int | None:
+    """Return the bucket, or the piece, to which a query fixes the rows of a table; None: it does not, or to either.
 
     Args:
         topology: who has which bucket.
         query: of the caller's DAL.
         table: the pyDAL table.
     """
+    pin = _pin(topology, query, table)
+    return None if pin is None or pin.row is not None else pin.number
+
+
+class _Pin(NamedTuple):
+    """To what a query fixes the rows of a table: a bucket or a piece; or a row of either, by table and id alone."""
+
+    number: int
+    row: tuple[Any, int] | None = None
+
+
+def _pin(topology: Topology, query: Any, table: Any) -> _Pin | None:
     name, key = real_name(table), _key_of(topology, table)
     values = pinned_values(query, table, key)
     if "" in values and column_of(table[key]).kind not in TEXT_KINDS:
         values = [value for value in values if value != ""]  # pyDAL's NULL: no row of any shard is equal
-    found = {bucket_of_key(topology, table, value) for value in values}
-    if not found and key != table._id.name:
-        own = (topology.bucket_in(row_id) for row_id in pinned_values(query, table, table._id.name))
-        found = {bucket for bucket in own if bucket is not None}
-    if len(found) > 1:
+    numbers = {number_of_key(topology, table, value) for value in values}
+    row = None
+    if not numbers and key != table._id.name:
+        own = {topology.bucket_in(row_id): row_id for row_id in pinned_values(query, table, table._id.name)}
+        numbers = {bucket for bucket in own if bucket is not None}
+        if topology.split and len(numbers) == 1 and _piece_beside(topology, table, min(numbers)) is not None:
+            row = table, own[min(numbers)]
+    if len({*map(log_number, numbers)}) > 1:
         raise NoRowMatches(f"the query fixes the shard key of {name!r} to two values, of two buckets: no row can match")
-    return next(iter(found), None)
+    return _Pin(min(numbers), row) if numbers else None  # to two values of one bucket: no row is found anywhere
+
+
+def _piece_beside(topology: Topology, table: Any, bucket: int) -> Piece | None:
+    """Return the piece of a bucket that rows of a table may be of, whose shard is perhaps another one."""
+    piece = topology.split.get(bucket)
+    return piece if piece is not None and topology.takes(piece, real_name(table)) else None
+
+
+def _place_beside(topology: Topology, bucket: int, pins: Iterable[_Pin | None], kept: bool) -> ReadPlace:
+    """Return the place of a read of a bucket one of whose keys is away, or on the way.
+
+    Raises:
+        BadRead: it may be about rows of that key and of others.
+    """
+    found, piece, seen = [pin for pin in pins if pin is not None], topology.split[bucket], topology.placement
+    certain = {pin.number for pin in found if pin.row is None}
+    if certain and (kept or (len(certain) == 1 and all(pin.row is None for pin in found))):
+        return ReadPlace(topology.serves(min(certain)), (min(certain),), seen)
+    home, both = topology.shard_of(bucket), (bucket, piece.number)
+    if not certain and (kept or len(found) == 1):
+        return ReadPlace(home, both, seen, found[0].row)
+    if topology.serves(piece.number) == home:
+        return ReadPlace(home, both, seen)
+    raise BadRead(
+        f"the query fixes rows of bucket {bucket}, and {piece.of} of that bucket has a shard of its own: join them by "
+        "the fields that shard them, or read one after the other"
+    )
 
 
 def kept_together(topology: Topology, conditions: list[Any], tables: list[Any]) -> bool:

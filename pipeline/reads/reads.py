@@ -9,8 +9,9 @@ from typing import Any
 
 from pipeline import clock
 from pipeline.config import Topology
+from pipeline.config.buckets import FIRST_PIECE, log_number
 from pipeline.config.settings import Settings
-from pipeline.dal import kind_of, query_of
+from pipeline.dal import kind_of, query_of, real_name
 from pipeline.errors import BadOp, BadRead, ShardUnavailable
 from pipeline.oplog import Entries
 from pipeline.reads import NOTHING, After, ReadSession, Token, TokenSeal, after_of
@@ -18,8 +19,8 @@ from pipeline.reads.connections import NodeReaders
 from pipeline.reads.gather import GATHER_S, Gather
 from pipeline.reads.node_dal import NodeDAL, refuse_cache
 from pipeline.reads.onward import Onward
-from pipeline.reads.pending import CannotOverlay, Overlay
-from pipeline.reads.read_place import ReadPlace, needs_at, place_of_id, place_of_key, whole_id
+from pipeline.reads.pending import CannotOverlay, Overlay, QueuedOps
+from pipeline.reads.read_place import ReadPlace, counted_at, needs_at, place_of_id, place_of_key, whole_id
 from pipeline.reads.routing import Bounds
 from pipeline.reads.routing.moving import Elsewhere, MovingRead, check_served
 from pipeline.reads.routing.replicas import HealthCache
@@ -84,7 +85,7 @@ class Reads:
         table = self._table(table)
         place = place_of_key(self._topology, table, shard_key)
         onward = self.onward(table._db, after, max_lag_s, wait_s, on_stale)
-        return self._opened(table, place, onward)
+        return self._opened(table, shard_key, place, onward)
 
     def get(
         self,
@@ -117,17 +118,17 @@ class Reads:
         number = whole_id(table, row_id)
         place, asked = place_of_id(self._topology, table, number, shard_key), after_of(after, self._seal)
         onward = Onward(self, self._topology, table._db, asked, bounds, pending)
-        if pending and (place is None or place.buckets is None or len(place.buckets) != 1):
+        if pending and (place is None or place.buckets is None or (len(place.buckets) != 1 and place.row is None)):
             raise BadRead(f"pending=True needs an id that tells its bucket: give shard_key= as well for {number}")
         if place is None:
             return self._row_anywhere(table, number, onward)
         if pending:
             try:
-                return tried_on(partial(self._row_with_pending, table, number, place, onward))
+                return tried_on(partial(self._row_with_pending, table, number, shard_key, place, onward))
             except CannotOverlay:
                 # what is queued cannot be computed here: wait for it instead
                 onward = onward._replace(after=After(Token(rest=True), asked.session))
-        return tried_on(partial(self._row, table, number, place, onward))
+        return tried_on(partial(self._row, table, number, shard_key, place, onward))
 
     def select(
         self,
@@ -240,9 +241,13 @@ class Reads:
         return Overlay(self._log)
 
     @contextmanager
-    def _opened(self, table: Any, place: ReadPlace, onward: Onward) -> Iterator[NodeDAL]:
+    def _opened(self, table: Any, shard_key: Any, place: ReadPlace, onward: Onward) -> Iterator[NodeDAL]:
+        def opened() -> Any:
+            now = place if place.seen is self._topology.placement else place_of_key(self._topology, table, shard_key)
+            return leaving.enter_context(self._open(now, onward))
+
         with ExitStack() as leaving:
-            read = tried_on(lambda: leaving.enter_context(self._open(place, onward)), Elsewhere)
+            read = tried_on(opened, Elsewhere)
             read.reader.table(table)
             yield NodeDAL(read.reader, read.read_info, onward, self._find_table)
             if self._router.served.changed(read):  # a block may outlast all news of the map
@@ -264,14 +269,36 @@ class Reads:
             raise BadRead(f"{len(rows)} shards have a row of {name!r} with the id {row_id}: give shard_key=")
         return rows.first()
 
-    def _row(self, table: Any, row_id: int, place: ReadPlace, onward: Onward) -> Any:
+    def _row(self, table: Any, row_id: int, shard_key: Any, place: ReadPlace, onward: Onward) -> Any:
+        if place.seen is not self._topology.placement:
+            place = place_of_id(self._topology, table, row_id, shard_key) or place
+        if place.row is not None:
+            return self._row_anywhere(table, row_id, onward)
         with self._open(place, onward) as read:
             return read.reader.row(table, row_id, onward)
 
-    def _row_with_pending(self, table: Any, row_id: int, place: ReadPlace, onward: Onward) -> Any:
-        [bucket] = place.buckets or ()
-        with self._open(place, onward._replace(after=NOTHING)) as read:
-            return self._overlay.row(read.reader, table, row_id, bucket, onward)
+    def _row_with_pending(self, table: Any, row_id: int, shard_key: Any, place: ReadPlace, onward: Onward) -> Any:
+        if place.seen is not self._topology.placement:
+            place = place_of_id(self._topology, table, row_id, shard_key) or place
+        topology = self._topology
+        # of a row that is of a bucket or of its piece, queued ops say which
+        for number in reversed(place.buckets or ()):
+            one = ReadPlace(topology.serves(number), (number,), place.seen) if place.row is not None else place
+            with self._open(one, onward._replace(after=NOTHING)) as read:
+                row = self._overlay.row(read.reader, table, row_id, self._queue_of(table, number, read.shard), onward)
+            if row is not None:
+                return row
+        return None
+
+    def _queue_of(self, table: Any, number: int, shard: str) -> QueuedOps:
+        """Return the ops that a shard has still to apply to the rows of a bucket, or of a piece."""
+        topology = self._topology
+        piece = topology.split.get(log_number(number)) if topology.split else None
+        if piece is None or not topology.takes(piece, real_name(table)):
+            return QueuedOps(number)
+        [mark] = counted_at(topology, shard, (number,))
+        rules = topology.table(real_name(table))
+        return QueuedOps(mark, rules, rules.shard_key or table._id.name, piece.of.key, number >= FIRST_PIECE)
 
     def _table(self, table: Any) -> Any:
         if kind_of(table) == "Table":

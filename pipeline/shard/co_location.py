@@ -10,6 +10,7 @@ be sharded by the reference, or both tables by one key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import product
 
@@ -26,6 +27,8 @@ from pipeline.shard.table_facts import constraints_of
 
 #: Kinds of columns whose values are whole numbers, and kinds whose values are texts.
 WHOLE, TEXTS = ("id", "integer", "bigint", "reference"), ("string", "text")
+#: A key that a column of whole numbers may have: others are keys of texts.
+_WHOLE_KEY = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
 def bucket_sql(
@@ -67,6 +70,27 @@ def bucket_sql(
         "cannot compute its buckets exactly; spread the table by hash, by a lookup, by modulo of whole numbers, or by "
         "a range whose bounds are of the column's type"
     )
+
+
+def key_sql(dialect: Dialect, settings: TableSettings, schema: TableSchema, key: str, qualifier: str = "") -> str:
+    """Return the SQL condition for the rows of one shard key; a row whose key is NULL has NULL.
+
+    Args:
+        dialect: of the database; its session is a `NodeSession`.
+        settings: how the table is spread; it is no reference table.
+        schema: the table's definition.
+        key: the text by which the key is hashed, see `bucket_rules.key_text`.
+        qualifier: as for `bucket_sql`.
+
+    Raises:
+        PipelineError: the database cannot compare it exactly.
+    """
+    column = _key(settings, schema)
+    name = dialect.quote(column.name_there)
+    name = f"{qualifier}.{name}" if qualifier else name
+    if column.kind in WHOLE:
+        return f"{name} = {key}" if _WHOLE_KEY.fullmatch(key) else "1 = 0"
+    return f"{_Text(dialect, name).value} = X'{key.encode(errors='surrogateescape').hex()}'"
 
 
 class _Whole:

@@ -226,8 +226,13 @@ def _expression(tree: Any, column: int, facts: Facts, dialect: Dialect) -> str:
 
 
 def _condition(tree: Any, facts: Facts, dialect: Dialect) -> str:
-    """Render `["and", ["=", 3, 7], ["in", 4, [1, 2]]]` and the like; `["same", 3, null]` is "just this value"."""
+    """Render `["and", ["=", 3, 7], ["in", 4, [1, 2]]]` and the like; `["same", 3, null]` is "just this value".
+
+    `["sql", text]` is a worker's own: no log holds it, see `trees.is_condition_tree`.
+    """
     head, *rest = tree
+    if head == "sql":
+        return str(rest[0])
     if head in ("and", "or"):
         return f"({f' {head.upper()} '.join(_condition(part, facts, dialect) for part in _parts(tree))})"
     if head == "not":

@@ -393,55 +393,70 @@ def test_a_move_that_keeps_its_source_for_long_holds_up_no_other(client: Client)
 
 
 @pytest.mark.parametrize("key", ["purchase=7", "purchase=007"])
-def test_a_key_is_moved_with_its_bucket_and_the_command_says_who_comes_along(
+def test_a_key_is_moved_without_the_others_of_its_bucket_and_back(
     client: Client, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setattr(face, "opened", lambda config: nullcontext(client))
     bucket = client.topology.bucket_of("purchase", 7)
-    along = [one for one in CUSTOMERS if client.topology.bucket_of("purchase", one) == bucket and one != 7]
-    target = "s1" if client.topology.shard_of(bucket) == "s0" else "s0"
-    insert(client, *along[:1])
-    drain(client)
+    home = client.topology.shard_of(bucket)
+    target = "s1" if home == "s0" else "s0"
+    before = rows_on(client, home)
 
     done = CliRunner().invoke(command, ["move", "--key", key, "--to", target, "--keep", "0"])
 
     assert done.exit_code == 0, done.output
-    rows = len(along) + len(along[:1])
-    said = f"; {len(along)} other keys with {rows} rows move along" if along else ", and no other key of the table"
-    assert f"{key} is in bucket {bucket} with 1 rows{said}\n" in done.output
-    assert client.topology.shard_of(bucket) == target
-    assert {7, *along} <= {customer for customer, _ in rows_on(client, target)}
+    assert f"{target} has purchase=7\n" in done.output
+    assert client.topology.shard_of(bucket) == home
+    assert rows_on(client, home) == [row for row in before if row[0] != 7]
+    assert (7, 1) in rows_on(client, target)
+    shown = CliRunner().invoke(command, ["move", "show", key])
+    assert f"purchase=7 from {home} to {target}: done, 1 rows copied" in shown.output
+    assert "to send them back: pipeline move back purchase=7" in shown.output
+    assert "purchase=7" in CliRunner().invoke(command, ["move", "list"]).output
+
+    back = CliRunner().invoke(command, ["move", "back", key, "--keep", "0"])
+
+    assert back.exit_code == 0, back.output
+    assert f"{home} has purchase=7\n" in back.output
+    assert rows_on(client, home) == before
+    again = CliRunner().invoke(command, ["move", "back", key])
+    assert f"{home} has purchase=7 already" in str(again.exception or again.output)
 
 
-def test_a_dry_run_of_a_key_says_which_rows_of_other_keys_move_along_in_each_table(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_move_of_a_key_is_given_up_by_its_name(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(face, "opened", lambda config: nullcontext(client))
+    home = client.topology.shard_of(client.topology.bucket_of("purchase", 7))
+    target = "s1" if home == "s0" else "s0"
+    orders.order_key(client, "purchase=7", target, "me")
+
+    done = CliRunner().invoke(command, ["move", "give-up", "purchase=7"])
+
+    assert done.exit_code == 0, done.output
+    assert f"{home} keeps purchase=7; {target} is being cleaned\n" in done.output
+    assert [*orders.under_way(client)] == []
+
+
+def test_a_dry_run_of_a_key_says_how_many_rows_of_each_table_move(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = {**BY_CUSTOMER, "review": {"shard_key": "customer"}}
     client, db = site.client(tables=tables, buckets=4), model()
     db.define_table("review", Field("customer", "integer"))
-    db.define_table("notice", Field("customer", "integer"))  # spread by its ids
     client.define_tables(db)
     migrate(client)
-    bucket, receipts = client.topology.bucket_of("purchase", 7), []
+    bucket = client.topology.bucket_of("purchase", 7)
     for customer in CUSTOMERS:
         insert(client, customer)
         client.enqueue_bulk_insert(db.review, [{"customer": customer}, {"customer": customer}])
-        receipts.append(client.enqueue_insert(db.notice, customer=7))
     drain(client)
     monkeypatch.setattr(face, "opened", lambda config: nullcontext(client))
-    others = sum(client.topology.bucket_of("purchase", one) == bucket for one in CUSTOMERS) - 1
-    notices = sum(receipt.bucket == bucket for receipt in receipts)
     target = "s1" if client.topology.shard_of(bucket) == "s0" else "s0"
 
     said = CliRunner().invoke(command, ["move", "--key", "purchase=7", "--to", target, "--dry-run"])
 
     assert said.exit_code == 0, said.output
-    assert others > 0
-    assert notices > 0
-    assert f"is in bucket {bucket} with 1 rows; {others} other keys with {others} rows move along\n" in said.output
-    assert f"  of review: 2 rows of the key, and {2 * others} of others\n" in said.output
-    assert f"  of notice: 0 rows of the key, and {notices} of others\n" in said.output
+    assert "1 rows, 0.0 MB of purchase\n" in said.output
+    assert "2 rows, 0.0 MB of review\n" in said.output
     assert "country" not in said.output
+    assert client.topology.placement.moves == {}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from pydal import DAL, Field
+from support.sandbox.kinds_of_reads import MOMENTS, assert_true, by_n
 
 import pipeline
 from pipeline import clock
@@ -34,6 +35,8 @@ TARGETS = {"": {}, "copying": {0: 90, 3: 93}, "catching": {0: 90, 1: 91}, "gone"
 
 class World:
     """Two shards, a customer of the first whose bucket moves to the second, and others that stay."""
+
+    others = 2
 
     def __init__(self, box: Sandbox):
         self.box, self.topology = box, box.client.topology
@@ -136,102 +139,6 @@ def world(made: World) -> Iterator[World]:
     yield made
     made.topology.follow(NOWHERE)
     made.stand(("active", ""))
-
-
-def _got(world: World, **options: Any) -> dict[int, int]:
-    rows = ((n, pipeline.get(world.db.sale, row_id, **options)) for n, row_id in enumerate(world.ids))
-    return {n: row.qty for n, row in rows if row is not None}
-
-
-def _within(world: World) -> dict[int, int]:
-    with pipeline.read(world.db.sale, world.customer) as node:
-        return _by_n(world, node(node.sale.customer == world.customer).select())
-
-
-def _by_n(world: World, rows: Any) -> dict[int, int]:
-    found = [(world.ids.index(row.id), row.qty) for row in rows if row.id in world.ids]
-    assert len(found) == len(dict(found)), f"twice: {found}"
-    return dict(found)
-
-
-def _led_to(world: World) -> dict[int, int]:
-    """By the references of the customer's lines."""
-    lines = pipeline.select(world.db.line.customer == world.customer)
-    return {world.ids.index(int(line.sale)): line.sale.qty for line in lines}
-
-
-def _joined(world: World) -> dict[int, int]:
-    sale, line = world.db.sale, world.db.line
-    query = (sale.customer == line.customer) & (line.sale == sale.id)
-    return _by_n(world, [row.sale for row in pipeline.select(query, sale.ALL, line.id)])
-
-
-def _left_joined(world: World) -> dict[int, int]:
-    sale, line = world.db.sale, world.db.line
-    left = line.on((sale.customer == line.customer) & (line.sale == sale.id) & (line.id == 5))
-    return _by_n(world, [row.sale for row in pipeline.select(sale, sale.ALL, line.id, left=left)])
-
-
-def _aliased(world: World) -> dict[int, int]:
-    other = world.db.sale.with_alias("other")
-    return _by_n(world, pipeline.select(other.qty >= 0))
-
-
-#: Which rows of the customer each kind of read finds.
-ROWS: dict[str, Callable[[World], dict[int, int]]] = {
-    "get": _got,
-    "get with its key": lambda world: _got(world, shard_key=world.customer),
-    "get pending": lambda world: _got(world, pending=True),
-    "read": _within,
-    "select of a key": lambda world: _by_n(world, pipeline.select(world.db.sale.customer == world.customer)),
-    "references": _led_to,
-    "select": lambda world: _by_n(world, pipeline.select(world.db.sale)),
-    "select in order": lambda world: _by_n(
-        world, pipeline.select(world.db.sale, orderby=world.db.sale.qty, limitby=(0, 99))
-    ),
-    "select of ids": lambda world: _by_n(world, pipeline.select(world.db.sale.id.belongs(world.ids))),
-    "join": _joined,
-    "left join": _left_joined,
-    "alias": _aliased,
-}
-
-
-def _grouped(world: World) -> int:
-    sale = world.db.sale
-    total = sale.qty.sum()
-    rows = pipeline.select(sale, sale.customer, total, groupby=sale.customer)
-    assert len(rows) == 3
-    return int(sum(row[total] for row in rows))
-
-
-def _subselected(world: World) -> int:
-    sale, line = world.db.sale, world.db.line
-    named = world.db(line.id > 0).nested_select(line.sale)
-    return int(pipeline.select(sale.id.belongs(named), sale.qty.sum()).first()[sale.qty.sum()])
-
-
-#: The sum of all rows' qty, of all customers.
-SUMS: dict[str, Callable[[World], int]] = {
-    "sum": lambda world: int(pipeline.select(world.db.sale, world.db.sale.qty.sum()).first()[world.db.sale.qty.sum()]),
-    "groups": _grouped,
-    "subselect": _subselected,
-}
-
-#: How many rows there are, of all customers.
-COUNTS: dict[str, Callable[[World], int]] = {
-    "count": lambda world: pipeline.count(world.db.sale),
-    "count of a condition": lambda world: pipeline.count(world.db.sale.qty >= 0),
-    "count distinct": lambda world: pipeline.count(world.db.sale, distinct=world.db.sale.id),
-}
-
-
-def assert_true(world: World, truth: dict[int, int], about: str) -> None:
-    for kind, read in ROWS.items():
-        assert read(world) == truth, f"{kind}, {about}"
-    for kind, summed in SUMS.items():
-        assert summed(world) == sum(truth.values()) + 100, f"{kind}, {about}"
-    for kind, counted in COUNTS.items():
-        assert counted(world) == len(truth) + 2, f"{kind}, {about}"
 
 
 @pytest.mark.parametrize("states", PAIRS, ids="-".join)
@@ -372,43 +279,6 @@ def _after(before: Callable[[], None], then: Callable[..., Any]) -> Callable[...
     return both
 
 
-def _read_again(world: World) -> dict[int, int]:
-    """In a block; one that has been open while the bucket left says so at its end."""
-    for _ in range(20):
-        try:
-            return _within(world)
-        except Elsewhere:
-            continue
-    raise AssertionError("it never ends")
-
-
-def _row(n: int, **options: Any) -> tuple[Callable[[World], Any], Callable[[dict[int, int]], Any]]:
-    def read(world: World) -> int | None:
-        found = pipeline.get(world.db.sale, world.ids[n], **options)
-        return found and found.qty
-
-    return read, lambda truth: truth.get(n)
-
-
-def _sum(truth: dict[int, int]) -> int:
-    return sum(truth.values()) + 100
-
-
-def _count(truth: dict[int, int]) -> int:
-    return len(truth) + 2
-
-
-#: Reads of one moment, and what each finds by the customer's rows.
-MOMENTS: dict[str, tuple[Callable[[World], Any], Callable[[dict[int, int]], Any]]] = {
-    **{name: (read, dict) for name, read in ROWS.items() if "get" not in name and name not in ("references", "read")},
-    "read": (_read_again, dict),
-    **{f"get {n}": _row(n) for n in range(4)},
-    **{f"get {n} pending": _row(n, pending=True) for n in range(4)},
-    **{name: (SUMS[name], _sum) for name in ("sum", "groups")},
-    **{name: (read, _count) for name, read in COUNTS.items()},
-}
-
-
 @pytest.mark.parametrize("deaf", [False, True], ids=["by the map", "without a map"])
 @pytest.mark.parametrize("steps", [3, 6, 14])
 @pytest.mark.parametrize("kind", ["select", "count", "sum", "read"])
@@ -433,7 +303,7 @@ def test_a_block_in_which_news_of_the_map_ends_says_at_its_end_that_the_bucket_h
     mover, sale = Mover(world, random.Random(1), deaf=True), world.db.sale
     block = pipeline.read(sale, world.customer)
     node = block.__enter__()
-    whole = _by_n(world, node(node.sale.customer == world.customer).select())
+    whole = by_n(world, node(node.sale.customer == world.customer).select())
 
     mover.go(14)
     world.forget_news()

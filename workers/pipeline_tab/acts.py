@@ -15,7 +15,6 @@ from pipeline.admin.observe.record import Record
 from pipeline.admin.stops import release
 from pipeline.apply.replay import Became
 from pipeline.client import Client
-from pipeline.config.buckets import format_ranges, named_buckets
 from pipeline.config.settings import load
 from pipeline.errors import BadOp, PipelineError
 from pipeline.oplog.groups import log_of
@@ -238,9 +237,9 @@ def give_up(buckets: str, by: str) -> str:
         PipelineError: none of them moves, or their new shard has begun.
     """
     ended = []
-    for mover in orders.of_buckets(client(), named_buckets(buckets)):
+    for mover in orders.of_named(client(), buckets):
         mover.give_up(f"given up by {by}")
-        ended.append(f"{mover.leg.source} keeps {format_ranges(mover.buckets)}")
+        ended.append(f"{mover.leg.source} keeps {mover.what}")
     return f"{'; '.join(ended)}; workers clean up"
 
 
@@ -254,9 +253,8 @@ def send_back(buckets: str, by: str) -> str:
     Raises:
         PipelineError: they have no move of all of them, or it is not over.
     """
-    here, wanted = client(), named_buckets(buckets)
-    mover = orders.order_move(here, wanted, orders.came_from(here, wanted), by)
-    return f"{format_ranges(mover.buckets)} go back to {mover.leg.target}; workers carry them"
+    mover = orders.order_back(client(), buckets, by)
+    return f"{mover.what} go back to {mover.leg.target}; workers carry them"
 
 
 def done_with() -> None:

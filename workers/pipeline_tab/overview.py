@@ -342,7 +342,7 @@ def _shard_waits(seen: Seen, shard: ShardRecord, moves: Sequence[MoveRecord], re
     items += [Trouble(f"{move} stands still: {move.still}", "", move.mend) for move in moves if move.still]
     items += [Trouble(one.head, "", one.command, resume="" if read_only else _resumed(one)) for one in shard.waits]
     for one in shard.poison:
-        tries = f"bucket {one.bucket} is tried in smaller parts: {one.attempts} attempts with one op alone have failed"
+        tries = f"{one} is tried in smaller parts: {one.attempts} attempts with one op alone have failed"
         items.append(Trouble(tries, "", "workers reject the op after the last try"))
     items += [Trouble(one.what, one.why, one.fix) for one in away_on(shard)]
     return fault_list(items, "Nothing waits.")
@@ -395,7 +395,7 @@ def _stop(reason: WaitReason) -> str:
 
 def _buckets(shard: ShardRecord) -> str:
     """Return a shard's deepest buckets."""
-    found = "".join(f"<li>{one.bucket} <strong>{one.depth:,}</strong></li>" for one in shard.buckets)
+    found = "".join(f"<li>{escape(str(one))} <strong>{one.depth:,}</strong></li>" for one in shard.buckets)
     return f'<ul class="pl-buckets">{found}</ul>' if found else '<p class="pl-none">No bucket waits.</p>'
 
 

@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 from pipeline.admin.check import schemas, servers, surroundings
 from pipeline.admin.check.evidence import ERROR, WARNING, Evidence, Finding, gather, merged_findings, uwsgi_findings
 from pipeline.admin.observe.record import MAX_AGE_S
-from pipeline.config.buckets import format_ranges
+from pipeline.config import Topology
+from pipeline.config.buckets import numbers_text
 from pipeline.config.settings import load
 from pipeline.errors import ConfigError
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard import ddl
 from pipeline.shard.co_location import in_database, refused, together, unheld
+from pipeline.shard.records import APPLYING, Mark
 from pipeline.shard.survey import Survey, SurveyedTable
 
 _MAP = 'write the map as it is: buckets = "…" under each [shards.…]'
@@ -45,7 +47,8 @@ def bucket_findings(evidence: Evidence) -> Iterator[Finding]:
             active.setdefault(bucket, []).append(node.node)
         for what, fix in _faults(evidence, node.node, node.marks.keys(), here):
             yield Finding(ERROR, "buckets", what, fix, (node.node,))
-    yield from _doubled(active, evidence.topology.reference_bucket)
+        yield from _shared(evidence.topology, node.node, node.marks)
+    yield from _doubled(active, evidence.topology)
 
 
 def _faults(evidence: Evidence, node: str, known: Set[int], here: Mapping[int, int]) -> Iterator[tuple[str, str]]:
@@ -55,33 +58,50 @@ def _faults(evidence: Evidence, node: str, known: Set[int], here: Mapping[int, i
         known: the buckets that have a row.
         here: the epoch of each active bucket.
     """
-    reference = evidence.topology.reference_bucket
-    wanted = {*evidence.topology.buckets_of(node), reference}
+    topology, reference = evidence.topology, evidence.topology.reference_bucket
+    pieces = topology.placement.pieces
+    wanted = {*topology.applied_by(node)}
+    if evidence.topology.placement.moves:  # a key that is under way may be further than the map
+        wanted |= {number for number in topology.placement.moves if number in pieces and number in here}
     newest = evidence.epochs.get(node)
     if newest is not None and (ahead := {b for b, epoch in here.items() if epoch > newest and b != reference}):
         yield (
-            f"{format_ranges(ahead)} were applied from another Redis, or under another prefix: both deployments "
+            f"{numbers_text(ahead, pieces)} were applied from another Redis, or under another prefix: both deployments "
             "take ops for applied that are not",
             "stop one of them, or give each databases of its own; then enqueue again what receipts call lost",
         )
     if missing := wanted - known:
-        yield f"{format_ranges(missing)} have no watermark row here", "pipeline migrate"
+        keys = missing & pieces.keys()
+        fix = f"pipeline restore {node}" if keys else "pipeline migrate"
+        yield f"{numbers_text(missing, pieces)} have no watermark row here", fix
     if idle := (wanted & known) - here.keys():
-        yield f"{format_ranges(idle)} have moved away, but the configuration gives them to this shard", _MAP
+        yield f"{numbers_text(idle, pieces)} have moved away, but the configuration gives them to this shard", _MAP
     if stray := here.keys() - wanted:
-        yield f"{format_ranges(stray)} are active here, but the configuration gives them to another shard", _MAP
+        yield f"{numbers_text(stray, pieces)} are active here, but the configuration gives them to another shard", _MAP
 
 
-def _doubled(active: Mapping[int, list[str]], reference: int) -> Iterator[Finding]:
+def _shared(topology: Topology, node: str, marks: Mapping[int, Mark]) -> Iterator[Finding]:
+    """Yield the buckets that are applied with a key which another shard has."""
+    for number, piece in topology.placement.pieces.items():
+        bucket = piece.of.bucket
+        is_home, moves = topology.shard_of(bucket) == node != piece.shard, number in topology.placement.moves
+        if is_home and not moves and bucket in marks and marks[bucket].state in APPLYING:
+            what = f"bucket {bucket} is applied with {piece.of}, which {piece.shard} has: its ops are applied twice"
+            fix = f"pause {node}: it was restored from a backup, or is another database"
+            yield Finding(ERROR, "buckets", what, fix, (node,))
+
+
+def _doubled(active: Mapping[int, list[str]], topology: Topology) -> Iterator[Finding]:
     doubled: dict[tuple[str, ...], list[int]] = {}
     for bucket, shards in active.items():
-        if len(shards) > 1 and bucket != reference:
+        if len(shards) > 1 and bucket != topology.reference_bucket:
             doubled.setdefault(tuple(shards), []).append(bucket)
     for nodes, buckets in doubled.items():
         yield Finding(
             ERROR,
             "buckets",
-            f"{format_ranges(buckets)} are active on more than one shard: their ops are applied twice",
+            f"{numbers_text(buckets, topology.placement.pieces)} are active on more than one shard: their ops are "
+            "applied twice",
             "stop the workers, and set state = 'moved' where they do not belong (UPDATE pipeline_watermarks …)",
             nodes,
         )

@@ -17,7 +17,7 @@ from pipeline.admin.migration.definitions import contract, known_definitions, qu
 from pipeline.admin.migration.statement import Behind, StatementRefused, lag_of
 from pipeline.admin.migration.steps import Fault, Step, expand
 from pipeline.client import Client
-from pipeline.config.buckets import format_ranges
+from pipeline.config.buckets import FIRST_PIECE, format_ranges
 from pipeline.enqueue.deployment import asked, restored
 from pipeline.errors import MigrationUnfinished, PipelineError, Unavailable, WrongDeployment
 from pipeline.events import Event
@@ -248,8 +248,9 @@ def _refuse_moved(pipeline: Client) -> None:
         session = pipeline.nodes.primary(shard)
         if not columns.columns_of(session, "pipeline_watermarks"):
             continue
-        allowed = {*pipeline.topology.buckets_of(shard), pipeline.topology.reference_bucket}
-        stray = sorted(b for b, m in ledger_queries.marks_of(session).items() if m.owned and b not in allowed)
+        allowed = {*pipeline.topology.applied_by(shard)}
+        marks = ledger_queries.marks_of(session)  # those of keys that have a shard of their own are no buckets
+        stray = sorted(b for b, mark in marks.items() if mark.owned and b not in allowed and b < FIRST_PIECE)
         if stray:
             raise PipelineError(
                 f"shard {shard!r} holds {len(stray)} buckets (the first: {stray[0]}) that the configuration gives to "

@@ -16,18 +16,21 @@ from msgspec.structs import replace
 from pipeline.admin.migration import published
 from pipeline.apply.batch import FactBook
 from pipeline.apply.follow import Aside, KeptRows, Touched
+from pipeline.apply.grouping import Item
+from pipeline.apply.own_keys import OwnKeys
 from pipeline.client import Client
-from pipeline.errors import PipelineError
-from pipeline.model import Position
+from pipeline.config.buckets import KeyName, log_number, spread_alike
+from pipeline.errors import BadOp, NewerOp, NotAnOp, PipelineError
+from pipeline.model import Entry, Position, decode
 from pipeline.model.schema import TableSchema
 from pipeline.shard import NodeSession
-from pipeline.shard.co_location import bucket_sql
+from pipeline.shard.co_location import bucket_sql, key_sql
 from pipeline.shard.columns import DatabaseColumn, columns_of
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
-from pipeline.shard.records import moves
+from pipeline.shard.records import ACTIVE, LENT, MOVED, moves, set_aside
 from pipeline.shard.records.moves import Fence, RowPlace
 from pipeline.shard.row_sync import RowSync, delete_rows, sample
-from pipeline.shard.stored_rows import GOES_ALONG, copied_columns, copy_records, id_column, records_of
+from pipeline.shard.stored_rows import GOES_ALONG, copied_columns, copy_records, id_column, insert, records_of
 from pipeline.shard.table_facts import ForeignKey, constraints_of
 
 #: The longest statement of a copy, s: what a chunk may take is bounded where chunks are made.
@@ -35,6 +38,9 @@ STATEMENT_S = 30.0
 #: How long a table is read for an estimate, s; and how much longer a copy and its comparison take than reading: 3.0
 #: to 3.5 times on SQLite and MariaDB whose disks were memory, with 50,000 rows and with every 16th of 160,000.
 SAMPLE_S, COPY_TIMES = 2.0, 4.0
+#: A producer that one of two shards has forgotten is compared for so long after its last op, ms; both forget it after a
+#: week (`REMEMBERED_S`), each by its own clock.
+FORGOTTEN_MS = 86_400_000
 
 
 class CopyVoid(PipelineError):
@@ -88,13 +94,16 @@ class FencedSession(NodeSession):
             yield self
 
 
-def moved_tables(client: Client, buckets: Collection[int], source: str, target: str) -> list[MovedTable]:
+def moved_tables(
+    client: Client, buckets: Collection[int], source: str, target: str, of: KeyName | None = None
+) -> list[MovedTable]:
     """Return the tables that have rows of buckets, parents first.
 
     Args:
         client: the deployment.
         buckets: that move.
         source, target: the shards.
+        of: the one key of which rows move; None: all rows do.
 
     Raises:
         PipelineError: a table cannot be moved, with what to change.
@@ -107,6 +116,10 @@ def moved_tables(client: Client, buckets: Collection[int], source: str, target: 
             continue
         which = bucket_sql(here.dialect, rules, schema, client.topology.buckets)
         condition = f"{which} IN ({', '.join(map(str, sorted(buckets)))})"
+        if of is not None:
+            if not spread_alike(rules, client.topology.table(of.table)):
+                continue
+            condition = key_sql(here.dialect, rules, schema, of.key)  # its bucket follows from it
         if rules.ids == "database" and here.query(
             f"SELECT 1 FROM {here.dialect.quote(schema.name_there)} WHERE {condition} LIMIT 1"
         ):
@@ -265,14 +278,85 @@ def compare_records(source: NodeSession, target: NodeSession, buckets: Collectio
         Different: naming the table and the bucket.
     """
     for bucket in buckets:
-        for table, columns in (
-            ("pipeline_producers", "producer, seq"),
-            ("pipeline_rejects", "epoch, seq, producer, producer_seq, state"),
-            ("pipeline_held", "row_key, epoch, seq"),
-        ):
+        for table, columns in _COMPARED:
             sql = f"SELECT {columns} FROM {table} WHERE bucket = {bucket}"
             if {*source.rows(sql)} != {*target.rows(sql)}:
                 raise Different(f"{table} differs in bucket {bucket}")
+
+
+def compare_key_records(client: Client, source: NodeSession, target: NodeSession, piece: int, of: KeyName) -> None:
+    """Compare the same for a key that leaves its bucket; what is set aside of other keys' ops is not its own.
+
+    An op that names a row by its id, which is gone by now, may be of either.
+
+    Args:
+        client: the deployment.
+        source, target: in snapshots at the same watermarks.
+        piece: the key's number.
+        of: the key.
+
+    Raises:
+        Different: naming the table.
+    """
+    own = {at for at, is_own in set_aside_of(client, source, of).items() if is_own}
+    for table, columns in _COMPARED:
+        here, there = (
+            {*session.rows(f"SELECT {columns} FROM {table} WHERE bucket = {number}")}
+            for session, number in ((source, of.bucket), (target, piece))
+        )
+        at = columns.split(", ").index("epoch") if "epoch" in columns else None
+        mine = here if at is None else {row for row in here if Position(*row[at : at + 2]) in own}
+        if not mine <= there <= here:
+            raise Different(f"{table} differs for the key {of}")
+
+
+#: What is compared of the pipeline's own tables.
+_COMPARED = (
+    ("pipeline_producers", "producer, seq"),
+    ("pipeline_rejects", "epoch, seq, producer, producer_seq, state"),
+    ("pipeline_held", "row_key, epoch, seq"),
+)
+
+
+def set_aside_of(client: Client, session: NodeSession, of: KeyName) -> dict[Position, bool | None]:
+    """Return of each op that a bucket has set aside whether it is of a key; None where it may be of both.
+
+    Args:
+        client: the deployment.
+        session: of a node of the bucket's shard, inside a transaction.
+        of: the key, and its bucket.
+    """
+    facts, items, found = FactBook(session.node, session, client.log), list[Item](), dict[Position, bool | None]()
+    sql = f"SELECT epoch, seq, producer, producer_seq, state, op FROM pipeline_rejects WHERE bucket = {of.bucket}"
+    for epoch, seq, producer, number, state, text in sorted(session.rows(sql)):
+        entry = Entry(of.bucket, Position(epoch, seq), producer, number, str(text).encode())
+        found[entry.position] = False  # what is no op is no key's
+        try:
+            op = decode(entry.payload)
+            known = all(facts.learn(one.schema) for one in op.named)
+        except (NotAnOp, NewerOp, BadOp):
+            known = not str(text).startswith('{"without_values"')
+            op = None
+        if not known:
+            found[entry.position] = None if state in set_aside.ASIDE else False
+        elif op is not None:
+            items.append(Item(entry, op))
+    own = OwnKeys(session, facts.known, client.settings.tables, {of.bucket: of})
+    return found | {item.entry.position: one for item, one in zip(items, own.of_key(items), strict=True)}
+
+
+def groups_held(client: Client, session: NodeSession, of: KeyName) -> list[Position]:
+    """Return the ops that a bucket has set aside, and that a key which leaves it would tear apart.
+
+    Args:
+        client: the deployment.
+        session: of the bucket's shard, inside a transaction.
+        of: the key, and its bucket.
+    """
+    doubtful = {at for at, own in set_aside_of(client, session, of).items() if own is None}
+    words = ", ".join(f"'{state}'" for state in set_aside.ASIDE)
+    sql = f"SELECT epoch, seq FROM pipeline_rejects WHERE bucket = {of.bucket} AND state IN ({words})"
+    return sorted(at for row in session.rows(sql) if (at := Position(*row)) in doubtful) if doubtful else []
 
 
 def touched_since(
@@ -327,20 +411,110 @@ def take_records(source: NodeSession, target: FencedSession, marks: dict[int, Po
             moves.place_mark(target, bucket, position, state)
 
 
-def set_aside_behind(source: NodeSession, after: dict[int, Position]) -> dict[int, Aside]:
+def take_key_records(
+    client: Client, source: NodeSession, target: FencedSession, mark: tuple[int, Position], of: KeyName, state: str
+) -> None:
+    """Copy what a bucket keeps that a key needs which leaves it; see `take_records`.
+
+    Args:
+        client: the deployment.
+        source: in the snapshot of the copy.
+        target: fenced.
+        mark: the key's number, and the bucket's watermark in that snapshot.
+        of: the key.
+        state: of the key from then on.
+    """
+    piece, position = mark
+    own = {at for at, is_own in set_aside_of(client, source, of).items() if is_own}
+    with target.translated(), target.transaction():
+        for table in GOES_ALONG:
+            target.execute(f"DELETE FROM {table} WHERE bucket = {piece}")
+            if table in ("pipeline_forged", "pipeline_actions"):
+                continue  # of entries that are no ops, and of what operators did in the bucket
+            columns, rows = _renamed(*records_of(source, table, of.bucket), piece)
+            if table in ("pipeline_rejects", "pipeline_held"):
+                rows = [tuple(row) for at, row in _placed(columns, rows).rows if at in own]
+            if rows:
+                insert(target, table, columns, rows)
+        moves.place_mark(target, piece, position, state)
+
+
+def set_aside_behind(source: NodeSession, after: dict[int, Position], *, leaves: bool = False) -> dict[int, Aside]:
     """Return what the source keeps of ops that it has set aside behind some watermarks.
 
     Args:
         source: of its primary, outside a transaction.
         after: by bucket.
+        leaves: whether these are of keys that leave their buckets: there are those of other keys among them.
     """
     found = dict[int, Aside]()
     with source.translated(), source.transaction():
         for bucket, position in after.items():
             which = f" AND (epoch > {position.epoch} OR (epoch = {position.epoch} AND seq > {position.seq}))"
-            tables = ("pipeline_rejects", "pipeline_held")
-            found[bucket] = {table: _placed(*records_of(source, table, bucket, which)) for table in tables}
+            tables, there = ("pipeline_rejects", "pipeline_held"), log_number(bucket) if leaves else bucket
+            kept = {table: _renamed(*records_of(source, table, there, which), bucket) for table in tables}
+            found[bucket] = {table: _placed(*one) for table, one in kept.items()}
     return found
+
+
+def part(session: NodeSession, piece: int, of: KeyName, ends: Position, own: Collection[Position]) -> None:
+    """Let a bucket that has stopped go on without a key, which another shard has from now on.
+
+    Args:
+        session: of the bucket's primary, inside a transaction whose fence holds.
+        piece: the key's number.
+        of: the key.
+        ends: where the bucket stands.
+        own: the positions of the key's ops that are set aside: these are the other shard's.
+    """
+    for some in set_aside.parts(sorted(own)):
+        which = " OR ".join(f"(epoch = {at.epoch} AND seq = {at.seq})" for at in some)
+        for table in ("pipeline_rejects", "pipeline_held"):
+            session.execute(f"DELETE FROM {table} WHERE bucket = {of.bucket} AND ({which})")
+    moves.place_mark(session, piece, ends, MOVED)
+    moves.set_state(session, [of.bucket], LENT)
+
+
+def merge(session: NodeSession, piece: int, of: KeyName) -> bool:
+    """Let a bucket go on with a key that is back; return whether that was done: both have seen the same of producers.
+
+    Args:
+        session: of the bucket's primary, inside a transaction in which both stand at one position.
+        piece: the key's number.
+        of: the key.
+    """
+    if not _seen_alike(session, piece, of.bucket):
+        return False
+    ignore = "IGNORE" if session.dialect.name == "mysql" else "OR IGNORE"
+    for table in GOES_ALONG:
+        if table not in ("pipeline_producers", "pipeline_forged"):
+            # what both have noted, as of an op by its id alone, is there once
+            session.execute(f"UPDATE {ignore} {table} SET bucket = {of.bucket} WHERE bucket = {piece}")
+        session.execute(f"DELETE FROM {table} WHERE bucket = {piece}")
+    session.execute(f"DELETE FROM pipeline_watermarks WHERE bucket = {piece}")
+    moves.set_state(session, [of.bucket], ACTIVE)
+    return True
+
+
+def _seen_alike(session: NodeSession, piece: int, bucket: int) -> bool:
+    """Return whether a key and its bucket have noted the same of each producer, but for what one has forgotten."""
+    found: dict[int, dict[int, int]] = {piece: {}, bucket: {}}
+    old_ms = f"seen_ms < {session.dialect.now_ms} - {FORGOTTEN_MS}"
+    sql = f"SELECT bucket, producer, seq, CASE WHEN {old_ms} THEN 1 ELSE 0 END FROM pipeline_producers"
+    old = set()
+    for number, producer, seq, is_old in session.rows(f"{sql} WHERE bucket IN ({piece}, {bucket})"):
+        found[number][producer] = seq
+        old |= {producer} if is_old else set()
+    here, there = found[bucket], found[piece]
+    return all(
+        here.get(one) == there.get(one) or (one in old and (one in here) is not (one in there))
+        for one in here.keys() | there.keys()
+    )
+
+
+def _renamed(columns: str, rows: list[tuple[Any, ...]], number: int) -> tuple[str, list[tuple[Any, ...]]]:
+    at = columns.split(", ").index("bucket")
+    return columns, [(*row[:at], number, *row[at + 1 :]) for row in rows]
 
 
 def _placed(columns: str, rows: list[tuple[Any, ...]]) -> KeptRows:

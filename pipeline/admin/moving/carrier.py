@@ -98,7 +98,11 @@ class Carrier:
                         source.rows("SELECT 1")
                         yield MoveStep("waiting", why)
                 self._refuse_failover(source, target, connection)
-                buckets_rows.take_records(source, target, begun, CATCHING)
+                if leg.of is not None and sides.leaves:
+                    [mark] = begun.items()
+                    buckets_rows.take_key_records(client, source, target, mark, leg.of, CATCHING)
+                else:
+                    buckets_rows.take_records(source, target, begun, CATCHING)
         moves.note(sides.target, self._buckets, leg.move, rows=place.rows)
 
     def _resumed(
@@ -176,7 +180,10 @@ class Carrier:
                     yield MoveStep("comparing", table, place.rows)
                     for why in throttle.waits():
                         yield MoveStep("waiting", why)
-                buckets_rows.compare_records(source, target, self._buckets)
+                if leg.of is not None and sides.leaves:
+                    buckets_rows.compare_key_records(client, source, target, self._buckets[0], leg.of)
+                else:
+                    buckets_rows.compare_records(source, target, self._buckets)
                 self._keep_compared(place, attempt, verified=True)
 
     def _compared(self, target: NodeSession, tables: list[MovedTable]) -> tuple[RowPlace, int]:
@@ -214,7 +221,7 @@ class Carrier:
         applied = 0
         while True:
             ends, here = self._sides.lowest(), self._sides.positions(self._sides.target)
-            if all(_is_near(here[bucket], ends[bucket]) for bucket in self._buckets):
+            if all(is_near(here[bucket], ends[bucket]) for bucket in self._buckets):
                 return
             applied += self.follow_once(follow, ends)
             yield MoveStep("catching up", "", applied)
@@ -239,7 +246,8 @@ class Carrier:
         deadline = clock.Deadline(REFUSED_S)
         while True:
             try:
-                return follow.upto(ends, buckets_rows.set_aside_behind(self._sides.source, here))
+                aside = buckets_rows.set_aside_behind(self._sides.source, here, leaves=self._sides.leaves)
+                return follow.upto(ends, aside)
             except Differs:
                 if deadline.passed:
                     raise
@@ -249,7 +257,8 @@ class Carrier:
         """Return what follows the log on the target."""
         client, settings = self._client, self._client.settings
         target = self._leg.target
-        return Follow(target, self._sides.target, client.log, settings.apply, settings.tables, self._leg.move)
+        session, leaves = self._sides.target, self._sides.leaves
+        return Follow(target, session, client.log, settings.apply, settings.tables, self._leg.move, leaves=leaves)
 
     def delete(self, shard: str) -> Iterator[MoveStep]:
         """Delete what a shard that does not own the buckets has of them, until no node of it has any.
@@ -288,7 +297,9 @@ class Carrier:
     def _follows_at(self, target: NodeSession, at: dict[int, Position]) -> bool:
         """Return whether the target follows, and stands at some watermarks, as a snapshot of it has it."""
         found = {
-            bucket: leg[-2:] for bucket, leg in moves.legs_within(target, at).items() if leg.move == self._leg.move
+            bucket: (leg.state, leg.position)
+            for bucket, leg in moves.legs_within(target, at).items()
+            if leg.move == self._leg.move
         }
         return found == {bucket: (CATCHING, position) for bucket, position in at.items()}
 
@@ -303,7 +314,8 @@ class Carrier:
         raise PipelineError(f"{target} is behind {source} in reference tables: see pipeline why")
 
     def _tables(self) -> list[MovedTable]:
-        return buckets_rows.moved_tables(self._client, self._buckets, self._leg.source, self._leg.target)
+        leg = self._leg
+        return buckets_rows.moved_tables(self._client, self._buckets, leg.source, leg.target, leg.of)
 
 
 class Awaited:
@@ -349,8 +361,13 @@ def named(buckets: Collection[int]) -> str:
     return ", ".join(map(str, buckets))
 
 
-def _is_near(here: Position, end: Position) -> bool:
-    """Return whether little is left of a bucket's log up to an end."""
+def is_near(here: Position, end: Position) -> bool:
+    """Return whether little is left of a bucket's log up to an end.
+
+    Args:
+        here: the position of whoever follows.
+        end: where it goes.
+    """
     return here >= end or (here.epoch == end.epoch and end.seq - here.seq <= NEAR)
 
 

@@ -9,23 +9,44 @@ from typing import NamedTuple
 from pipeline import clock
 from pipeline.admin.migration import published
 from pipeline.admin.moving import Mover
-from pipeline.admin.moving.buckets_rows import MovedTable, Size, apart, moved_tables, rows_in, size_of
-from pipeline.admin.observe.moves import OneMove, each_move, how_far, leg_of_target, pace_of
+from pipeline.admin.moving.buckets_rows import (
+    MovedTable,
+    Size,
+    apart,
+    groups_held,
+    moved_tables,
+    rows_in,
+    size_of,
+)
+from pipeline.admin.moving.sides import Sides
+from pipeline.admin.observe.moves import OneMove, each_move, how_far, leg_of_target, pace_of, what_moves
 from pipeline.admin.stops import stir
 from pipeline.client import Client
 from pipeline.config import Topology
-from pipeline.config.buckets import format_ranges
+from pipeline.config.buckets import (
+    KeyName,
+    Piece,
+    Placement,
+    format_ranges,
+    key_text,
+    log_number,
+    named_buckets,
+    new_piece,
+    spread_alike,
+)
 from pipeline.enqueue.buckets import Told, follow
 from pipeline.errors import PipelineError, Unavailable, did_you_mean
 from pipeline.events import Event
 from pipeline.model.schema import Column, TableSchema
-from pipeline.model.values import key_form, lenient
 from pipeline.per_process import chance
-from pipeline.shard import NodeSession, records
-from pipeline.shard.co_location import bucket_sql
-from pipeline.shard.records import APPLYING, COPYING, MOVED, Mark, ledger_queries, moves
+from pipeline.shard import records
+from pipeline.shard.columns import columns_of
+from pipeline.shard.records import APPLYING, COPYING, GONE, LENT, MOVED, OWNED, STOPPED, Mark, ledger_queries, moves
 from pipeline.shard.records.moves import DEFAULTS, Leg, MoveNote
+from pipeline.shard.table_facts import constraints_of
 
+#: The longest key that can move alone, characters: as wide as its column.
+MOST_KEY = 190
 #: How long rows of the source are kept once the target goes on, s: readers may have the map of before.
 KEEP_S = 60
 logger = logging.getLogger("pipeline.moves")
@@ -53,17 +74,191 @@ def order_move(
         PipelineError: they cannot be moved, with what to change; nothing was changed.
     """
     source, _ = _movable(client, buckets, target)
+    _refuse_pieces(client.topology.placement, buckets)
     session, wanted = client.nodes.primary(source), tuple(sorted(buckets))
     number = chance.getrandbits(62)
     with session.translated(), session.transaction():
         marks = records.lock_buckets(session, wanted)
         found = moves.legs_within(session, wanted)
         _refuse_busy(source, wanted, marks, found)
+        _refuse_lent(source, moves.pieces_within(session, wanted))
+        moves.forget_pieces(session, wanted)
         leg = Leg(wanted[0], number, source, target, clock.wall_ms(), keep_s, who[:128], note, None, None)
         for bucket in wanted:
             moves.write_leg(session, leg._replace(bucket=bucket))
     stir(client, source)  # workers search for it only where something has happened
     return Mover(client, leg, wanted)
+
+
+def order_key(
+    client: Client, text: str, target: str, who: str, keep_s: int = KEEP_S, note: MoveNote = DEFAULTS
+) -> Mover:
+    """Order that one shard key moves to a shard of its own, or back to that of its bucket; see `order_move`.
+
+    Args:
+        client: the deployment.
+        text: the table and the key, as for `find_key`.
+        target: the name of the shard.
+        who, keep_s, note: as for `order_move`.
+
+    Raises:
+        PipelineError: it cannot be moved, with what to change; nothing was changed.
+    """
+    of, home, piece = _key_named(client, text)
+    source = piece.shard if piece is not None else home
+    _refuse_key(client, of, home, piece, target)
+    number = piece.number if piece is not None else _new_number(of)
+    tables = moved_tables(client, [number], source, target, of)
+    _refuse_torn(client, of, source, tables)
+    leg = Leg(number, chance.getrandbits(62), source, target, clock.wall_ms(), keep_s, who[:128], note, None, None, of)
+    session, sides = client.nodes.primary(source), Sides(client, leg, (number,))
+    _refuse_left_over(sides, (source, target), of, None if piece is None else number)
+    with session.translated(), session.transaction():
+        marks, found = moves.lock_both(session, [number]), moves.legs_within(session, [of.bucket])
+        if source == home:
+            _refuse_busy(source, [of.bucket], marks, found)
+            _refuse_lent(source, moves.pieces_within(session, [of.bucket]))
+            moves.forget_pieces(session, [of.bucket])
+            if held := groups_held(client, session, of):
+                raise PipelineError(
+                    f"the op at {of.bucket}:{held[0]} is set aside, and may be of {of} and of other keys: replay or "
+                    "drop it first, see pipeline dead list"
+                )
+        elif number not in marks or marks[number].state not in APPLYING:
+            state = marks[number].state if number in marks else "unknown"
+            raise PipelineError(f"{of} on {source} is {state}: see pipeline move list and pipeline why")
+        moves.write_leg(session, leg)
+    stir(client, source)
+    return Mover(client, leg, (number,))
+
+
+def _key_named(client: Client, text: str) -> tuple[KeyName, str, Piece | None]:
+    """Return a key, the shard of its bucket, and where it is if that is elsewhere."""
+    of, topology = _key_of(client, text), client.topology
+    follow(client.log, client.nodes, topology, anew=True)
+    home, piece = topology.shard_of(of.bucket), topology.split.get(of.bucket)
+    if piece is None:
+        return of, home, None
+    if not topology.takes(piece, of.table) or piece.of.key != of.key:
+        where = f"is on {piece.shard}" if piece.shard != home else "is on its way"
+        raise PipelineError(
+            f"{piece.of} {where}, and bucket {of.bucket} lends one key at a time: send it back first: "
+            f"pipeline move back {piece.of}"
+        )
+    if piece.number in topology.placement.moves:
+        raise PipelineError(f"{piece.of} is being moved already: see pipeline move list")
+    return piece.of, home, piece
+
+
+def _key_of(client: Client, text: str) -> KeyName:
+    """Return the key that an operator names."""
+    name, _, key = text.partition("=")
+    tables, topology = {schema.name: schema for schema in published(client)}, client.topology
+    if name not in tables or not key:
+        near = did_you_mean(name, tables)
+        raise PipelineError(f"{text!r} names no key: write TABLE=VALUE, with a table of this deployment{near}")
+    if topology.table(name).reference:
+        raise PipelineError(f"table {name!r} is a reference table: each shard has all its rows")
+    column = _key_column(topology, tables[name])
+    bucket = topology.finding(name, column)(key)
+    of = KeyName(bucket, name, key_text(topology.table(name), column, key))
+    if len(of.key) > MOST_KEY:
+        raise PipelineError(f"the key of {name!r} has more than {MOST_KEY} characters: it cannot move alone")
+    return of
+
+
+def _refuse_key(client: Client, of: KeyName, home: str, piece: Piece | None, target: str) -> None:
+    """Raise where a key cannot go to a shard."""
+    topology, source = client.topology, home if piece is None else piece.shard
+    if target not in topology.shards:
+        raise PipelineError(f"no shard {target!r} is in this deployment{did_you_mean(target, topology.shards)}")
+    if source == target:
+        raise PipelineError(f"{target} has {of} already")
+    if piece is not None and target != home:
+        raise PipelineError(
+            f"{of} is on {source}, away from its bucket {of.bucket} on {home}: send it back first: pipeline move "
+            f"back {of}"
+        )
+    if topology.group_of(source) != topology.group_of(target):
+        raise PipelineError(f"{source} and {target} have their logs in two Redis: keys move within one only")
+    if of.bucket in topology.placement.moves:
+        raise PipelineError(f"bucket {of.bucket} of {of} is being moved: see pipeline move list")
+    _refuse_unfinished(client, [of.bucket], home, home)
+
+
+def _refuse_pieces(placement: Placement, buckets: Collection[int]) -> None:
+    """Raise where a key of a bucket is away, or a shard keeps rows of one that has come back."""
+    for number, piece in placement.pieces.items():
+        if piece.of.bucket in buckets and number in placement.moves:
+            raise PipelineError(f"{piece.of} of bucket {piece.of.bucket} is being moved: see pipeline move list")
+
+
+def _refuse_lent(source: str, legs: Mapping[int, Leg]) -> None:
+    """Raise where a bucket has lent one of its keys, or is about to."""
+    for leg in legs.values():
+        if leg.of is not None and (leg.home in (LENT, STOPPED) or leg.under_way(source)):
+            other = leg.target if leg.source == source else leg.source
+            raise PipelineError(
+                f"{leg.of} of bucket {leg.of.bucket} is on {other}, or on its way: send it back first: pipeline move "
+                f"back {leg.of}"
+            )
+
+
+def _refuse_left_over(sides: Sides, shards: Iterable[str], of: KeyName, piece: int | None) -> None:
+    """Raise while a node knows of another move of the key, or of another one of its bucket, that is not over."""
+    for shard in shards:
+        for node in sides.nodes_of(shard):
+            for number, leg in moves.legs(node).items():
+                if leg.of is None or leg.of.bucket != of.bucket:
+                    continue
+                away = number == piece and leg.apart and leg.state == GONE
+                if leg.under_way(shard) or (number == piece and not away and leg.state not in OWNED):
+                    raise PipelineError(f"{node.node} has not got over the last move of {leg.of} yet: try again soon")
+
+
+def _refuse_torn(client: Client, of: KeyName, source: str, tables: Iterable[MovedTable]) -> None:
+    """Raise where rows of a key and of others have to be on one shard, or a table halts its buckets."""
+    session, topology = client.nodes.primary(source), client.topology
+    alike = {table.schema.name_there.lower() for table in tables}
+    for schema in published(client):
+        rules = topology.table(schema.name)
+        if rules.reference or not columns_of(session, schema.name_there):
+            continue
+        if schema.name_there.lower() in alike and rules.on_reject == "halt":
+            raise PipelineError(
+                f"[tables.{schema.name}] on_reject = 'halt' stops a bucket, and {of} would have one of its own: choose "
+                "'park' or 'skip'"
+            )
+        parents = {one.name_there.lower(): one for one in published(client)}
+        with session.translated():
+            keys = constraints_of(session, schema.name_there).parents
+        for key in keys:
+            parent = parents.get(key.parent.lower())
+            if parent is None or topology.table(parent.name).reference:
+                continue
+            if {schema.name_there.lower(), key.parent.lower()}.isdisjoint(alike):
+                continue
+            if not _by_one_key(topology, schema, key.columns, parent):
+                raise PipelineError(
+                    f"{schema.name}.{', '.join(key.columns)} refers to {parent.name!r} by a foreign key, and rows of "
+                    f"{of} may refer to rows of other keys: a key moves alone where tables are spread by one key, or "
+                    f"by the reference; else move its bucket: pipeline move {of.bucket}"
+                )
+
+
+def _by_one_key(topology: Topology, child: TableSchema, own: tuple[str, ...], parent: TableSchema) -> bool:
+    """Return whether a row and the row that it refers to have one key."""
+    rules, others = topology.table(child.name), topology.table(parent.name)
+    if not spread_alike(rules, others):
+        return False
+    key = _key_column(topology, child).name_there
+    if others.shard_key in (None, parent.id_name):
+        return own == (key,) and rules.shard_key not in (None, child.id_name)
+    return rules.shard_key == others.shard_key
+
+
+def _new_number(of: KeyName) -> int:
+    return new_piece(of.bucket, chance.getrandbits(40))
 
 
 def _movable(client: Client, buckets: Collection[int], target: str) -> tuple[str, list[MovedTable]]:
@@ -144,81 +339,8 @@ def rows_to_move(client: Client, buckets: Collection[int], target: str) -> dict[
     return rows_in(client.nodes.primary(source), tables)
 
 
-class KeyRows(NamedTuple):
-    """Rows of a table that move with a shard key's bucket.
-
-    Attributes:
-        rows: that have the key.
-        along: that have another one.
-        others: how many other keys these have; 0 where the table is not spread by such keys.
-    """
-
-    table: str
-    rows: int
-    along: int
-    others: int
-
-
-class KeyPlace(NamedTuple):
-    """Where a shard key is, and with whom.
-
-    Attributes:
-        bucket: its bucket; a key has none of its own, see docs/notes/26-moves.md.
-        tables: what moves with it, of the key's own table first.
-    """
-
-    bucket: int
-    tables: list[KeyRows]
-
-
-def find_key(client: Client, text: str, *, all_tables: bool) -> KeyPlace:
-    """Return where a shard key is, and what shares its bucket.
-
-    Args:
-        client: the deployment.
-        text: the table and the key, in any spelling that a write takes: `purchase=4711`.
-        all_tables: whether to look through all that have rows in the bucket; else through the key's own.
-
-    Raises:
-        PipelineError: there is no such table, it is not spread by keys, or they are none of its column.
-    """
-    name, _, key = text.partition("=")
-    tables, topology = {schema.name: schema for schema in published(client)}, client.topology
-    if name not in tables or not key:
-        near = did_you_mean(name, tables)
-        raise PipelineError(f"{text!r} names no key: write TABLE=VALUE, with a table of this deployment{near}")
-    if topology.table(name).reference:
-        raise PipelineError(f"table {name!r} is a reference table: each shard has all its rows")
-    bucket = topology.finding(name, _key_column(topology, tables[name]))(key)
-    follow(client.log, client.nodes, topology, anew=True)
-    session = client.nodes.primary(topology.shard_of(bucket))
-    others = [other for other in tables if other != name and not topology.table(other).reference]
-    named = (name, *sorted(others if all_tables else []))
-    found = [_rows_with(topology, session, tables[one], key, bucket) for one in named]
-    return KeyPlace(bucket, [found[0], *(one for one in found[1:] if one.rows or one.along)])
-
-
 def _key_column(topology: Topology, schema: TableSchema) -> Column:
     return schema.columns[schema.index[topology.table(schema.name).shard_key or schema.id_name]]
-
-
-def _rows_with(topology: Topology, session: NodeSession, schema: TableSchema, key: str, bucket: int) -> KeyRows:
-    """Return a table's rows in a bucket, apart by whether they have a key: whether its text leads there, too."""
-    rules, column = topology.table(schema.name), _key_column(topology, schema)
-    stored, table = session.dialect.quote(column.name_there), session.dialect.quote(schema.name_there)
-    which = f"{bucket_sql(session.dialect, rules, schema, topology.buckets)} = {bucket}"
-    final = lenient(schema.name, column)
-    form = key_form(column) or final
-    try:
-        same = topology.finding(schema.name, column)(key) == bucket
-    except PipelineError:  # it is no key of this table
-        same = False
-    if not same:
-        [(count,)] = session.query(f"SELECT COUNT(*) FROM {table} WHERE {which}")
-        return KeyRows(schema.name, 0, int(count), 0)
-    found = session.query(f"SELECT {stored}, COUNT(*) FROM {table} WHERE {which} GROUP BY {stored}")
-    along = [count for value, count in found if form(final(value)) != form(final(key))]
-    return KeyRows(schema.name, sum(count for _, count in found) - sum(along), sum(along), len(along))
 
 
 def sizes(client: Client, buckets: Collection[int], target: str) -> list[Size]:
@@ -263,6 +385,44 @@ def _told(client: Client) -> Told:
     return told
 
 
+def order_back(client: Client, what: str, who: str, keep_s: int = KEEP_S, note: MoveNote = DEFAULTS) -> Mover:
+    """Order that buckets, or a key, go back to where their last move began; see `order_move` and `order_key`.
+
+    Args:
+        client: the deployment.
+        what: ranges of buckets, or a key as for `order_key`.
+        who, keep_s, note: as for `order_move`.
+
+    Raises:
+        PipelineError: they have no move of all of them, or it is not over.
+    """
+    if "=" in what:
+        of, home, _ = _key_named(client, what)
+        return order_key(client, str(of), home, who, keep_s, note)
+    wanted = named_buckets(what)
+    return order_move(client, wanted, came_from(client, wanted), who, keep_s, note)
+
+
+def of_named(client: Client, what: str) -> list[Mover]:
+    """Return the movers of the moves under way that buckets, or a key, are part of.
+
+    Args:
+        client: the deployment.
+        what: ranges of buckets, or a key as for `order_key`.
+
+    Raises:
+        PipelineError: none of them moves.
+    """
+    if "=" not in what:
+        return of_buckets(client, named_buckets(what))
+    of = _key_of(client, what)
+    moving = ((one, one.leg.of) for one in under_way(client))
+    found = [one for one, its in moving if its is not None and its._replace(table=of.table) == of]
+    if not found:
+        raise PipelineError(f"{of} is not being moved: see pipeline move list")
+    return found
+
+
 def of_buckets(client: Client, buckets: Iterable[int]) -> list[Mover]:
     """Return the movers of the moves under way that some buckets are part of.
 
@@ -284,7 +444,7 @@ class KnownMove(NamedTuple):
     """A move as people are shown it.
 
     Attributes:
-        buckets: as ranges.
+        buckets: as ranges; or the key that moves.
         state: how far it is, `done`, or `not known` where a shard does not answer.
         rows: that were copied so far.
         trouble: why it ended, or the empty text.
@@ -292,6 +452,7 @@ class KnownMove(NamedTuple):
         left_s: about how long the copy takes from now, s; None: not known, or it is over.
         waits: what the mover waits for; empty: for nothing.
         limits: as options of the command.
+        numbers: of the buckets, or of the piece.
     """
 
     move: int
@@ -307,6 +468,42 @@ class KnownMove(NamedTuple):
     left_s: int | None
     waits: str
     limits: str
+    numbers: tuple[int, ...] = ()
+
+
+def known_of(client: Client, what: str) -> list[KnownMove]:
+    """Return the last moves of buckets, or of a key; see `known`.
+
+    Args:
+        client: the deployment.
+        what: ranges of buckets, or a key as for `order_key`.
+    """
+    if "=" in what:
+        of = _key_of(client, what)
+        named = ((one, one.buckets.partition("=")[2]) for one in known(client))
+        return [one for one, key in named if key == of.key and of.bucket in map(log_number, one.numbers)]
+    wanted = {*named_buckets(what)}
+    return [one for one in known(client) if wanted.intersection(one.numbers)]
+
+
+def key_sizes(client: Client, text: str, target: str) -> list[Size]:
+    """Return what would move with a key, and how long that would take; see `sizes`.
+
+    Args:
+        client: the deployment.
+        text: the table and the key, as for `order_key`.
+        target: the name of the shard.
+
+    Raises:
+        PipelineError: it cannot be moved, with what to change.
+    """
+    of, home, piece = _key_named(client, text)
+    source = piece.shard if piece is not None else home
+    _refuse_key(client, of, home, piece, target)
+    tables = moved_tables(client, [of.bucket], source, target, of)
+    _refuse_torn(client, of, source, tables)
+    with apart(client, source) as reader, reader.snapshot():
+        return [size_of(reader, table) for table in tables]
 
 
 def known(client: Client) -> list[KnownMove]:
@@ -324,7 +521,7 @@ def _shown(told: Told, each: OneMove) -> KnownMove:
     note, state = leg.note, "given up" if leg.note.trouble else how_far(told, each)
     return KnownMove(
         leg.move,
-        format_ranges({one.bucket for _, one in each}),
+        what_moves(each),
         leg.source,
         leg.target,
         state,
@@ -336,6 +533,7 @@ def _shown(told: Told, each: OneMove) -> KnownMove:
         pace_of(note).left_s if state == note.step == COPYING else None,
         "" if state in ("done", "given up") else note.waits,
         f"--keep {leg.keep_s} --max-lag {note.max_lag_s:g} --max-load {note.max_load}",
+        tuple(sorted({one.bucket for _, one in each})),
     )
 
 

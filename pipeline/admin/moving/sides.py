@@ -34,6 +34,20 @@ class Sides:
 
     def __init__(self, client: Client, leg: Leg, buckets: tuple[int, ...]):
         self._client, self._leg, self._buckets = client, leg, buckets
+        self._leaves: bool | None = None
+
+    @property
+    def leaves(self) -> bool:
+        """Whether the move is of a key that leaves its bucket; else it comes back, or whole buckets move.
+
+        A bucket whose key is away, or on the way, stays where it is.
+        """
+        if self._leg.of is None:
+            return False
+        if self._leaves is None:
+            found = ledger_queries.marks_of(self.source, [self._leg.of.bucket]).get(self._leg.of.bucket)
+            self._leaves = found is not None and found.owned
+        return self._leaves
 
     @property
     def source(self) -> NodeSession:
@@ -92,6 +106,9 @@ class Sides:
         Args:
             session: of the node.
         """
+        if self._leg.of is not None:
+            legs = self.legs(session)
+            return {piece: (legs[piece].position if piece in legs else None) or START for piece in self._buckets}
         found = ledger_queries.marks_of(session, self._buckets)
         return {bucket: found[bucket].position if bucket in found else START for bucket in self._buckets}
 
@@ -101,6 +118,9 @@ class Sides:
         Args:
             session: of the node.
         """
+        if self._leg.of is not None:
+            legs = moves.legs_within(session, self._buckets)
+            return {piece: (legs[piece].position if piece in legs else None) or START for piece in self._buckets}
         found = records.marks(session)
         return {bucket: found[bucket].position for bucket in self._buckets}
 
@@ -148,6 +168,21 @@ class Sides:
         """
         every = (self.legs(session) for session in self.nodes_of(self._leg.target))
         return all(len(one) == len(self._buckets) and all(leg.state in states for leg in one.values()) for one in every)
+
+    def homes(self, shard: str) -> list[Position | None]:
+        """Return of each node of a shard where the bucket stands that has stopped for a key; None: it has not.
+
+        Args:
+            shard: its name.
+        """
+        [piece], of, found = self._buckets, self._leg.of, list[Position | None]()
+        assert of is not None
+        for node in self.nodes_of(shard):
+            leg = self.legs(node).get(piece)
+            mark = ledger_queries.marks_of(node, [of.bucket]).get(of.bucket)
+            stands = leg is not None and leg.state == records.CATCHING and mark is not None
+            found.append(mark.position if stands and mark is not None and mark.state == records.STOPPED else None)
+        return found
 
     def emptied(self, shard: str) -> bool:
         """Return whether no node of a shard has rows of the buckets any more.

@@ -192,7 +192,9 @@ class Observer:
             queues = self._queues({shard: nodes[primary] for shard, primary in primaries.items()}, least)
         halts = {shard: move_rows.stopped(told, shard) for shard in primaries}
         rows = (self._shard(s, primaries[s], nodes, counts[s], queues[s], news, halts[s]) for s in primaries)
-        rows = (replace(row, owned=len(least[row.shard]) - 1) for row in rows)
+        rows = (replace(row, owned=sum(one < self._topology.buckets for one in least[row.shard])) for row in rows)
+        names = {b: str(leg.of) for legs in told.values() for b, leg in legs.items() if leg.of is not None}
+        rows = (_named(row, names) for row in rows)
         deployment = Fingerprint.noted(self._log.deployment()) if news is not None else None
         return Record(
             clock.wall_ms(),
@@ -329,6 +331,15 @@ class Observer:
             bottoms, tops = ({bucket: pair[n] for bucket, pair in across.items()} for n in (0, 1))
             ops += sum(self._log.queued(bottoms, tops).values())
         return ops
+
+
+def _named(row: ShardRecord, names: Mapping[int, str]) -> ShardRecord:
+    """Return a shard's record in which keys that have a shard of their own have their names."""
+    if not names:
+        return row
+    buckets = tuple(replace(one, key=names.get(one.bucket, "")) for one in row.buckets)
+    poison = tuple(replace(one, key=names.get(one.bucket, "")) for one in row.poison)
+    return replace(row, buckets=buckets, poison=poison)
 
 
 def _counts_of(answer: object) -> OnPrimary | PipelineError:

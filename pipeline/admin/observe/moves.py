@@ -91,8 +91,10 @@ def in_brief(buckets: str) -> str:
     """Return the first of some ranges, and how many more there are.
 
     Args:
-        buckets: as ranges.
+        buckets: as ranges; a key stays as it is.
     """
+    if "=" in buckets:
+        return buckets
     parts = buckets.split(",")
     kept = [part for n, part in enumerate(parts) if len(",".join(parts[: n + 1])) <= _WIDEST]
     more = len(parts) - len(kept)
@@ -124,6 +126,16 @@ def each_move(told: Told) -> list[OneMove]:
         for leg in legs.values():
             found.setdefault(leg.move, []).append((shard, leg))
     return list(found.values())
+
+
+def what_moves(each: OneMove) -> str:
+    """Return what moves, as commands take it: ranges of buckets, or a key.
+
+    Args:
+        each: what the shards say of the move.
+    """
+    of = each[0][1].of
+    return format_ranges({leg.bucket for _, leg in each}) if of is None else str(of)
 
 
 def leg_of_target(each: OneMove) -> Leg:
@@ -166,7 +178,7 @@ def _record(told: Told, each: OneMove, now_ms: int) -> MoveRecord:
     leg = leg_of_target(each)
     state, note = how_far(told, each), leg.note
     counts = state in COUNTED and note.step == state
-    buckets = format_ranges({leg.bucket for _, leg in each})
+    buckets = what_moves(each)
     silent_ms = now_ms - max(note.told_ms, leg.began_ms)
     still = _still(note, silent_ms, now_ms) if state != NOT_KNOWN else ""
     rate, left_s = pace_of(note) if counts else Speed()
@@ -199,4 +211,5 @@ def _still(note: MoveNote, silent_ms: int, now_ms: int) -> str:
 def _mend(state: str, silent_ms: int, buckets: str) -> str:
     """Return what lets a move go on, or ends it. Some of its buckets name it."""
     first = "start workers: they go on with it" if silent_ms > STILL_MS else "mend that, and it goes on"
-    return first if state in _BEGUN else f"{first}; or run: pipeline move give-up {in_brief(buckets).split()[0]}"
+    some = in_brief(buckets).split(" +")[0]
+    return first if state in _BEGUN else f"{first}; or run: pipeline move give-up {some}"

@@ -137,14 +137,18 @@ def writing(shard: str, nodes: Mapping[str, str], news: News) -> str:
 
 
 def owned_by(topology: Topology, told: Mapping[str, Mapping[int, Leg]]) -> dict[str, set[int]]:
-    """Return the buckets of each shard, the reference bucket included: as shards say it, else as the map does.
+    """Return the buckets and pieces of each shard, the reference bucket too: as shards say it, else as the map does.
 
     Args:
         topology: follows the map.
         told: by shard that has answered, the last move of each bucket that has moved.
     """
     owners = {bucket: shard for shard in topology.shards for bucket in topology.buckets_of(shard)}
-    owners |= {b: shard for shard, legs in told.items() for b, leg in legs.items() if leg.state in OWNED}
+    owners |= {piece.number: shard for shard in topology.shards for piece in topology.pieces_on(shard)}
+    here = [(b, shard, leg) for shard, legs in told.items() for b, leg in legs.items() if leg.state in OWNED]
+    owners |= {bucket: shard for bucket, shard, _ in here}
+    for piece in {bucket for bucket, _, leg in here if not leg.apart}:  # it is in its bucket
+        owners.pop(piece, None)
     found = {shard: {topology.reference_bucket} for shard in topology.shards}
     for bucket, shard in owners.items():
         found[shard].add(bucket)

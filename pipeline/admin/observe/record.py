@@ -201,10 +201,14 @@ class TableRecord:
 
 @dataclass(frozen=True, slots=True)
 class BucketRecord:
-    """One bucket that has ops queued."""
+    """One bucket that has ops queued, or one shard key that has a shard of its own: `key` names that then."""
 
     bucket: int
     depth: int
+    key: str = ""
+
+    def __str__(self) -> str:
+        return self.key or str(self.bucket)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +218,10 @@ class PoisonRecord:
     bucket: int
     attempts: int
     since_ms: int | None = None
+    key: str = ""
+
+    def __str__(self) -> str:
+        return self.key or f"bucket {self.bucket}"
 
 
 class ShardState(NamedTuple):

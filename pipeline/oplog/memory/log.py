@@ -9,6 +9,7 @@ from operator import attrgetter
 from sys import maxsize
 
 from pipeline import clock
+from pipeline.config.buckets import log_number
 from pipeline.model import HEAD_BYTES, SPAN, START, Entry, Given, Position, counter_at
 from pipeline.model.sheet import Read, in_sheets
 from pipeline.oplog import RECONCILE, SLICE_S, Looked
@@ -233,7 +234,7 @@ class MemoryEntries(MemoryServer):
 
     def trimmed(self, bucket: int) -> bool:
         with self._lock:
-            return bucket in self._server.trimmed
+            return log_number(bucket) in self._server.trimmed
 
     def publish_schemas(self, schemas: Iterable[tuple[str, str, str]]) -> None:
         found = list(schemas)
@@ -276,9 +277,10 @@ class MemoryEntries(MemoryServer):
             return found
 
     def _behind(self, bucket: int, mark: Position, most: int = maxsize) -> list[Entry]:
-        entries = self._server.logs.get(bucket, [])
+        entries = self._server.logs.get(log_number(bucket), [])
         begins = bisect_right(entries, mark, key=attrgetter("position"))
-        return entries[begins : begins + most]
+        found = entries[begins : begins + most]
+        return found if log_number(bucket) == bucket else [entry._replace(bucket=bucket) for entry in found]
 
     def _counted(self, bucket: int, mark: Position, end: Position | None) -> int:
         behind = self._behind(bucket, mark)
@@ -304,7 +306,7 @@ class MemoryWork(MemoryEntries):
             elif held in ("", "1") or held[2:] == holder:
                 self._server.keys.pop(f"wake:{shard}", None)
                 self._set(bell, f"{'h' if oldest else 'l'} {holder}", HELD_MS if oldest else BELL_MS)
-            return {int(bucket): self._server.big.get(int(bucket), 0) for _, bucket in oldest[:limit]}
+            return {int(bucket): self._server.big.get(log_number(int(bucket)), 0) for _, bucket in oldest[:limit]}
 
     def sizes(self, after: Mapping[int, Position], count: int, most_bytes: int) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}
@@ -344,7 +346,7 @@ class MemoryWork(MemoryEntries):
                 ):
                     del attempts[bucket]
                 tail = tails.get(bucket, START)
-                if epoch and (bucket not in self._server.last or Position(epoch, -1) < tail < mark):
+                if epoch and (log_number(bucket) not in self._server.last or Position(epoch, -1) < tail < mark):
                     self._server.keys.pop(f"lease:{RECONCILE.format(shard)}", None)
                 if tail <= mark:
                     dirty.pop(bucket, None)

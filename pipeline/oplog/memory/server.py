@@ -11,6 +11,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from pipeline import clock
+from pipeline.config.buckets import log_number
 from pipeline.errors import LogUnavailable, PipelineFull
 from pipeline.model import START, Entry, Position
 from pipeline.oplog.appends import (
@@ -102,7 +103,8 @@ class ServerState:
         Args:
             buckets: the logs.
         """
-        return {bucket: self.logs[bucket][-1].position for bucket in buckets if self.logs.get(bucket)}
+        logs = {bucket: self.logs.get(log_number(bucket)) for bucket in buckets}
+        return {bucket: entries[-1].position for bucket, entries in logs.items() if entries}
 
     def ends(self, given: GivenOut, bucket: int, start: int, behind: int) -> bool:
         """Return whether a log that goes on at *start* ends the epoch; note a log that begins.

@@ -20,6 +20,7 @@ from redis.sentinel import Sentinel
 
 from pipeline import clock
 from pipeline.bounds import WaitBudgets, WaitBudgetSpent
+from pipeline.config.buckets import log_number
 from pipeline.config.settings import RedisSettings
 from pipeline.config.uris import TLS, parse
 from pipeline.errors import LogUnavailable, PipelineFull
@@ -279,7 +280,9 @@ class RedisServer:
         """Return of each bucket that has large ops how large they are."""
         names = list(buckets)
         with translated():
-            found: Any = self._client.mget([f"{self.keys.bigs}{bucket}" for bucket in names]) if names else []
+            found: Any = (
+                self._client.mget([f"{self.keys.bigs}{log_number(bucket)}" for bucket in names]) if names else []
+            )
         sizes = {bucket: numbers_of(text_of(one), " ", 1) for bucket, one in zip(names, found, strict=True) if one}
         return {bucket: size[0] for bucket, size in sizes.items() if size and size[0] >= CUT_BYTES}
 

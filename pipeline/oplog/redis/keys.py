@@ -59,6 +59,7 @@ from typing import Any
 
 import msgspec
 
+from pipeline.config.buckets import FIRST_PIECE, log_number
 from pipeline.errors import NotAnOp
 from pipeline.model import FORGED, PACKED, START, TOO_LARGE, Entry, Op, Position, sheet
 from pipeline.model.sheet import Read, Sheet, SheetEntry
@@ -145,8 +146,8 @@ class Keys:
         return f"{self.prefix}:secret"
 
     def log(self, bucket: int) -> str:
-        """Return the stream of a bucket."""
-        return f"{self.prefix}:log:{bucket}"
+        """Return the stream of a bucket, or of the bucket of a piece."""
+        return f"{self.prefix}:log:{bucket % FIRST_PIECE}"
 
     def epoch(self, scope: str) -> str:
         """Return the epoch key of a scope."""
@@ -438,7 +439,7 @@ def _opened(
     if not (0 < sender < TOO_LARGE and 0 < number < TOO_LARGE):
         return Entry(bucket, position, 0, 0, b""), [_strange(fields)]
     signed = keys or has_signature(text)
-    own = verified(keys, place(bucket, sender, number), text, unsigned=unsigned) if signed else text
+    own = verified(keys, place(log_number(bucket), sender, number), text, unsigned=unsigned) if signed else text
     if own is None:
         return Entry(bucket, position, 0, FORGED, b""), [_strange(fields)]
     if not (ops := unpacked(own)) or len(ops) > position.seq + 1:

@@ -45,13 +45,14 @@ class Part(NamedTuple):
 
 
 class SharedRead(NamedTuple):
-    """What all parts of one read share; `ask` reads from one node, and there are `several`."""
+    """What all parts of one read share; `ask` reads from one node, and there are `several`; `about` what is read."""
 
     ask: Callable[[NodeDAL], Any]
     onward: Onward
     deadline: clock.Deadline
     partial: bool = False
     several: bool = False
+    about: ReadyRead | None = None
 
 
 class Gather:
@@ -88,12 +89,16 @@ class Gather:
             timeout_s: of the whole.
         """
         deadline = clock.Deadline(seconds("timeout_s", timeout_s))
-        asked = SharedRead(lambda db: db.select(ready.query, ready.fields, ready.options), onward, deadline, partial)
+
+        def ask(db: NodeDAL) -> Any:
+            return db.select(ready.query, ready.fields, ready.options, ready.left_out(db))
+
+        asked = SharedRead(ask, onward, deadline, partial)
         ready = self._ready(query, fields, options, asked)
         if len(ready.places) == 1:
-            (part,) = self._parts(ready.places, asked)[0]
+            (part,) = self._parts(ready, asked)[0]
             return _marked(part.value, [part], {})
-        parts, missing = self._parts(ready.places, asked._replace(ask=shaped(ready)))
+        parts, missing = self._parts(ready, asked._replace(ask=shaped(ready)))
         first: ShardQuery = parts[0].value[0]
         reader: NodeReader = parts[0].value[2]
         rows = merged_rows((part.value[1] for part in parts), first.merge)
@@ -126,12 +131,14 @@ class Gather:
         asked = SharedRead(lambda db: db.where(ready.query, ready.left_out(db)).count(), onward, deadline)
         ready = self._ready(query, fields, {"distinct": True} if fields else {}, asked)
         if not fields:
-            parts, _ = self._parts(ready.places, asked)
+            parts, _ = self._parts(ready, asked)
             return sum(part.value for part in parts)
         if len(ready.places) == 1:
-            asked = asked._replace(ask=lambda db: db.where(ready.query).count(distinct=db.reader.own(ready.fields)))
-            return int(self._parts(ready.places, asked)[0][0].value)
-        parts, _ = self._parts(ready.places, asked._replace(ask=shaped(ready)))
+            asked = asked._replace(
+                ask=lambda db: db.where(ready.query, ready.left_out(db)).count(distinct=db.reader.own(ready.fields))
+            )
+            return int(self._parts(ready, asked)[0][0].value)
+        parts, _ = self._parts(ready, asked._replace(ask=shaped(ready)))
         rows = merged_rows((part.value[1] for part in parts), parts[0].value[0].merge)
         # as COUNT(DISTINCT a, b) does, leave out what has a NULL
         return sum(None not in row for row in rows)
@@ -160,10 +167,17 @@ class Gather:
                 subselect = steps.send(self._values(subselect, asked))
         except StopIteration as end:
             query, fields, options = end.value
-        within = {real_name(table) for table in tables_in([query, *fields, *options.values()], inner=True)}
+        ready = ReadyRead(query, tuple(fields), options, places, self._topology)
+        return ready._replace(places=self._with_references(ready, places))
+
+    def _with_references(self, ready: ReadyRead, places: list[ReadPlace]) -> list[ReadPlace]:
+        """Return places at which reference tables count that a read's subselects name."""
+        within = {
+            real_name(table) for table in tables_in([ready.query, *ready.fields, *ready.options.values()], inner=True)
+        }
         if any(self._topology.table(name).reference for name in within):
-            places = [place.also(self._topology.reference_bucket) for place in places]
-        return ReadyRead(query, tuple(fields), options, places, self._topology)
+            return [place.also(self._topology.reference_bucket) for place in places]
+        return places
 
     def _values(self, select: Any, asked: SharedRead) -> list[Any]:
         """Return the values of a subselect, of all shards."""
@@ -179,7 +193,7 @@ class Gather:
         first, behind = options.get("limitby") or (0, MOST_VALUES + 1)
         bound = {"limitby": (first, min(behind, first + MOST_VALUES + 1)), "orderby_on_limitby": False}
         bounded = ready._replace(options={**ready.options, **bound})
-        parts, _ = self._parts(ready.places, asked._replace(ask=shaped(bounded), partial=False))
+        parts, _ = self._parts(bounded, asked._replace(ask=shaped(bounded), partial=False))
         rows = merged_rows((part.value[1] for part in parts), parts[0].value[0].merge)
         if len(rows) > MOST_VALUES:
             raise BadRead(
@@ -204,13 +218,13 @@ class Gather:
                 )
         return places
 
-    def _parts(self, places: Sequence[ReadPlace], asked: SharedRead) -> tuple[list[Part], dict[str, Unavailable]]:
+    def _parts(self, ready: ReadyRead, asked: SharedRead) -> tuple[list[Part], dict[str, Unavailable]]:
         """Read at all places; return what came, in their order, and what did not.
 
         Raises:
             PartialResult: something is missing, and the caller did not say that this will do.
         """
-        outcomes = self._served(places, asked)
+        places, outcomes = self._served(ready, asked._replace(about=ready))
         parts = [outcome for outcome in outcomes if isinstance(outcome, Part)]
         missing = {p.shard: o for p, o in zip(places, outcomes, strict=True) if not isinstance(o, Part)}
         if len(places) == 1 and missing:
@@ -219,14 +233,17 @@ class Gather:
             raise PartialResult(missing)
         return parts, missing
 
-    def _served(self, places: Sequence[ReadPlace], asked: SharedRead) -> list[Part | Unavailable]:
+    def _served(self, ready: ReadyRead, asked: SharedRead) -> tuple[Sequence[ReadPlace], list[Part | Unavailable]]:
         """Read at all places, and again where buckets were found to be served elsewhere; see `routing.moving`."""
+        places: Sequence[ReadPlace] = ready.places
+        asked = asked._replace(several=len(places) > 1)
         while True:
+            if places[0].seen is not self._topology.placement and places[0].buckets != ():
+                places = self._with_references(ready, self._where(ready.query, ready.fields, ready.options))
             places = self._router.served.places(places)
-            asked = asked._replace(several=len(places) > 1)
             outcomes = self._all(places, asked)
             if asked.deadline.passed or not any(isinstance(outcome, Elsewhere) for outcome in outcomes):
-                return outcomes
+                return places, outcomes
 
     def _all(self, places: Sequence[ReadPlace], asked: SharedRead) -> list[Part | Unavailable]:
         if len(places) == 1:
@@ -258,14 +275,39 @@ class Gather:
         raise AssertionError
 
     def _read(self, place: ReadPlace, asked: SharedRead) -> Part:
-        after, bounds = asked.onward.after, asked.onward.bounds
-        needs, router = needs_at(self._topology, self._log, after.token, place), self._router
-        with router.open(place, needs, bounds, session=after.session, part=asked.several) as read:
+        several, router = asked.several, self._router
+        if place.row is not None:
+            number, place = (place.buckets or ())[1], self._side_of(place, place.row, asked)
+            # the bucket's shard may still have, or have again, rows of a key that is not read there
+            several = number not in (place.buckets or ())
+        with self._opened(place, asked, part=several) as read:
             db = NodeDAL(read.reader, read.read_info, asked.onward, excluded=read.excluded)
             part = Part(asked.ask(db), read.read_info, db)
-        if asked.several and router.served.changed(read):
+        if several and router.served.changed(read):
             raise Elsewhere(0, place.shard)
         return part
+
+    def _opened(self, place: ReadPlace, asked: SharedRead, *, part: bool) -> Any:
+        after, bounds = asked.onward.after, asked.onward.bounds
+        needs = needs_at(self._topology, self._log, after.token, place)
+        return self._router.open(place, needs, bounds, session=after.session, part=part)
+
+    def _side_of(self, place: ReadPlace, row: tuple[Any, int], asked: SharedRead) -> ReadPlace:
+        """Return where a row is that its id alone names, of a bucket one of whose keys is perhaps on another shard.
+
+        What the key's shard has not is no row of the key, whatever the bucket's shard still has of it.
+        """
+        served, topology, (table, row_id) = self._router.served, self._topology, row
+        bucket, number, *also = place.buckets or ()
+        home, away, piece = served.by(bucket), served.by(number), topology.placement.pieces.get(number)
+        if home == away or piece is None:
+            return place._replace(shard=home, row=None)
+        rules = topology.table(real_name(table))
+        there = ReadPlace(away, (number,), place.seen)
+        with self._opened(there, asked, part=False) as read:
+            is_there = read.reader.is_of_key(table, row_id, rules, piece.of.key)
+        shard, one = (away, number) if is_there else (home, bucket)
+        return ReadPlace(shard, (one, *also), place.seen)
 
     def _threads(self) -> ThreadPoolExecutor:
         threads = min(MOST_THREADS, AT_A_TIME * len(self._topology.shards))

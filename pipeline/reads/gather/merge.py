@@ -14,6 +14,7 @@ from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import Any, NamedTuple
 
 from pipeline.config import Topology
+from pipeline.config.buckets import FIRST_PIECE
 from pipeline.dal import kind_of, op_name, real_name, tables_in
 from pipeline.dal.sql_texts import raw
 from pipeline.errors import BadRead
@@ -22,7 +23,7 @@ from pipeline.reads.connections import NodeReader
 from pipeline.reads.gather.over_shards import terms_of
 from pipeline.reads.node_dal import NodeDAL, besides
 from pipeline.reads.read_place import ReadPlace
-from pipeline.shard.co_location import bucket_sql
+from pipeline.shard.co_location import bucket_sql, key_sql
 
 _AGGREGATES = ("SUM", "MIN", "MAX", "AVG")
 #: Columns of any other type may be texts, which compare by their collation.
@@ -99,7 +100,7 @@ class ReadyRead(NamedTuple):
     topology: Topology
 
     def left_out(self, db: NodeDAL) -> str:
-        """Return the SQL that leaves out rows of buckets that another shard serves; empty where there are none.
+        """Return the SQL that leaves out rows of buckets and keys that another shard serves, or an empty text.
 
         Args:
             db: of the node that is asked.
@@ -109,14 +110,22 @@ class ReadyRead(NamedTuple):
         """
         if not db.excluded:
             return ""
-        buckets, found = ", ".join(map(str, db.excluded)), {}
+        buckets = ", ".join(str(one) for one in db.excluded if one < FIRST_PIECE)
+        pieces = [self.topology.placement.pieces[one] for one in db.excluded if one in self.topology.placement.pieces]
+        found = dict[str, str]()
         for table in tables_in([self.query, *self.fields, *self.options.values()]):
-            settings = self.topology.table(real_name(table))
-            if not settings.reference:
-                there = db.reader.table(table).sql_shortref
-                bucket = bucket_sql(db.reader.dialect, settings, schema_of(table), self.topology.buckets, there)
+            settings, schema, dialect = self.topology.table(real_name(table)), schema_of(table), db.reader.dialect
+            if settings.reference:
+                continue
+            there = db.reader.table(table).sql_shortref
+            if buckets:
+                bucket = bucket_sql(dialect, settings, schema, self.topology.buckets, there)
                 found[table._tablename] = f"({bucket} IN ({buckets})) IS NOT TRUE"
-        return f"({' AND '.join(found.values())})"
+            for piece in pieces:
+                if self.topology.takes(piece, real_name(table)):
+                    own = key_sql(dialect, settings, schema, piece.of.key, there)
+                    found[f"{table._tablename} {piece.of}"] = f"({own}) IS NOT TRUE"
+        return f"({' AND '.join(found.values())})" if found else ""
 
 
 def shaped(ready: ReadyRead) -> Callable[[NodeDAL], tuple[ShardQuery, list[tuple[Any, ...]], NodeReader]]:

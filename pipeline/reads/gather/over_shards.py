@@ -18,7 +18,7 @@ from pipeline.dal.sql_texts import check_limits
 from pipeline.dal.trees import narrowed_here
 from pipeline.errors import BadRead
 from pipeline.model.schema import Column
-from pipeline.reads.read_place import ReadPlace, kept_together, pinned_bucket
+from pipeline.reads.read_place import ReadPlace, kept_together, pinned_number
 
 #: Options of `select` that make sense over several shards.
 SELECT_OPTIONS = frozenset(
@@ -54,7 +54,7 @@ class Around(NamedTuple):
     Attributes:
         topology: who has which bucket.
         tables: the names of the tables of the selects around.
-        bucket: the one bucket that has the rows; None: there are several, or the rows are on each shard.
+        bucket: the one bucket, or piece, that has the rows; None: there are several, or it is not known.
         over: whether several shards are asked.
         aggregates: whether an aggregate may stand here.
     """
@@ -126,7 +126,7 @@ def answered(
     """
     listed = [query, *fields, *(options.get(name) for name in ("left", "join"))]
     over, (first, *_) = len(places) > 1, places
-    bucket = None if over or first.buckets is None else first.buckets[0]
+    bucket = None if over or first.buckets is None or first.row is not None else first.buckets[0]
     around = Around(topology, frozenset(table._tablename for table in tables_in(listed)), bucket, over)
     query = yield from _part(query, around)
     within = around._replace(aggregates=True)
@@ -257,7 +257,7 @@ def _is_whole(query: Any, tables: Mapping[str, Any], outer: frozenset[str], arou
     free = [table for table in sharded if table._tablename not in outer]
     if not free:
         return True
-    if around.bucket is not None and all(pinned_bucket(topology, query, table) == around.bucket for table in free):
+    if around.bucket is not None and all(pinned_number(topology, query, table) == around.bucket for table in free):
         return True
     return len(free) < len(sharded) and kept_together(topology, [query], sharded)
 

@@ -10,17 +10,19 @@ While nothing moves and the map is news, none of this is called.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from pipeline import clock
 from pipeline.config import Topology
-from pipeline.errors import ShardUnavailable, StaleRead
-from pipeline.reads.read_place import ReadPlace
+from pipeline.config.buckets import FIRST_PIECE, Piece, log_number
+from pipeline.errors import BadRead, ShardUnavailable, StaleRead
+from pipeline.reads.read_place import ReadPlace, counted_at
 from pipeline.reads.routing.replicas import BROKEN_S
-from pipeline.shard.records import MOVED, Mark
+from pipeline.shard.records import LENT, MOVED, OWNED, STOPPED
+from pipeline.shard.records.moves import Leg, Seat
 
 #: A map that Redis confirmed longer ago than that is no news, s: each bucket may have moved since. No row is copied
 #: before a move has been in the map for longer.
@@ -68,15 +70,15 @@ class Served:
         return read.place.seen is not self.topology.placement or (self.old and not read.checked)
 
     def by(self, bucket: int) -> str:
-        """Return the shard where a bucket is read.
+        """Return the shard where a bucket is read, or a piece.
 
         Args:
-            bucket: not the reference bucket.
+            bucket: its number; not the reference bucket's.
         """
         placement, shard = self.found.get(bucket, (None, ""))
         # of a bucket that does not move, a map that is news knows more than what was found before
         counts = placement is self.topology.placement and (bucket in self.topology.placement.moves or self.old)
-        return shard if counts else self.topology.shard_of(bucket)
+        return shard if counts else self.topology.serves(bucket)
 
     def note(self, bucket: int, shard: str) -> None:
         """Let the next reads of a bucket go to a shard, until there is another map.
@@ -98,7 +100,33 @@ class Served:
         """
         seen, reference = self.topology.placement, self.topology.reference_bucket
         shards = {self.by(bucket) for bucket in place.buckets or () if bucket != reference}
+        if len(shards) > 1 and place.row is None:
+            raise BadRead(
+                f"the query fixes rows of bucket {(place.buckets or (0,))[0]}, one of whose keys is on a shard of its "
+                "own by now: join them by the fields that shard them, or read one after the other"
+            )
         return place._replace(seen=seen, shard=min(shards, default=place.shard))
+
+    def learn(self, shard: str, legs: dict[int, Leg]) -> bool:
+        """Act on keys that have a shard of their own, and that the map does not know; return whether there were any.
+
+        Args:
+            shard: whose node has said so.
+            legs: the last moves of keys there, by piece.
+        """
+        placement = self.topology.placement
+        found = {number: leg for number, leg in legs.items() if _counts(leg, shard) and number not in placement.pieces}
+        pieces, pairs = dict(placement.pieces), dict(placement.moves)
+        for number, leg in found.items():
+            assert leg.of is not None
+            pieces = {one: piece for one, piece in pieces.items() if piece.of.bucket != leg.of.bucket}
+            here = leg.state in OWNED if leg.apart else True
+            other = leg.target if leg.source == shard else leg.source
+            pieces[number] = Piece(number, leg.of, shard if here else other)
+            pairs[number] = leg.source, leg.target
+        if found:
+            self.topology.follow(placement._replace(pieces=pieces, moves=pairs))
+        return bool(found)
 
     def places(self, places: Sequence[ReadPlace]) -> Sequence[ReadPlace]:
         """Return the places of a read of all shards, each with the buckets that it serves now.
@@ -112,7 +140,7 @@ class Served:
             return [self.place(places[0])]
         seen, reference = self.topology.placement, self.topology.reference_bucket
         own: dict[str, list[int]] = {place.shard: [] for place in places}
-        for bucket in range(reference):
+        for bucket in (*range(reference), *seen.pieces):
             own[self.by(bucket)].append(bucket)
         also = (reference,) if reference in (places[0].buckets or ()) else ()
         return [ReadPlace(shard, (*buckets, *also), seen) for shard, buckets in own.items()]
@@ -133,8 +161,11 @@ class MovingRead:
         self._moves = moves = topology.placement.moves
         self._old = read.checked = served.old
         about = topology.buckets_of(shard) if read.place.buckets is None else read.place.buckets
-        #: The buckets of this read whose state counts.
+        #: The buckets and pieces of this read whose state counts.
         self._mine = [one for one in about if one != topology.reference_bucket and (self._old or one in moves)]
+        #: What a node has said before the rows, of moves: these may have come and gone once there are rows.
+        self._moves_before: dict[int, int] = {}
+        self._keys_before: dict[int, int] = {}
         if part:
             mine = {*about}
             read.excluded = tuple(one for one, pair in moves.items() if shard in pair and one not in mine)
@@ -194,8 +225,10 @@ class MovingRead:
 
     def _look_ahead(self) -> None:
         """Notice that the source has stopped before what the read needs: the source will never have it."""
+        topology, read = self._served.topology, self._read
         for bucket in self._mine:
-            if bucket in self._read.needs and (self._old or self._moves[bucket][0] == self._read.shard):
+            needed = read.needs.keys() & {*counted_at(topology, read.shard, [bucket])}
+            if needed and (self._old or self._moves[bucket][0] == read.shard):
                 try:
                     owner = self._owner(bucket)
                 except ShardUnavailable:
@@ -204,38 +237,62 @@ class MovingRead:
                     raise self._sent(bucket, owner)
 
     def _before(self) -> None:
-        marks = self._marks()
+        if self._old:
+            self._keys_before = self._keys()
+        seats = self._seats()
         if self._old and self._part:
-            self._read.excluded = self._strange(marks)
-        self._check(marks)
+            self._read.excluded = self._strange(seats)
+        self._moves_before = {bucket: seats[bucket].move for bucket in self._mine}
         for bucket in self._mine:
             # what the target has done before the read began is not to be missed
-            if marks[bucket].state == MOVED and (owner := self._owner(bucket)) is not None:
+            if seats[bucket].state == MOVED and (owner := self._owner(bucket)) is not None:
                 raise self._sent(bucket, owner)
 
     def _behind(self) -> None:
-        marks = self._marks()
-        self._check(marks)
-        if self._old and self._part and (news := {*self._strange(marks)} ^ {*self._read.excluded}):
+        seats = self._seats()
+        if self._old and self._part and (news := {*self._strange(seats)} ^ {*self._read.excluded}):
             raise Elsewhere(min(news), self._read.shard)
-
-    def _check(self, marks: Mapping[int, Mark]) -> None:
         for bucket in self._mine:
-            mark = marks.get(bucket)
-            if mark is None or not _serves(mark):
-                raise self._sent(bucket, self._other(bucket))
+            if seats[bucket].move != self._moves_before[bucket]:  # it may have left, and come back
+                raise Elsewhere(bucket, self._read.shard)
+        if self._old and (keys := self._keys()) != self._keys_before:
+            raise Elsewhere(min(keys.items() ^ self._keys_before.items())[0], self._read.shard)
 
-    def _marks(self) -> dict[int, Mark]:
+    def _keys(self) -> dict[int, int]:
+        """Return the moves of keys that have a shard of their own, as the node says it.
+
+        Raises:
+            Elsewhere: the map does not know of one, which this process acts on from now on.
+        """
+        found: dict[int, Leg] = self._read.reader.keys_apart()
+        if self._served.learn(self._read.shard, found):
+            raise Elsewhere(min(found), self._read.shard)
+        return {number: leg.move for number, leg in found.items()}
+
+    def _seats(self) -> dict[int, Seat]:
+        """Return who serves what this read is about, as the node says it, once it does.
+
+        Raises:
+            Elsewhere: it does not.
+        """
         if self._old and self._part:
-            found: dict[int, Mark] = self._read.reader.states()
+            found: dict[int, Seat] = self._read.reader.seats()
+            if keys := [one for one in self._mine if one >= FIRST_PIECE]:  # one in its bucket has no watermark
+                found |= self._read.reader.seats(keys)
         else:
-            found = self._read.reader.states(self._mine) if self._mine else {}
+            found = self._read.reader.seats(self._mine) if self._mine else {}
+        for bucket in self._mine:
+            if bucket not in found or not found[bucket].serves:
+                raise self._sent(bucket, self._other(bucket))
         return found
 
     def _strange(self, marks: Iterable[int]) -> tuple[int, ...]:
-        """Return the buckets of which the node may have rows, and which this part does not serve."""
-        mine = {*self._mine, self._served.topology.reference_bucket}
-        return tuple(bucket for bucket in marks if bucket not in mine)
+        """Return the buckets and pieces of which the node may have rows, and which this part does not serve."""
+        pieces = self._served.topology.placement.pieces
+        # a shard that has a key of a bucket has no other rows of that, though the bucket may have been there before
+        mine = {*self._mine, *map(log_number, self._mine), self._served.topology.reference_bucket}
+        buckets = [one for one in marks if one not in mine and one < FIRST_PIECE]
+        return (*buckets, *(one for one in pieces if one not in mine))
 
     def _other(self, bucket: int) -> str | None:
         """Return where a bucket is that the node does not serve; None: no shard that answers has it."""
@@ -261,19 +318,19 @@ class MovingRead:
         among = topology.shards if self._old else self._moves[bucket]
         left = None
         for other in among:
-            mark = self._mark_at(other, bucket) if other != shard else None
-            if mark is not None and mark.owned:
+            seat = self._seat_at(other, bucket) if other != shard else None
+            if seat is not None and seat.owned:
                 return other
-            if mark is not None and mark.state == MOVED and moved:
+            if seat is not None and seat.state == MOVED and moved:
                 left = other
         return left
 
-    def _mark_at(self, shard: str, bucket: int) -> Mark | None:
-        """Return the mark of a bucket on a shard: its primary's, or that of a replica that answers in its place."""
+    def _seat_at(self, shard: str, bucket: int) -> Seat | None:
+        """Return what a shard says of a bucket: its primary, or a replica that answers in its place."""
         nodes, failure = self._router.nodes, None
         for node in (nodes.primary_name(shard), *nodes.replica_names(shard)):
             try:
-                found: Mark | None = self._router.readers[node].states([bucket]).get(bucket)
+                found: Seat | None = self._router.readers[node].seats([bucket]).get(bucket)
             except ShardUnavailable as error:
                 failure = failure or error
             else:
@@ -287,13 +344,16 @@ class MovingRead:
         return Elsewhere(bucket, self._read.shard)
 
 
-def _serves(mark: Mark) -> bool:
-    """Return whether a shard's rows of a bucket are whole: it owns them, or has stopped, and no other one has begun."""
-    return mark.owned or mark.state == MOVED
+def _counts(leg: Leg, shard: str) -> bool:
+    """Return whether a key is away, or on the way, or has left rows behind, as a shard's row of its last move says."""
+    return leg.under_way(shard) or leg.home in (LENT, STOPPED) or (leg.apart and leg.state in OWNED)
 
 
 def check_served(read: Any) -> None:
     """Check, behind the rows of a read, that the node still has all rows of its buckets: they may have left meanwhile.
+
+    One that has left and come back is told by its last move, which was ordered since the read began: readers hear of a
+    move for longer than clocks differ, before it goes on.
 
     Args:
         read: on a node.
@@ -302,7 +362,13 @@ def check_served(read: Any) -> None:
         Elsewhere: some may be gone.
     """
     topology, buckets = read.router.topology, read.place.buckets
-    marks = read.reader.states(buckets)
+    seats, lent = read.reader.seats(buckets), {piece.of.bucket for piece in read.place.seen.pieces.values()}
     for bucket in topology.buckets_of(read.shard) if buckets is None else buckets:
-        if bucket not in marks or not _serves(marks[bucket]):
+        if bucket not in seats or not seats[bucket].serves:
             raise Elsewhere(bucket, read.shard)
+        if seats[bucket].state in (LENT, STOPPED) and bucket not in lent:  # one of its keys may be elsewhere
+            raise Elsewhere(bucket, read.shard)
+    about = topology.buckets_of(read.shard) if buckets is None else buckets
+    for leg in read.reader.last_moves(about).values():
+        if leg.target == read.shard and leg.began_ms >= read.began_ms:
+            raise Elsewhere(leg.bucket, read.shard)

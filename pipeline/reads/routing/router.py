@@ -18,7 +18,7 @@ from pipeline.per_process import PerProcess, chance
 from pipeline.reads import Need, ReadSession, routing
 from pipeline.reads.connections import NodeReader, NodeReaders
 from pipeline.reads.node_dal import ReadInfo
-from pipeline.reads.read_place import ReadPlace
+from pipeline.reads.read_place import ReadPlace, counted_at
 from pipeline.reads.routing import Bounds, Candidate, Choice, InFlight, choose, fall_back, fresh_among, over_limit
 from pipeline.reads.routing.moving import OLD_MAP_S, MovingRead, Served, check_served
 from pipeline.reads.routing.replicas import AWAY_S, BROKEN_S, HealthCache, Replicas, first_with
@@ -102,7 +102,9 @@ class Router:
         Args:
             shard: its name.
         """
-        return self.replicas.passed(shard)
+        found, split = self.replicas.passed(shard), self.topology.split
+        # another shard may not have passed what is its own of such a bucket
+        return {bucket: mark for bucket, mark in found.items() if bucket not in split} if split else found
 
     def choice(self, read: Read, in_flight: InFlight) -> Choice:
         """Choose a node for a read; wait until one has what the read must see. A limited read has taken its place.
@@ -239,13 +241,21 @@ class Read:
                 check_served(self)
             if failure is None and self._session is not None:
                 # asked afterwards: rows may be newer than a mark that was asked for before
-                marks = self.reader.marks(self.place.buckets)
-                self._session.saw(marks, self.router.passed(self.shard), stale=self.read_info.stale)
+                topology, numbers = self.router.topology, self.place.buckets
+                if numbers is not None and topology.split:
+                    numbers = counted_at(topology, self.shard, numbers)
+                marks, passed = self.reader.marks(numbers), self.router.passed(self.shard)
+                self._session.saw(marks, passed, stale=self.read_info.stale, split=topology.split)
         except ShardUnavailable as late:
             failure = late
             raise
         finally:
             self._leave(failure)
+
+    @property
+    def began_ms(self) -> int:
+        """When the read began, ms since 1970."""
+        return clock.wall_ms() - round(1000 * (clock.mono_s() - self._started_s))
 
     def deadline(self) -> clock.Deadline:
         """Return until when the read may wait for what it must see."""

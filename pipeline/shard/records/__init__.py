@@ -18,13 +18,17 @@ MOST_WHY = 1000
 READ_MARKS = "SELECT bucket, epoch, seq, state FROM pipeline_watermarks"
 #: States of a bucket: applied; applied, and ops set aside hold rows; not applied behind a rejected op.
 ACTIVE, HOLDING, HALTED = "active", "holding", "halted"
-#: The states of a bucket on the shard that owns it, and those in which its ops are applied.
+#: States of a bucket one of whose keys has a shard of its own, its *piece*: applied without the key, and ops set aside
+#: may hold rows; and not applied while the key leaves, or comes back.
+LENT, STOPPED = "lent", "stopped"
+#: The states of a whole bucket in which its ops are applied, and all of a bucket on the shard that owns it.
 APPLYING = (ACTIVE, HOLDING)
-OWNED = (*APPLYING, HALTED)
-#: The states of a bucket in which ops may be set aside that are still to come.
-ASIDE_IN = (HOLDING, HALTED)
+OWNED = (*APPLYING, HALTED, LENT, STOPPED)
+#: The states of a bucket in which ops may be set aside that are still to come; and those in which whoever applies asks.
+ASIDE_IN = (HOLDING, HALTED, LENT, STOPPED)
 #: States of a bucket that moves, on the shard that it comes to, and on the one that it has left.
 COPYING, CATCHING, MOVED, GONE = "copying", "catching", "moved", "gone"
+HELD_IN = (HOLDING, LENT, STOPPED, MOVED)
 
 
 class Mark(NamedTuple):

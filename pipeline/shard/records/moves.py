@@ -13,12 +13,26 @@ import msgspec
 from msgspec.structs import replace
 
 from pipeline import clock
-from pipeline.config.buckets import format_ranges
+from pipeline.config.buckets import FIRST_PIECE, KeyName, format_ranges, log_number
 from pipeline.errors import NotMigrated
 from pipeline.model import Position
 from pipeline.model.wait_reason import WaitReason
+from pipeline.per_process import chance
 from pipeline.shard import NodeSession
-from pipeline.shard.records import ACTIVE, CATCHING, COPYING, GONE, HOLDING, MOVED, OWNED, lock_buckets, text_literal
+from pipeline.shard.records import (
+    ACTIVE,
+    CATCHING,
+    COPYING,
+    GONE,
+    HOLDING,
+    LENT,
+    MOVED,
+    OWNED,
+    STOPPED,
+    Mark,
+    lock_buckets,
+    text_literal,
+)
 
 #: The states on the target of a bucket that is on its way.
 ON_THE_WAY = (COPYING, CATCHING)
@@ -106,11 +120,16 @@ DEFAULTS = MoveNote()
 
 
 class Leg(NamedTuple):
-    """A bucket's row of a move on one shard.
+    """A bucket's row of a move on one shard, or a piece's.
 
     Attributes:
+        bucket: its number; of a piece, the piece's.
         move: the number of the move.
-        state, position: of the bucket's watermark there; None: it has none.
+        state, position: of the bucket's watermark there; None: it has none. A piece that is in its bucket has the
+            bucket's, and is `moved` where that has stopped.
+        of: of a piece, the key that it is; None: it is a bucket.
+        apart: whether it has a watermark of its own there: always, but for a piece that is in its bucket.
+        home: of a piece, the state of its bucket's watermark there; None: there is none.
     """
 
     bucket: int
@@ -123,6 +142,9 @@ class Leg(NamedTuple):
     note: MoveNote
     state: str | None
     position: Position | None
+    of: KeyName | None = None
+    apart: bool = True
+    home: str | None = None
 
     def under_way(self, shard: str) -> bool:
         """Return whether the move goes on, or has left rows behind, as the row on a shard shows it.
@@ -130,6 +152,8 @@ class Leg(NamedTuple):
         Args:
             shard: which.
         """
+        if not self.apart:
+            return shard == self.source
         if self.state == GONE:
             return not self.note.cleaned
         return shard == self.source or self.state in ON_THE_WAY
@@ -145,7 +169,107 @@ def legs(session: NodeSession, buckets: Iterable[int] | None = None) -> dict[int
     try:
         return _legs(session.query(_legs_sql(buckets)))
     except NotMigrated:
+        pass
+    try:
+        return _legs(session.query(_legs_sql(buckets, pieces=False)))
+    except NotMigrated:
         return {}
+
+
+class Seat(NamedTuple):
+    """What a node says of the rows of a bucket, or of a key that has a shard of its own: whether it serves them.
+
+    Attributes:
+        state: of the bucket there, or of the key: while the key is in its bucket, of that.
+        move: the number of its last move; 0: it has none there.
+    """
+
+    state: str
+    move: int = 0
+
+    @property
+    def owned(self) -> bool:
+        """Whether this shard owns it."""
+        return self.state in OWNED
+
+    @property
+    def serves(self) -> bool:
+        """Whether the rows are whole here: the shard owns them, or has stopped and no other one has begun."""
+        return self.owned or self.state == MOVED
+
+
+def seats(session: NodeSession, numbers: Iterable[int] | None = None) -> dict[int, Seat]:
+    """Return who serves buckets and pieces, as a node says it; of what it has never had, nothing.
+
+    Args:
+        session: of a node, outside a transaction.
+        numbers: which; None: all of which it has a watermark.
+    """
+    wanted = None if numbers is None else {*numbers}
+    named = None if wanted is None else wanted | {*map(log_number, wanted)}
+    which = "" if named is None else f" WHERE w.bucket IN ({_list(named)})"
+    columns, marks = "SELECT w.bucket, w.state", f"FROM pipeline_watermarks w{which}"
+    moved = f"SELECT w.bucket, NULL, w.move FROM pipeline_moves w{which}"
+    try:
+        with session.translated():
+            told = session.rows(f"{columns}, 0 {marks} UNION ALL {moved}")
+    except NotMigrated:
+        told = session.query(f"{columns}, 0 {marks}")
+    states = {number: state for number, state, _ in told if state is not None}
+    last = {number: move for number, state, move in told if state is None}
+    found = {number: _state_here(states, number) for number in (states if wanted is None else wanted)}
+    return {number: Seat(state, last.get(number, 0)) for number, state in found.items() if state is not None}
+
+
+def last_moves(session: NodeSession, numbers: Iterable[int]) -> dict[int, Leg]:
+    """Return the last moves of buckets and pieces, and of keys of these buckets that had shards of their own.
+
+    Args:
+        session: of a node, outside a transaction.
+        numbers: of both.
+    """
+    which = _list(numbers)
+    sql = f"{_legs_sql()} WHERE pipeline_moves.bucket IN ({which}) OR pipeline_moves.of_bucket IN ({which})"
+    try:
+        with session.translated():
+            return _legs(session.rows(sql)) if which else {}
+    except NotMigrated:
+        return {}
+
+
+def keys_apart(session: NodeSession) -> dict[int, Leg]:
+    """Return the last moves of keys that have shards of their own, or had them, by piece.
+
+    Args:
+        session: of a node, outside a transaction.
+    """
+    try:
+        with session.translated():
+            return _legs(session.rows(f"{_legs_sql()} WHERE pipeline_moves.of_bucket IS NOT NULL"))
+    except NotMigrated:
+        return {}
+
+
+def _state_here(states: Mapping[int, str], number: int) -> str | None:
+    """Return the state of a bucket or a piece on the node that has these watermarks."""
+    own, home = states.get(number), states.get(log_number(number))
+    if number < FIRST_PIECE or home not in OWNED:
+        return own
+    if own is not None:  # the bucket goes on without the key, whose rows here are of before
+        return GONE if own == MOVED else own
+    return None if home == LENT else MOVED if home == STOPPED else home
+
+
+def pieces_within(session: NodeSession, numbers: Iterable[int]) -> dict[int, Leg]:
+    """Return the row of the last move of each of some pieces, and of each piece of some buckets, by piece.
+
+    Args:
+        session: inside a transaction.
+        numbers: of buckets, of pieces, or of both.
+    """
+    which = _list(numbers)
+    sql = f"{_legs_sql()} WHERE pipeline_moves.bucket IN ({which}) OR pipeline_moves.of_bucket IN ({which})"
+    return {number: leg for number, leg in _legs(session.rows(sql)).items() if leg.of is not None}
 
 
 def legs_within(session: NodeSession, buckets: Iterable[int]) -> dict[int, Leg]:
@@ -166,7 +290,27 @@ def moving(session: NodeSession, shard: str, buckets: Collection[int]) -> set[in
         shard: its shard.
         buckets: which.
     """
-    return {b for b, leg in legs_within(session, buckets).items() if leg.under_way(shard)} if buckets else set()
+    if not buckets:
+        return set()
+    which, wanted = _list(buckets), {*buckets}
+    sql = f"{_legs_sql()} WHERE pipeline_moves.bucket IN ({which}) OR pipeline_moves.of_bucket IN ({which})"
+    legs = [leg for leg in _legs(session.rows(sql)).values() if leg.under_way(shard)]
+    # what is set aside of a key's ops comes along with it: its bucket counts, too
+    return {number for leg in legs for number in (leg.bucket, leg.of.bucket if leg.of else leg.bucket)} & wanted
+
+
+def lent_by(shard: str, told: Mapping[int, Leg]) -> dict[int, tuple[str, int]]:
+    """Return the keys of a shard's buckets that another shard has, or may have soon: by bucket, that shard and piece.
+
+    Args:
+        shard: its name.
+        told: what its primary has of moves, see `legs`.
+    """
+    found = dict[int, tuple[str, int]]()
+    for number, leg in told.items():
+        if leg.of is not None and (leg.home in (LENT, STOPPED) or (not leg.apart and leg.under_way(shard))):
+            found[leg.of.bucket] = leg.target if leg.source == shard else leg.source, number
+    return found
 
 
 def stage_of(here: Mapping[int, Leg], there: Mapping[int, Leg]) -> str:
@@ -194,12 +338,17 @@ def stage_of(here: Mapping[int, Leg], there: Mapping[int, Leg]) -> str:
 def stopped(told: Mapping[str, Mapping[int, Leg]], shard: str) -> dict[int, Leg]:
     """Return the buckets that a shard has stopped for a move, and no other has begun with.
 
+    A bucket one of whose keys leaves, or comes back, is stopped until it goes on itself.
+
     Args:
         told: by shard, the last move of each bucket that has moved.
         shard: which.
     """
     begun = {bucket for legs in told.values() for bucket, leg in legs.items() if leg.state in OWNED}
-    return {b: leg for b, leg in told.get(shard, {}).items() if leg.state == MOVED and b not in begun}
+    legs = told.get(shard, {})
+    found = {leg.of.bucket: leg for leg in legs.values() if leg.of is not None and leg.home == STOPPED}
+    away = {b: leg for b, leg in legs.items() if leg.state == MOVED and b not in begun and leg.home not in OWNED}
+    return found | away
 
 
 def moving_reasons(legs: Mapping[int, Leg]) -> list[WaitReason]:
@@ -208,12 +357,12 @@ def moving_reasons(legs: Mapping[int, Leg]) -> list[WaitReason]:
     Args:
         legs: of each bucket, the row of the move on the shard that has stopped.
     """
-    each: dict[tuple[str, str], list[int]] = {}
+    each: dict[tuple[str, str, str], list[int]] = {}
     for bucket, leg in legs.items():
-        each.setdefault((leg.source, leg.target), []).append(bucket)
+        each.setdefault((leg.source, leg.target, str(leg.of or "")), []).append(bucket)
     return [
-        WaitReason("moving", source, format_ranges(buckets), target, buckets=len(buckets))
-        for (source, target), buckets in each.items()
+        WaitReason("moving", source, key or format_ranges(buckets), target, buckets=len(buckets))
+        for (source, target, key), buckets in each.items()
     ]
 
 
@@ -224,12 +373,14 @@ def write_leg(session: NodeSession, leg: Leg) -> None:
         session: inside a transaction that holds the bucket's watermark.
         leg: the row.
     """
+    columns = "bucket, move, source, target, began_ms, keep_s, who, note"
     values = f"{leg.bucket}, {leg.move}, {text_literal(leg.source)}, {text_literal(leg.target)}, {leg.began_ms}"
+    values += f", {leg.keep_s}, {text_literal(leg.who)}, {_literal(leg.note)}"
+    if leg.of is not None:
+        columns += ", of_bucket, of_table, of_key"
+        values += f", {leg.of.bucket}, {text_literal(leg.of.table)}, {text_literal(leg.of.key)}"
     session.execute(f"DELETE FROM pipeline_moves WHERE bucket = {leg.bucket}")
-    session.execute(
-        "INSERT INTO pipeline_moves (bucket, move, source, target, began_ms, keep_s, who, note)"
-        f" VALUES ({values}, {leg.keep_s}, {text_literal(leg.who)}, {_literal(leg.note)})"
-    )
+    session.execute(f"INSERT INTO pipeline_moves ({columns}) VALUES ({values})")
 
 
 def note(session: NodeSession, buckets: Collection[int], move: int, **changes: Any) -> None:
@@ -306,11 +457,11 @@ class Fence(NamedTuple):
         Args:
             session: inside a transaction.
         """
-        marks, legs = lock_buckets(session, self.buckets), legs_within(session, self.buckets)
+        lock_both(session, self.buckets)
+        legs = legs_within(session, self.buckets)
         return all(
-            bucket in marks
-            and marks[bucket].state in self.states
-            and bucket in legs
+            bucket in legs
+            and legs[bucket].state in self.states
             and legs[bucket].move == self.move
             and self.attempt in (None, legs[bucket].note.attempt)
             for bucket in self.buckets
@@ -327,12 +478,43 @@ def change_state(session: NodeSession, fence: Fence, after: str) -> bool:
     """
     if not fence.holds(session):
         return False
-    _set_state(session, fence.buckets, after)
-    if after == ACTIVE:
-        held = session.rows(f"SELECT DISTINCT bucket FROM pipeline_held WHERE bucket IN ({_list(fence.buckets)})")
+    legs = legs_within(session, fence.buckets).values()
+    # a piece that is in its bucket stops, and goes on, with that
+    within = [leg.of.bucket for leg in legs if leg.of is not None and not leg.apart]
+    if within:
+        set_state(session, within, STOPPED if after == MOVED else after)
+    if apart := [leg.bucket for leg in legs if leg.apart]:
+        set_state(session, apart, after)
+    # a bucket that has stopped for a key that does not come back after all
+    waits = [leg.of.bucket for leg in legs if leg.of is not None and leg.apart and leg.home == STOPPED]
+    if waits and after == GONE:
+        set_state(session, waits, LENT)
+    return True
+
+
+def set_state(session: NodeSession, buckets: Collection[int], state: str) -> None:
+    """Write the state of buckets or pieces, whatever it was.
+
+    Args:
+        session: inside a transaction.
+        buckets: which; at least one.
+        state: the new one; `active` becomes `holding` where ops that are set aside hold rows.
+    """
+    _set_state(session, buckets, state)
+    if state == ACTIVE:
+        held = session.rows(f"SELECT DISTINCT bucket FROM pipeline_held WHERE bucket IN ({_list(buckets)})")
         if held:
             _set_state(session, (bucket for (bucket,) in held), HOLDING)
-    return True
+
+
+def lock_both(session: NodeSession, numbers: Iterable[int]) -> dict[int, Mark]:
+    """Lock the watermarks of buckets or pieces, and of the pieces' buckets; see `ledger.lock_buckets`.
+
+    Args:
+        session: inside a transaction.
+        numbers: of both.
+    """
+    return lock_buckets(session, {one for number in numbers for one in (number, log_number(number))})
 
 
 def forget_legs(session: NodeSession, buckets: Collection[int], move: int) -> None:
@@ -344,6 +526,39 @@ def forget_legs(session: NodeSession, buckets: Collection[int], move: int) -> No
         move: its number.
     """
     session.execute(f"DELETE FROM pipeline_moves WHERE move = {move} AND bucket IN ({_list(buckets)})")
+
+
+def forget_pieces(session: NodeSession, buckets: Collection[int], but: int | None = None) -> None:
+    """Delete what is left of moves of keys of some buckets, which are over: a bucket has one piece at most.
+
+    Args:
+        session: inside the transaction that orders or begins another move of the buckets.
+        buckets: which.
+        but: the piece that it is about.
+    """
+    found = pieces_within(session, buckets).keys() - {but}
+    if found:
+        session.execute(f"DELETE FROM pipeline_moves WHERE bucket IN ({_list(found)})")
+        session.execute(f"DELETE FROM pipeline_watermarks WHERE bucket IN ({_list(found)})")
+
+
+def forget_mover(session: NodeSession, bucket: int, shard: str) -> bool:
+    """Let nobody go on with the last move of a bucket, which has left a shard; return whether that is over.
+
+    A mover that was thought dead would delete the bucket's rows there, and a key's among them that comes since.
+
+    Args:
+        session: inside a transaction that holds the bucket's watermark.
+        bucket: which.
+        shard: its name.
+    """
+    leg = legs_within(session, [bucket]).get(bucket)
+    if leg is None or leg.state in OWNED:
+        return True
+    if leg.under_way(shard):
+        return False
+    session.execute(f"UPDATE pipeline_moves SET move = {chance.getrandbits(62)} WHERE bucket = {bucket}")
+    return True
 
 
 def place_mark(session: NodeSession, bucket: int, position: Position, state: str) -> None:
@@ -366,19 +581,32 @@ def _set_state(session: NodeSession, buckets: Iterable[int], state: str) -> None
     session.execute(f"UPDATE pipeline_watermarks SET state = '{state}' WHERE bucket IN ({_list(buckets)})")
 
 
-def _legs_sql(buckets: Iterable[int] | None) -> str:
-    which = "" if buckets is None else f" WHERE m.bucket IN ({_list(buckets)})"
+def _legs_sql(buckets: Iterable[int] | None = None, *, pieces: bool = True) -> str:
+    table = "pipeline_moves"  # by its whole name: an error about a column that is missing says whose it is
+    names = ("bucket", "move", "source", "target", "began_ms", "keep_s", "who", "note")
+    which = "" if buckets is None else f" WHERE {table}.bucket IN ({_list(buckets)})"
+    columns, join = [f"{table}.{name}" for name in names], ""
+    columns += ["w.state", "w.epoch", "w.seq"]
+    if pieces:
+        columns += ["b.state", "b.epoch", "b.seq", *(f"{table}.{name}" for name in ("of_bucket", "of_table", "of_key"))]
+        join = f" LEFT JOIN pipeline_watermarks b ON b.bucket = {table}.of_bucket"
     return (
-        "SELECT m.bucket, m.move, m.source, m.target, m.began_ms, m.keep_s, m.who, m.note, w.state, w.epoch, w.seq"
-        f" FROM pipeline_moves m LEFT JOIN pipeline_watermarks w ON w.bucket = m.bucket{which}"
+        f"SELECT {', '.join(columns)} FROM {table} LEFT JOIN pipeline_watermarks w ON w.bucket = {table}.bucket"
+        f"{join}{which}"
     )
 
 
 def _legs(rows: Iterable[tuple[Any, ...]]) -> dict[int, Leg]:
     found = {}
-    for bucket, move, source, target, began_ms, keep_s, who, text, state, epoch, seq in rows:
+    for bucket, move, source, target, began_ms, keep_s, who, text, state, epoch, seq, *more in rows:
+        of, apart, home = None, True, None
+        if more and more[3] is not None:
+            of, apart, home = KeyName(*more[3:]), state is not None, more[0]
+            if not apart:
+                state, epoch, seq = MOVED if home == STOPPED else home, *more[1:3]
         position = Position(epoch, seq) if state else None
-        found[bucket] = Leg(bucket, move, source, target, began_ms, keep_s, who, _note(text), state, position)
+        known = bucket, move, source, target, began_ms, keep_s, who, _note(text)
+        found[bucket] = Leg(*known, state, position, of, apart, home)
     return found
 
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from support.examples import examples
 from support.sandbox.sessions import both, run
 
-from pipeline.config.buckets import compile_rule
+from pipeline.config.buckets import compile_rule, key_text
 from pipeline.config.settings import TableSettings
 from pipeline.errors import PipelineError, ShardKeyError
 from pipeline.model import END, SMALLEST
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard import NodeSession
-from pipeline.shard.co_location import bucket_sql
+from pipeline.shard.co_location import bucket_sql, key_sql
 from pipeline.shard.dialect import MySQL
 from pipeline.shard.stored_rows import literal
 
@@ -172,3 +172,30 @@ def test_what_a_database_cannot_compute_is_refused_with_what_to_change(
 
     with pytest.raises(PipelineError, match=words):
         bucket_sql(MySQL(), settings, schema, 256)
+
+
+@both
+@slow
+@given(data=st.data())
+def test_a_database_finds_the_rows_of_one_key_as_its_text_does(session: NodeSession, data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from(("bigint", "text")))
+    keys = data.draw(st.lists(wholes if kind == "bigint" else texts, min_size=1, max_size=20))
+    column, table = Column("k", kind), TableSettings("t", "k")
+    wanted = key_text(table, column, data.draw(st.sampled_from(keys)))
+    computed(session, table, column, 8, keys)
+
+    which = key_sql(session.dialect, table, TableSchema("t", (Column("id", "id"), column)), wanted)
+
+    found = [row[0] for row in session.query(f"SELECT id FROM t WHERE {which} ORDER BY id")]
+    assert found == [n for n, key in enumerate(keys) if key_text(table, column, key) == wanted]
+    run(session, f"DELETE FROM t WHERE {which}")
+
+
+@both
+def test_no_number_is_the_key_of_another_text(session: NodeSession) -> None:
+    column = Column("k", "bigint")
+    computed(session, TableSettings("t", "k"), column, 8, [7, 0])
+    schema = TableSchema("t", (Column("id", "id"), column))
+    for text in ("007", "", "7 ", "x", "-0"):
+        which = key_sql(session.dialect, TableSettings("t", "k"), schema, text)
+        assert session.query(f"SELECT id FROM t WHERE {which}") == []

@@ -20,7 +20,7 @@ SHOWN = 8
 #: Where a log begins.
 START = Position(0, -1)
 #: The states of a bucket on the shard that owns it.
-OWNED = ("active", "holding", "halted")
+OWNED = ("active", "holding", "halted", "lent", "stopped")
 
 
 def states(primaries: dict[str, str], topology: Topology, ledger: Iterable[Acknowledged]) -> dict[Op, str]:

@@ -22,7 +22,8 @@ end
 local held = holder ~= '' and bell == 'h ' .. holder
 local buckets, bigs, reply = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1]), {}, { held and 1 or 0 }
 for i = #buckets, 1, -1 do
-  if not string.match(buckets[i], '^%d+$') or tonumber(buckets[i]) > 1024 then  -- nobody of ours has added it
+  local n = string.match(buckets[i], '^%d+$') and tonumber(buckets[i])  -- a piece's number is its bucket's modulo 2048
+  if not n or n >= 2 ^ 31 or n % 2048 > 1024 then  -- nobody of ours has added it
     redis.call('ZREM', KEYS[1], buckets[i])
     table.remove(buckets, i)
   end
@@ -31,7 +32,7 @@ if #buckets == 0 then
   if held then redis.call('SET', KEYS[2], 'l ' .. holder, 'PX', ARGV[5]) end
   return reply
 end
-for i, bucket in ipairs(buckets) do bigs[i] = ARGV[2] .. bucket end
+for i, bucket in ipairs(buckets) do bigs[i] = ARGV[2] .. bucket % 2048 end
 bigs = redis.call('MGET', unpack(bigs))
 for i, bucket in ipairs(buckets) do
   reply[2 * i] = bucket

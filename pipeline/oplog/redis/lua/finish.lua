@@ -27,7 +27,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local buckets, bigs, marks, done = {}, {}, {}, {}
 for i = 8, #KEYS do
   buckets[#buckets + 1] = ARGV[4 * (i - 8) + 8]
-  bigs[#bigs + 1] = ARGV[7] .. buckets[#buckets]
+  bigs[#bigs + 1] = ARGV[7] .. buckets[#buckets] % 2048  -- a piece's number is its bucket's modulo 2048
 end
 if #bigs > 0 then bigs = redis.call('MGET', unpack(bigs)) end
 for n, bucket in ipairs(buckets) do

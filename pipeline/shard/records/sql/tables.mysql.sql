@@ -6,7 +6,9 @@
 -- The watermarks: everything up to (epoch, seq) of this bucket's log has been applied here.
 -- Written in the transaction of the rows themselves. state: active; holding (applied too, and ops set aside hold rows);
 -- halted (nothing is applied until the op at the watermark is replayed or dropped). Workers skip any other state:
--- copying, catching (the bucket is on its way here), moved (it has left, its rows are here yet), gone.
+-- copying, catching (the bucket is on its way here), moved (it has left, its rows are here yet), gone. Of a bucket one
+-- of whose keys has a shard of its own: lent (applied without the key; ops set aside may hold rows), stopped (nothing is
+-- applied while the key leaves, or comes back).
 CREATE TABLE IF NOT EXISTS pipeline_watermarks (
   bucket INT NOT NULL PRIMARY KEY,
   epoch BIGINT NOT NULL,
@@ -158,7 +160,8 @@ CREATE TABLE IF NOT EXISTS pipeline_stops (
 
 -- Moves of buckets, on the shard that a bucket leaves and on the one that it goes to: how far each is says the state of
 -- its watermark. A row stays when the move is over: it says where the bucket went. move: one number for all buckets that
--- move together. note: progress and trouble, for people.
+-- move together. note: progress and trouble, for people. Of a piece, one shard key that has a shard of its own, bucket is
+-- a number of its own, and of_bucket, of_table and of_key name the key; a piece without a watermark is in its bucket.
 CREATE TABLE IF NOT EXISTS pipeline_moves (
   bucket INT NOT NULL PRIMARY KEY,
   move BIGINT NOT NULL,
@@ -167,7 +170,10 @@ CREATE TABLE IF NOT EXISTS pipeline_moves (
   began_ms BIGINT NOT NULL,
   keep_s INT NOT NULL,
   who VARCHAR(128) NOT NULL,
-  note TEXT NOT NULL
+  note TEXT NOT NULL,
+  of_bucket INT NULL,
+  of_table VARCHAR(128) NULL,
+  of_key VARCHAR(190) NULL
 ) ENGINE=InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
 -- One row: the fingerprint of the deployment that this database belongs to; see pipeline/model/fingerprint.py.

@@ -129,7 +129,10 @@ CREATE TABLE IF NOT EXISTS pipeline_moves (
   began_ms INTEGER NOT NULL,
   keep_s INTEGER NOT NULL,
   who VARCHAR(128) NOT NULL,
-  note TEXT NOT NULL
+  note TEXT NOT NULL,
+  of_bucket INTEGER NULL,
+  of_table VARCHAR(128) NULL,
+  of_key VARCHAR(190) NULL
 );
 
 CREATE TABLE IF NOT EXISTS pipeline_deployment (
