@@ -27,6 +27,13 @@ V = TypeVar("V")
 
 #: Definitions, tables and the like that one cache keeps.
 MOST_DEFINITIONS = 2000
+_Result = TypeVar("_Result")
+Given = ParamSpec("Given")
+#: A reply that took less than this share of the whole is not counted as waiting: a loop of many calls is no hang.
+HARDLY = 0.1
+#: A process that Redis has never answered waits at least so long, s: it has to import, to connect and to learn first,
+#: and on a busy machine eight such processes take a second.
+COLD_S = 2.0
 
 
 def keep_newest(cache: dict[K, V], key: K, value: V, most: int = MOST_DEFINITIONS) -> V:
@@ -66,15 +73,6 @@ def portions(sized: Iterable[tuple[V, int]], most_bytes: int, most: int | None =
         size += more
     if portion:
         yield portion
-
-
-_Result = TypeVar("_Result")
-Given = ParamSpec("Given")
-#: A reply that took less than this share of the whole is not counted as waiting: a loop of many calls is no hang.
-HARDLY = 0.1
-#: A process that Redis has never answered waits at least so long, s: it has to import, to connect and to learn first,
-#: and on a busy machine eight such processes take a second.
-COLD_S = 2.0
 
 
 class WaitBudgetSpent(TimeoutError):

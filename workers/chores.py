@@ -39,6 +39,35 @@ QUIET_MOVES_S = 180.0
 SLICE_S = 3.0
 #: The lease on a look: of all workers one looks.
 LEASE = "moves"
+logger = logging.getLogger("pipeline.chores")
+#: The time between two turns, s.
+TURN_S = 1.0
+#: The chores of a shard, and the time between two of a kind, s.
+CHORES = {
+    "reconcile": (upkeep.reconcile, 30),
+    "losses": (upkeep.name_losses, 20),
+    "trim": (upkeep.trim, 10),
+    "release": (upkeep.release_waiting, 15),
+}
+#: Those that are due at once where a shard is quiet no more.
+AT_ONCE = ("mend", "losses", "trim", "release")
+#: The time between two searches for keys that nobody of ours has written, s: of one worker, and of each. A lease may be
+#: among them.
+MEND_S, MEND_ANYWAY_S = 5, 30.0
+#: The time between two of a kind at a quiet shard, s. A new server of a database, and a log that ends before its
+#: watermark, have the shard reconciled at once all the same.
+QUIET_S = 60
+#: The same of what finds nothing to do there, where the shard has no replicas that come and go; of looks at ids; and of
+#: searches that no lease keeps from.
+SELDOM, SELDOM_S = ("losses", "trim"), 180
+#: How long a look at all leases and epochs counts, s; and the time between two that wake threads; while all is quiet.
+LOOK_S, WAKE_S, QUIET_WAKE_S = 0.5, 1.0, 3.0
+#: The longest that a thread sleeps which a look is to wake, s.
+SLEEP_S = 60.0
+#: The time between two looks at whether the ids of a shard follow the clock, s: a span lasts nine minutes.
+IDS_S = 30.0
+#: The time between two checks whether Redis is the server that gave out a scope's epoch, ms.
+LINEAGE_MS = 900
 
 
 class Moves:
@@ -116,38 +145,6 @@ class Moves:
             except PipelineError as error:
                 moves_logger.info(Event("lease_not_released", lease=LEASE, error=error))
         self._client.nodes.close()
-
-
-logger = logging.getLogger("pipeline.chores")
-
-#: The time between two turns, s.
-TURN_S = 1.0
-#: The chores of a shard, and the time between two of a kind, s.
-CHORES = {
-    "reconcile": (upkeep.reconcile, 30),
-    "losses": (upkeep.name_losses, 20),
-    "trim": (upkeep.trim, 10),
-    "release": (upkeep.release_waiting, 15),
-}
-#: Those that are due at once where a shard is quiet no more.
-AT_ONCE = ("mend", "losses", "trim", "release")
-#: The time between two searches for keys that nobody of ours has written, s: of one worker, and of each. A lease may be
-#: among them.
-MEND_S, MEND_ANYWAY_S = 5, 30.0
-#: The time between two of a kind at a quiet shard, s. A new server of a database, and a log that ends before its
-#: watermark, have the shard reconciled at once all the same.
-QUIET_S = 60
-#: The same of what finds nothing to do there, where the shard has no replicas that come and go; of looks at ids; and of
-#: searches that no lease keeps from.
-SELDOM, SELDOM_S = ("losses", "trim"), 180
-#: How long a look at all leases and epochs counts, s; and the time between two that wake threads; while all is quiet.
-LOOK_S, WAKE_S, QUIET_WAKE_S = 0.5, 1.0, 3.0
-#: The longest that a thread sleeps which a look is to wake, s.
-SLEEP_S = 60.0
-#: The time between two looks at whether the ids of a shard follow the clock, s: a span lasts nine minutes.
-IDS_S = 30.0
-#: The time between two checks whether Redis is the server that gave out a scope's epoch, ms.
-LINEAGE_MS = 900
 
 
 class Overview:

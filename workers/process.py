@@ -37,6 +37,20 @@ STOP_S = 3.0
 #: The time to the next turn after one that failed, s.
 FAILED_S = 1.0
 turns_logger = logging.getLogger("pipeline.worker")
+#: This process's client.
+process_client = PerProcess(Client)
+_appliers = PerProcess[dict[str, Applier]](dict)
+#: Shared with the pool's processes, which are forked later: 1 once the worker has been asked to stop.
+_stopping = mmap.mmap(-1, 1)
+#: Shared in the same way: at the place of each process, 1 + the number of the shard that it stays at, else 0.
+_stays = memoryview(mmap.mmap(-1, 128)).cast("H")
+#: Which step of an applier is a crash, and in which share of all cases.
+_at, _, _share = os.environ.get("PIPELINE_CRASH_AT", "").partition(":")
+#: The time between two signs, s.
+EVERY_S = 1.0
+#: A pool that has taken nothing for so long is idle, and the broker is asked whether doorbells wait, s.
+IDLE_S = 5.0
+logger = logging.getLogger("pipeline.worker")
 
 
 class Work(Protocol):
@@ -112,17 +126,6 @@ class Turns:
         self._work.close()
 
 
-#: This process's client.
-process_client = PerProcess(Client)
-_appliers = PerProcess[dict[str, Applier]](dict)
-#: Shared with the pool's processes, which are forked later: 1 once the worker has been asked to stop.
-_stopping = mmap.mmap(-1, 1)
-#: Shared in the same way: at the place of each process, 1 + the number of the shard that it stays at, else 0.
-_stays = memoryview(mmap.mmap(-1, 128)).cast("H")
-#: Which step of an applier is a crash, and in which share of all cases.
-_at, _, _share = os.environ.get("PIPELINE_CRASH_AT", "").partition(":")
-
-
 def applier(shard: str) -> Applier:
     """Return this process's applier of a shard, on the node that is the shard's primary now.
 
@@ -188,13 +191,6 @@ def step(name: str) -> None:
     """Kill the process if the environment asks for a crash at the step *name*."""
     if name == _at and chance.random() < float(_share or 1):
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-#: The time between two signs, s.
-EVERY_S = 1.0
-#: A pool that has taken nothing for so long is idle, and the broker is asked whether doorbells wait, s.
-IDLE_S = 5.0
-logger = logging.getLogger("pipeline.worker")
 
 
 class PoolWatch:

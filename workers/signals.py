@@ -32,6 +32,11 @@ from pipeline.apply import Rejection, on_reject
 from pipeline.config.settings import load
 from pipeline.events import Lines
 
+#: Sent after the commit, with `rejection`, a `pipeline.Rejection`. What a receiver raises is logged.
+op_rejected = Signal(name="op_rejected", providing_args={"rejection"})
+#: Flower's own variable for its `--address`, which goes before it.
+VARIABLE = "FLOWER_ADDRESS"
+
 
 def outlive_collected_channels() -> None:
     """Count AttributeError as a lost connection, for every Redis transport of this process, Sentinel's too.
@@ -40,10 +45,6 @@ def outlive_collected_channels() -> None:
     `'NoneType' object has no attribute 'hostname'` (celery/kombu#582), and Celery ends the worker's main process.
     """
     Transport.connection_errors = (*Transport.connection_errors, AttributeError)
-
-
-#: Sent after the commit, with `rejection`, a `pipeline.Rejection`. What a receiver raises is logged.
-op_rejected = Signal(name="op_rejected", providing_args={"rejection"})
 
 
 @on_reject
@@ -64,8 +65,6 @@ def print_lines(logger: logging.Logger, **_: Any) -> None:
         handler.setFormatter(lines)
 
 
-#: Flower's own variable for its `--address`, which goes before it.
-VARIABLE = "FLOWER_ADDRESS"
 os.environ.setdefault(VARIABLE, "127.0.0.1")
 
 

@@ -70,6 +70,11 @@ LEASE, LEASE_MS = "sweep:{}", 1_200
 WAITING_S, KEPT_S = 2.0, 30.0
 #: How long one drain may take, s; the next one goes on.
 DRAIN_S = 60
+#: How long Redis may take to answer the prober, s: less than the prober's lease.
+READ_S = 0.5
+#: How many pool processes beyond the worker's concurrency are counted: a pool may grow.
+SPARE_PAGES = 8
+logger = logging.getLogger("pipeline.worker")
 
 
 class Pulse:
@@ -252,13 +257,6 @@ class Child:
         if self._process is not None and self.runs:
             self._process.kill()
             self._process.wait(5)
-
-
-#: How long Redis may take to answer the prober, s: less than the prober's lease.
-READ_S = 0.5
-#: How many pool processes beyond the worker's concurrency are counted: a pool may grow.
-SPARE_PAGES = 8
-logger = logging.getLogger("pipeline.worker")
 
 
 class Threads(bootsteps.StartStopStep):

@@ -52,6 +52,8 @@ GAP_MS = 60_000
 COMPARED_MS = 30_000
 Marks = Mapping[int, Position]
 logger = logging.getLogger("pipeline.upkeep")
+#: Entries of one bucket that are read at once: an op may have megabytes.
+STEP = 100
 
 
 class LastSeen(msgspec.Struct, frozen=True):
@@ -230,10 +232,6 @@ def _sentence(found: Sequence[Difference]) -> str:
 
 def _text(seen: LastSeen) -> str:
     return msgspec.json.encode(seen).decode()
-
-
-#: Entries of one bucket that are read at once: an op may have megabytes.
-STEP = 100
 
 
 class Restored(NamedTuple):

@@ -37,6 +37,12 @@ ROWS, VALUES = 10_000, 200
 #: Without a name that says so, fewer different values show nothing: a quantity too is 1, 2 or 3.
 LEAST = 5
 _quote = MYSQL.quote
+#: Tables of web2py, py4web, Celery and of the pipeline itself stay in their database.
+STAYING = re.compile(r"(auth|scheduler|web2py|py4web|pipeline|celery|plugin)_\w*", re.IGNORECASE)
+#: A name that a configuration and pyDAL can use; any other name needs an `rname` in the model.
+USABLE_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+#: The most rows of a table that is copied to every shard.
+MOST_COPIED_ROWS = 10_000
 
 
 def soft_references(
@@ -115,14 +121,6 @@ def _has(session: NodeSession, table: CatalogTable, ids: list[int]) -> bool:
     listed = ", ".join(map(str, ids))
     where = f"{_quote(table.id or 'id')} IN ({listed})"
     return bool(session.query(f"SELECT COUNT(*) FROM {_quote(table.name)} WHERE {where}")[0][0] == len(ids))
-
-
-#: Tables of web2py, py4web, Celery and of the pipeline itself stay in their database.
-STAYING = re.compile(r"(auth|scheduler|web2py|py4web|pipeline|celery|plugin)_\w*", re.IGNORECASE)
-#: A name that a configuration and pyDAL can use; any other name needs an `rname` in the model.
-USABLE_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
-#: The most rows of a table that is copied to every shard.
-MOST_COPIED_ROWS = 10_000
 
 
 class Reference(NamedTuple):

@@ -37,6 +37,14 @@ WITHIN_S = 60.0
 FORGOTTEN_S = 600.0
 #: A sign has a few hundred bytes; what is larger is none.
 _MOST_BYTES = 64_000
+#: How long a spool is watched whose ops wait although all servers answer, s: drains are two seconds apart.
+WATCH_S = 8.0
+#: How long Flower may take for its page, s.
+ANSWER_S = 3.0
+#: What was heard so long ago is old, s: each worker says something every two seconds.
+HEARD_S = 30.0
+#: How long a Flower that has heard nothing of late is watched, s: it may have just started.
+FLOWER_WATCH_S = 6.0
 
 
 class Beat(msgspec.Struct, frozen=True):
@@ -219,10 +227,6 @@ def _runs(pid: int) -> bool:
     return True
 
 
-#: How long a spool is watched whose ops wait although all servers answer, s: drains are two seconds apart.
-WATCH_S = 8.0
-
-
 def judge_web(settings: Settings, watch_s: float = WATCH_S) -> tuple[bool, str]:
     """Return whether all is well, and the sentence that says so. Sends nothing, and makes no file.
 
@@ -290,14 +294,6 @@ def _unusable(path: Path) -> str:
         return "; ".join(fault)
     needed = path if path.exists() else path.parent
     return "" if os.access(needed, os.W_OK) else f"this process may not write {needed}"
-
-
-#: How long Flower may take for its page, s.
-ANSWER_S = 3.0
-#: What was heard so long ago is old, s: each worker says something every two seconds.
-HEARD_S = 30.0
-#: How long a Flower that has heard nothing of late is watched, s: it may have just started.
-FLOWER_WATCH_S = 6.0
 
 
 def judge_flower(settings: Settings, url: str, watch_s: float = FLOWER_WATCH_S) -> tuple[bool, str]:

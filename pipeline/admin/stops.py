@@ -36,6 +36,10 @@ from pipeline.shard.records.stops import (
     stops_of,
 )
 
+#: The most ops that one query names: what waits behind them is replayed with them.
+_HEADS = 5000
+logger = logging.getLogger("pipeline.upkeep")
+
 
 class Target(NamedTuple):
     """What an order is about.
@@ -230,11 +234,6 @@ def _left(pipeline: Client, shard: str, tails: Mapping[int, Position]) -> int:
     if not behind:
         return 0
     return max(1, sum(pipeline.log.queued(behind, {bucket: tails[bucket] for bucket in behind}).values()))
-
-
-#: The most ops that one query names: what waits behind them is replayed with them.
-_HEADS = 5000
-logger = logging.getLogger("pipeline.upkeep")
 
 
 def release(pipeline: Client, shard: str, who: str) -> Iterator[int]:

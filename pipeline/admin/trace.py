@@ -26,6 +26,10 @@ from pipeline.shard.records.ledger_queries import ActionOnOp, KeptOfOp, kept_of
 VERSION = 1
 #: Where the text of a line begins, characters.
 INDENT = 9
+#: Entries of a bucket among which an op is looked for whose position no receipt says.
+_MOST_READ = 10_000
+#: What a receipt calls a state of an op that was set aside, where it has another word.
+_SHOWN = {"waiting": "parked"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +202,6 @@ def _replica_text(one: OnReplica) -> str:
     if one.seen is None:
         return f"{one.node} of {one.shard} does not answer{unfit}: {one.why}"
     return f"{one.node} of {one.shard} {'has it; when it got it is not kept' if one.seen else 'has it not yet'}{unfit}"
-
-
-#: Entries of a bucket among which an op is looked for whose position no receipt says.
-_MOST_READ = 10_000
-#: What a receipt calls a state of an op that was set aside, where it has another word.
-_SHOWN = {"waiting": "parked"}
 
 
 def story(pipeline: Client, text: str) -> Story:

@@ -30,6 +30,14 @@ from pipeline.oplog.shared_state import ALIVE, SharedState
 from pipeline.shard import records
 from pipeline.shard.records import ledger_queries, moves, replays
 
+#: What was sent under older epochs is judged once in so long, ms; Redis forgets producers after two days.
+JUDGED_MS = 86_400_000
+#: How long a shard without replicas keeps applied entries, s: a dump of its primary may be that old.
+FLOOR_S = 600
+#: The size of what is set aside is looked at once in so long, ms.
+SIZED_MS = 60_000
+logger = logging.getLogger("pipeline.upkeep")
+
 
 def strange_keys(
     log: SharedState, topology: Topology, scope: Scope, chores: Iterable[str] = (), *, delete: bool = False
@@ -67,15 +75,6 @@ def every_strange_key(log: SharedState, topology: Topology) -> tuple[str, ...]:
     """
     scopes = scopes_of(topology.shards).values()
     return tuple(sorted({name for scope in scopes for name in strange_keys(log, topology, scope)}))
-
-
-#: What was sent under older epochs is judged once in so long, ms; Redis forgets producers after two days.
-JUDGED_MS = 86_400_000
-#: How long a shard without replicas keeps applied entries, s: a dump of its primary may be that old.
-FLOOR_S = 600
-#: The size of what is set aside is looked at once in so long, ms.
-SIZED_MS = 60_000
-logger = logging.getLogger("pipeline.upkeep")
 
 
 def reconcile(pipeline: Client, shard: str) -> int:

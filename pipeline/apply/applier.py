@@ -64,6 +64,8 @@ RING_S = 0.5
 #: The longest detail that is noted, characters: a note is for each bucket.
 _DETAIL = 300
 logger = logging.getLogger("pipeline.apply")
+#: The most calls of one batch that are linked, and that get a span each; a batch may have thousands of ops.
+MOST_LINKS = 32
 
 
 class Applier(ShardTurns):
@@ -386,10 +388,6 @@ def note_waits(log: Waits, shard: str, reasons: Mapping[int, WaitReason], marks:
             log.note_waits(shard, notes, NOTE_MS)
     except Unavailable as error:
         logger.info(Event("waits_not_noted", shard=shard, buckets=len(notes), error=error))
-
-
-#: The most calls of one batch that are linked, and that get a span each; a batch may have thousands of ops.
-MOST_LINKS = 32
 
 
 class _Met(NamedTuple):

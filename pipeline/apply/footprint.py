@@ -24,6 +24,22 @@ from pipeline.shard.table_facts import Facts
 Numbers = tuple[int, ...]
 #: A kind, the columns with values, the key and the columns to renew.
 Shape = tuple[str, Numbers, Numbers, Numbers]
+ConflictKey = Hashable
+StatementShape = Hashable
+#: The class of ops that know exactly which row they touch. Ops of a class that is a text need no order for it.
+ROW = "row"
+#: The class of ops of which nothing is known: they conflict with everything on their table.
+ANY = None
+#: The events on which triggers are fired.
+EVENTS = ("INSERT", "UPDATE", "DELETE")
+#: Those of an op's statement.
+_EVENTS = {
+    INSERT: ("INSERT",),
+    COPY: ("INSERT",),
+    UPSERT: ("INSERT", "UPDATE"),
+    UPDATE: ("UPDATE",),
+    DELETE: ("DELETE",),
+}
 
 
 def misfit(op: Op, known: Mapping[str, Facts]) -> str:
@@ -147,10 +163,6 @@ def _copy_misfit(op: Op, read: Op, archive: TableSchema, source: TableSchema) ->
     return ""
 
 
-ConflictKey = Hashable
-StatementShape = Hashable
-
-
 @dataclass(slots=True)
 class Footprint:
     """What an op touches. `claims` are (thing, class): ops of different classes on a table keep their order."""
@@ -158,22 +170,6 @@ class Footprint:
     writes: list[ConflictKey] = field(default_factory=list)
     reads: list[ConflictKey] = field(default_factory=list)
     claims: list[tuple[ConflictKey, ConflictKey]] = field(default_factory=list)
-
-
-#: The class of ops that know exactly which row they touch. Ops of a class that is a text need no order for it.
-ROW = "row"
-#: The class of ops of which nothing is known: they conflict with everything on their table.
-ANY = None
-#: The events on which triggers are fired.
-EVENTS = ("INSERT", "UPDATE", "DELETE")
-#: Those of an op's statement.
-_EVENTS = {
-    INSERT: ("INSERT",),
-    COPY: ("INSERT",),
-    UPSERT: ("INSERT", "UPDATE"),
-    UPDATE: ("UPDATE",),
-    DELETE: ("DELETE",),
-}
 
 
 def is_plain(op: Op, facts: Facts) -> bool:

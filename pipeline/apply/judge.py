@@ -36,6 +36,8 @@ from pipeline.shard.table_facts import Facts, constraints_in, constraints_of
 MOST_DEATHS = 3
 #: An attempt that failed is followed by one with so many times fewer entries.
 NARROWER = 8
+#: What an attempt beside other buckets has behind `left`; its note leaves that out.
+_FIRST = (0, 0, 0, False)
 
 
 class Attempt(NamedTuple):
@@ -127,10 +129,6 @@ class Attempt(NamedTuple):
         """
         noted = cls.parse(note)
         return None if noted is None else noted._replace(ended=False) if noted.ended else noted.failed()
-
-
-#: What an attempt beside other buckets has behind `left`; its note leaves that out.
-_FIRST = (0, 0, 0, False)
 
 
 class SchemaBehind(PipelineError):

@@ -29,6 +29,7 @@ from pipeline.shard.table_facts import Facts
 
 #: Tells of a delete which ids those name that refer to rows that it reaches.
 Reach = Callable[[Op], Collection[int] | None]
+PARK, SKIP, HALT = "park", "skip", "halt"
 
 
 def oldest(entries: Mapping[int, Sequence[Entry]], counts: Mapping[int, int], most: int) -> dict[int, list[Entry]]:
@@ -159,9 +160,6 @@ def sent_ms_of(entry: Entry) -> float:
         entry: of the op.
     """
     return enqueued_ms(entry.payload) or 0.0
-
-
-PARK, SKIP, HALT = "park", "skip", "halt"
 
 
 class Halt(PipelineError):

@@ -41,6 +41,22 @@ WINDOW = 1000
 #: A table halts where more than this share of them was refused, and at least so many; or so many in a row.
 SHARE, LEAST, IN_A_ROW = 0.05, 20, 50
 logger = logging.getLogger("pipeline.apply")
+#: Rows of the first batch of a process, before any commit was timed.
+FIRST_ROWS = 1000
+LEAST_ROWS = 50
+#: The fewest buckets of a batch where each has more than the batch takes of it. A bucket costs a batch 10 µs in the
+#: worker, the log and the database; the fewer there are, the longer the others wait.
+LEAST_BUCKETS = 16
+#: An op is large from this part of a batch's bytes on.
+LARGE = 8
+#: A statement is aimed at this size; larger gains nothing.
+AIM_BYTES = 500_000
+#: The fewest rows of a statement after others with bad ops, and how many more the next has after one without. At one
+#: bad op in 1,000 statements have some 220 rows: what is executed again costs as much as what more statements cost.
+FEW_ROWS, MORE_ROWS = 25, 25
+#: Rows of a short statement, which of them are marked, and how many rows of sheets go in such after a refused one. A
+#: statement more costs the server and the worker 35 µs, a row that is undone and inserted again 9 µs.
+SHORT_ROWS, MARKED_EACH, SHORT_FOR_ROWS = 75, 4, 20_000
 
 
 class Stopped:
@@ -184,24 +200,6 @@ class Breaker:
 
 def _place_of(one: Item | SheetEntry) -> tuple[int, Position]:
     return one[:2] if isinstance(one, SheetEntry) else one.place
-
-
-#: Rows of the first batch of a process, before any commit was timed.
-FIRST_ROWS = 1000
-LEAST_ROWS = 50
-#: The fewest buckets of a batch where each has more than the batch takes of it. A bucket costs a batch 10 µs in the
-#: worker, the log and the database; the fewer there are, the longer the others wait.
-LEAST_BUCKETS = 16
-#: An op is large from this part of a batch's bytes on.
-LARGE = 8
-#: A statement is aimed at this size; larger gains nothing.
-AIM_BYTES = 500_000
-#: The fewest rows of a statement after others with bad ops, and how many more the next has after one without. At one
-#: bad op in 1,000 statements have some 220 rows: what is executed again costs as much as what more statements cost.
-FEW_ROWS, MORE_ROWS = 25, 25
-#: Rows of a short statement, which of them are marked, and how many rows of sheets go in such after a refused one. A
-#: statement more costs the server and the worker 35 µs, a row that is undone and inserted again 9 µs.
-SHORT_ROWS, MARKED_EACH, SHORT_FOR_ROWS = 75, 4, 20_000
 
 
 class Pace:

@@ -23,16 +23,19 @@ from contextlib import suppress
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from pipeline.attachment import versions
+from pipeline.attachment import hooks
 from pipeline.attachment.changes import Changes, editing, enqueue_form
-from pipeline.attachment.reads import Reading, reads_own, unheard, watch_reads
-from pipeline.attachment.versions import (
+from pipeline.attachment.hooks import (
+    Reading,
     archives_of,
     keep_versions,
     noted,
+    reads_own,
     refuse_callbacks,
     refuse_unadopted,
+    unheard,
     watch_enabling,
+    watch_reads,
 )
 from pipeline.bounds import keep_newest
 from pipeline.calls import Calls
@@ -63,6 +66,26 @@ OWNERS = {
 
 #: The largest file of an `uploadfield="…"`: the log keeps every op in Redis's memory until it is replicated.
 MOST_BYTES = 1_000_000
+__all__ = [
+    "Reading",
+    "attach",
+    "attached",
+    "detach",
+    "editing",
+    "enqueue_form",
+    "reads_own",
+    "sees_own",
+    "unheard",
+]
+#: Where the adapter keeps its attached tables, and whose calls each makes.
+_ATTRIBUTE = "_pipeline_attached"
+_METHODS = ("insert", "bulk_insert", "update", "delete", "truncate", "drop_table")
+#: A pair of a pyDAL field and its value, as the adapter is given them.
+Pairs = Iterable[tuple[Any, Any]]
+#: Values of these types pyDAL leaves to MySQL, which rounds them to a decimal's digits.
+_ROUNDED = (Decimal, float, str)
+_WRITES = re.compile(r"\s*(insert|replace|update|delete|truncate|load)\b", re.IGNORECASE)
+_WORDS = re.compile(r"\w+")
 
 
 def check_attachable(table: Any, rules: TableSettings) -> None:
@@ -140,25 +163,6 @@ def _narrow(table: Any, kind: Any) -> bool:
     return kind == "integer" or (isinstance(kind, str) and kind.startswith("reference ") and not table._db._bigint_id)
 
 
-__all__ = [
-    "Reading",
-    "attach",
-    "attached",
-    "detach",
-    "editing",
-    "enqueue_form",
-    "reads_own",
-    "sees_own",
-    "unheard",
-]
-
-#: Where the adapter keeps its attached tables, and whose calls each makes.
-_ATTRIBUTE = "_pipeline_attached"
-_METHODS = ("insert", "bulk_insert", "update", "delete", "truncate", "drop_table")
-#: A pair of a pyDAL field and its value, as the adapter is given them.
-Pairs = Iterable[tuple[Any, Any]]
-
-
 class _Attached(NamedTuple):
     """Whose calls an attached table makes; as for `attach`.
 
@@ -216,8 +220,8 @@ def attach(
     *schema, written = _WORDS.findall((table._rname or real_name(table)).casefold())
     getattr(adapter, _ATTRIBUTE)[real_name(table)] = _Attached(calls, client, before_read, own, written, bool(schema))
     watch_enabling(table, _attach_again)
-    versions.delay_removal(table, attached)
-    versions.sweep()
+    hooks.delay_removal(table, attached)
+    hooks.sweep()
 
 
 def detach(table: Any) -> None:
@@ -326,8 +330,8 @@ class _Writes:
 
 def _cleared(query: Any, pairs: Any, changes: Changes, count: int) -> int:
     """Let the files go that a change leaves behind, and return how many ops it became."""
-    versions.leave(query, pairs, changes.receipts)
-    versions.sweep()
+    hooks.leave(query, pairs, changes.receipts)
+    hooks.sweep()
     return count
 
 
@@ -342,12 +346,6 @@ def _values(table: Any, fields: Pairs) -> Final:
 
 def _is_decimal(field: Any) -> bool:
     return isinstance(field.type, str) and field.type.startswith("decimal(")
-
-
-#: Values of these types pyDAL leaves to MySQL, which rounds them to a decimal's digits.
-_ROUNDED = (Decimal, float, str)
-_WRITES = re.compile(r"\s*(insert|replace|update|delete|truncate|load)\b", re.IGNORECASE)
-_WORDS = re.compile(r"\w+")
 
 
 def warn(db: Any, attached: Callable[[], Iterable[str]]) -> None:

@@ -34,6 +34,12 @@ from pipeline.reads.node_tables import NodeTables
 
 #: What both frameworks show instead of a password; it comes back where the user left it alone.
 PASSWORD_SHOWN = "********"
+_shown: ContextVar[tuple[str, Any] | None] = ContextVar("pipeline_shown", default=None)
+_NOTHING = object()
+#: How long a write that must look for its rows waits for what was queued before it, s.
+SETTLE_S = 5.0
+#: More rows than this are not changed by one call: the request would hold that many ops.
+MOST_ROWS = 10_000
 
 
 def enqueue_form(form: Any, calls: Calls) -> Receipt | None:
@@ -141,10 +147,6 @@ def _computed(table: Any, record: Any, values: Mapping[str, Any]) -> dict[str, A
     return {field.name: value for field, value in row.op_values() if field.name in computed}
 
 
-_shown: ContextVar[tuple[str, Any] | None] = ContextVar("pipeline_shown", default=None)
-_NOTHING = object()
-
-
 @contextmanager
 def editing(table: Any, record: Any) -> Iterator[None]:
     """Take updates of a table inside the block for a form's, which shows *record*; None: it creates one."""
@@ -182,12 +184,6 @@ def _same(name: str, value: Any, record: Any, check: Mapping[str, Callable[[Any]
         return bool(check[name](value) == check[name](old))
     except BadValue:
         return False
-
-
-#: How long a write that must look for its rows waits for what was queued before it, s.
-SETTLE_S = 5.0
-#: More rows than this are not changed by one call: the request would hold that many ops.
-MOST_ROWS = 10_000
 
 
 class Found(NamedTuple):

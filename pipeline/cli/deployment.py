@@ -27,6 +27,8 @@ from pipeline.errors import MigrationUnfinished, PipelineError
 #: Rows that are listed; more are counted.
 SHOWN = 20
 _yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+#: How many buckets move together where nobody says.
+TOGETHER = 16
 
 
 @click.group("shard")
@@ -202,10 +204,6 @@ def _restored_as_json(one: Restored) -> dict[str, object]:
         "bucket": one.bucket, "position": str(one.position), "replayed": one.replayed, "skipped": one.skipped,
         "lost": lost,
     }  # fmt: skip
-
-
-#: How many buckets move together where nobody says.
-TOGETHER = 16
 
 
 @click.command("rebalance")

@@ -35,6 +35,10 @@ from pipeline.events import log_to_stderr
 
 #: The time between two looks, s: long enough for a rate, short enough for a waiting person.
 APART_S = 1.0
+#: Columns where there is no terminal.
+PLAIN_WIDTH = 100
+_STYLES = {"error": "bold red", "warning": "yellow"}
+_json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 
 @click.command("status")
@@ -166,11 +170,6 @@ def folded(sentences: Iterable[str], width: int) -> Iterator[str]:
         yield from (
             textwrap.wrap(sentence, width, subsequent_indent="  ", break_on_hyphens=False) if width else [sentence]
         )
-
-
-#: Columns where there is no terminal.
-PLAIN_WIDTH = 100
-_STYLES = {"error": "bold red", "warning": "yellow"}
 
 
 @click.command("check")
@@ -338,9 +337,6 @@ def _advice_table(advice: Advice) -> Table:
             what.append(f"\n→ {finding.fix}", style="cyan")
         table.add_row(word, finding.place, what)
     return table
-
-
-_json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 
 @click.group("healthcheck")

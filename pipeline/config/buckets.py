@@ -41,6 +41,13 @@ if TYPE_CHECKING:
 
 
 Rule = Callable[[Any], int]
+#: (first, last), both included.
+Ranges = tuple[tuple[int, int], ...]
+#: Pieces have numbers from here on: above all buckets, and modulo this their bucket's. So whoever has a piece's number
+#: finds its log without asking anybody. Below `END_OF_PIECES`, as databases keep them in 32 bits with a sign.
+FIRST_PIECE, END_OF_PIECES = 2048, 2**31
+#: At most four digits: what is larger is no bucket, and would only make a huge list.
+_RANGE = re.compile(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?")
 
 
 def compile_rule(table: TableSettings, buckets: int, column: Column | None = None) -> Rule:
@@ -241,15 +248,6 @@ def _refused(table: TableSettings, why: str) -> ShardKeyError:
 
 def _a(key: Any) -> str:
     return f"of type {type(key).__name__}"
-
-
-#: (first, last), both included.
-Ranges = tuple[tuple[int, int], ...]
-#: Pieces have numbers from here on: above all buckets, and modulo this their bucket's. So whoever has a piece's number
-#: finds its log without asking anybody. Below `END_OF_PIECES`, as databases keep them in 32 bits with a sign.
-FIRST_PIECE, END_OF_PIECES = 2048, 2**31
-#: At most four digits: what is larger is no bucket, and would only make a huge list.
-_RANGE = re.compile(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?")
 
 
 def owners(buckets: int, shards: Mapping[str, Ranges | None]) -> tuple[str, ...]:

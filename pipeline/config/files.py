@@ -67,6 +67,11 @@ _NAMES = (
     (re.compile(r"\[tables\.(\w+)\] shard_key"), r"shard_keys of \1"),
 )
 
+#: The first line of a shard's section.
+_HEADER = re.compile(r"(?m)^[ \t]*\[[ \t]*shards[ \t]*\.[ \t]*[\"']?([A-Za-z0-9_-]+)[\"']?[ \t]*\][^\n]*(?:\n|\Z)")
+#: The line of a section that names its buckets.
+_BUCKETS = re.compile(r"(?m)^[ \t]*buckets[ \t]*=[ \t]*(\"[^\"\n]*\"|'[^'\n]*')")
+
 
 def read_ini(path: Path) -> tuple[Mapping[str, Any], Path | None]:
     """Return the settings of an ini file in the TOML file's shape, or the path of the TOML file that it names.
@@ -253,13 +258,6 @@ def _known(key: str) -> bool:
 
 def _hint(key: str) -> str:
     return did_you_mean(key, (*KEYS, "shard_s0", "replicas_s0"))
-
-
-#: The first line of a shard's section.
-_HEADER = re.compile(r"(?m)^[ \t]*\[[ \t]*shards[ \t]*\.[ \t]*[\"']?([A-Za-z0-9_-]+)[\"']?[ \t]*\][^\n]*(?:\n|\Z)")
-
-#: The line of a section that names its buckets.
-_BUCKETS = re.compile(r"(?m)^[ \t]*buckets[ \t]*=[ \t]*(\"[^\"\n]*\"|'[^'\n]*')")
 
 
 def with_shard(text: str, name: str, primary: str, replicas: Sequence[str], owned: Mapping[str, str]) -> str:

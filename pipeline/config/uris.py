@@ -51,6 +51,32 @@ _HOST_AND_PORT = re.compile(r"(\[[0-9A-Za-z:.%]+\]|[^\[\]:/?#@,\s]*)(?::(\d{1,5}
 _ESCAPES = "write '@' as %40, ':' as %3A, '/' as %2F, '?' as %3F, '#' as %23 and '%' as %25"
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _PLAIN = re.compile(r"[a-z][a-z_-]{0,40}")
+#: The SQL databases that both pyDAL lines speak, by the word before `://`. pyDAL's NoSQL databases cannot lock
+#: a row.
+SHARD_SCHEMES = frozenset(
+    """
+    sqlite spatialite mysql:pymysql mysql:MySQLdb mysql:mysqlconnector postgres postgres:psycopg2 postgres2
+    postgres2:psycopg2 postgres3 postgres3:psycopg2 mssql mssql2 mssql3 mssql4 mssqln mssql3n mssql4n pytds pymssql
+    oracle db2:ibm_db_dbi db2:pyodbc firebird firebird_embedded informix informix-se ingres ingresu cubrid sapdb
+    sybase teradata vertica snowflake
+    """.split()  # noqa: SIM905 - a list of quoted words would take a screen
+)
+REDIS_SCHEMES = ("redis", "rediss", "sentinel", "unix")
+#: What Celery calls a socket differs from what redis-py calls it.
+BROKER_SCHEMES = ("redis", "rediss", "sentinel", "redis+socket")
+_KNOWN_SCHEMES = SHARD_SCHEMES.union(REDIS_SCHEMES, BROKER_SCHEMES, {"mysql"})
+#: Databases that are files: no part of their addresses is a password.
+_FILES = frozenset({"sqlite", "spatialite"})
+#: Hosts with their ports, and what follows; a text that is nothing like it may be a password.
+_HOST = r"(\[[^\]]*\]|[^:/?,\[]+)(:\d*)?"
+_PLACE = re.compile(rf"({_HOST}(,{_HOST})*)?([/?].*)?", re.DOTALL)
+_MYSQL_PORT, _POSTGRES_PORT = 3306, "5432"
+_ENCODING = re.compile(r"[?&]set_encoding=[^&]*")
+#: The zone of a session, unless a shard's setting says otherwise.
+UTC = "+00:00"
+#: The arguments that belong to a user, as its password does.
+_CERTIFICATE = ("ssl_cert=", "ssl_key=")
+_SECRET_ARGUMENT = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token)[^=&;]*=)[^&;]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,34 +245,6 @@ def host_of(host: tuple[str, int | None], port: int) -> str:
     name, given = host
     quoted = quote(name, safe=":")
     return f"{f'[{quoted}]' if ':' in name else quoted}:{given or port}"
-
-
-#: The SQL databases that both pyDAL lines speak, by the word before `://`. pyDAL's NoSQL databases cannot lock
-#: a row.
-SHARD_SCHEMES = frozenset(
-    """
-    sqlite spatialite mysql:pymysql mysql:MySQLdb mysql:mysqlconnector postgres postgres:psycopg2 postgres2
-    postgres2:psycopg2 postgres3 postgres3:psycopg2 mssql mssql2 mssql3 mssql4 mssqln mssql3n mssql4n pytds pymssql
-    oracle db2:ibm_db_dbi db2:pyodbc firebird firebird_embedded informix informix-se ingres ingresu cubrid sapdb
-    sybase teradata vertica snowflake
-    """.split()  # noqa: SIM905 - a list of quoted words would take a screen
-)
-REDIS_SCHEMES = ("redis", "rediss", "sentinel", "unix")
-#: What Celery calls a socket differs from what redis-py calls it.
-BROKER_SCHEMES = ("redis", "rediss", "sentinel", "redis+socket")
-_KNOWN_SCHEMES = SHARD_SCHEMES.union(REDIS_SCHEMES, BROKER_SCHEMES, {"mysql"})
-#: Databases that are files: no part of their addresses is a password.
-_FILES = frozenset({"sqlite", "spatialite"})
-#: Hosts with their ports, and what follows; a text that is nothing like it may be a password.
-_HOST = r"(\[[^\]]*\]|[^:/?,\[]+)(:\d*)?"
-_PLACE = re.compile(rf"({_HOST}(,{_HOST})*)?([/?].*)?", re.DOTALL)
-_MYSQL_PORT, _POSTGRES_PORT = 3306, "5432"
-_ENCODING = re.compile(r"[?&]set_encoding=[^&]*")
-#: The zone of a session, unless a shard's setting says otherwise.
-UTC = "+00:00"
-#: The arguments that belong to a user, as its password does.
-_CERTIFICATE = ("ssl_cert=", "ssl_key=")
-_SECRET_ARGUMENT = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token)[^=&;]*=)[^&;]*")
 
 
 def redact(uri: str) -> str:

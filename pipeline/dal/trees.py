@@ -16,6 +16,34 @@ from pipeline.dal.sql_texts import check_query
 from pipeline.errors import BadQuery, UnknownField, shown
 from pipeline.model.schema import TableSchema
 
+Tree = list[Any]
+_COMPARISONS = {"eq": "=", "ne": "<>", "lt": "<", "lte": "<=", "le": "<=", "gt": ">", "gte": ">=", "ge": ">="}
+_ARITHMETIC = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "%"}
+_INSTEAD = "use ==, !=, <, <=, >, >=, belongs, & and |, or select the ids first and name the rows by id.belongs(ids)"
+_NUMERIC = ("integer", "bigint", "float", "double", "decimal", "reference", "id")
+_TEXT = ("string", "text")
+#: The deepest condition or expression that is queued. A worker renders both with two of Python's 1,000 frames a level.
+MOST_LEVELS = 200
+#: The deepest that a worker takes: narrowing a query to a row adds levels to what a caller gave.
+_MOST_LEVELS_TAKEN = 300
+#: The most values of a `belongs` that is queued: all its rows are locked in one transaction.
+MOST_NAMED = 10_000
+_TREE, _COLUMN = "tree", "column"
+_VALUES, _OPERANDS = frozenset((type(None), bool, int, float, str, list)), frozenset((int, float, str))
+#: What follows the first word of a tree, or None for one tree and more; a value's type is for its column's encoder.
+_CONDITIONS: Mapping[str, tuple[Any, ...] | None] = {
+    **dict.fromkeys(("and", "or")),
+    "not": (_TREE,),
+    "null": (_COLUMN,),
+    "in": (_COLUMN, (list,)),
+    **dict.fromkeys(("same", *_COMPARISONS.values()), (_COLUMN, _VALUES)),
+}
+_EXPRESSIONS: Mapping[str, tuple[Any, ...] | None] = {
+    "c": (_COLUMN,),
+    "v": (_OPERANDS,),
+    **dict.fromkeys(("||", *_ARITHMETIC.values()), (_TREE, _TREE)),
+}
+
 
 def narrowed(query: Any, callers: Iterable[tuple[Any, Callable[[Any], Any]]]) -> Any:
     """Return *query* with the limits of the callers' tables that it names.
@@ -63,36 +91,6 @@ def limits_of(table: Any, query: Any) -> Iterator[Any]:
     tenant = table._db._request_tenant
     if tenant in table.fields and table[tenant].default is not None:
         yield table[tenant] == table[tenant].default
-
-
-Tree = list[Any]
-
-_COMPARISONS = {"eq": "=", "ne": "<>", "lt": "<", "lte": "<=", "le": "<=", "gt": ">", "gte": ">=", "ge": ">="}
-_ARITHMETIC = {"add": "+", "sub": "-", "mul": "*", "div": "/", "mod": "%"}
-_INSTEAD = "use ==, !=, <, <=, >, >=, belongs, & and |, or select the ids first and name the rows by id.belongs(ids)"
-_NUMERIC = ("integer", "bigint", "float", "double", "decimal", "reference", "id")
-_TEXT = ("string", "text")
-#: The deepest condition or expression that is queued. A worker renders both with two of Python's 1,000 frames a level.
-MOST_LEVELS = 200
-#: The deepest that a worker takes: narrowing a query to a row adds levels to what a caller gave.
-_MOST_LEVELS_TAKEN = 300
-#: The most values of a `belongs` that is queued: all its rows are locked in one transaction.
-MOST_NAMED = 10_000
-_TREE, _COLUMN = "tree", "column"
-_VALUES, _OPERANDS = frozenset((type(None), bool, int, float, str, list)), frozenset((int, float, str))
-#: What follows the first word of a tree, or None for one tree and more; a value's type is for its column's encoder.
-_CONDITIONS: Mapping[str, tuple[Any, ...] | None] = {
-    **dict.fromkeys(("and", "or")),
-    "not": (_TREE,),
-    "null": (_COLUMN,),
-    "in": (_COLUMN, (list,)),
-    **dict.fromkeys(("same", *_COMPARISONS.values()), (_COLUMN, _VALUES)),
-}
-_EXPRESSIONS: Mapping[str, tuple[Any, ...] | None] = {
-    "c": (_COLUMN,),
-    "v": (_OPERANDS,),
-    **dict.fromkeys(("||", *_ARITHMETIC.values()), (_TREE, _TREE)),
-}
 
 
 def is_query(value: Any) -> bool:

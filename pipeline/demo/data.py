@@ -74,6 +74,11 @@ shard_key = "origin"
 _FILES = {"flight": "flights.csv.zip", "plane": "planes.csv", "weather": "weather.csv"}
 _TEXT = {"carrier", "origin", "dest", "type", "manufacturer", "model", "engine"}
 _DOUBLE = {"temp", "dewp", "humid", "wind_speed", "wind_gust", "precip", "pressure", "visib"}
+#: Rows of one page of the read: a few MB.
+PAGE_ROWS = 10_000
+_MODULUS = 1 << 64
+#: The shard of a (table, shard key).
+Where = Callable[[str, str], str]
 
 
 class DemoDataMissing(PipelineError):
@@ -294,11 +299,6 @@ def is_cancelled(flight: Mapping[str, object]) -> bool:
     return flight["dep_time"] is None
 
 
-#: Rows of one page of the read: a few MB.
-PAGE_ROWS = 10_000
-_MODULUS = 1 << 64
-
-
 @dataclass(slots=True)
 class Digest:
     """A count and a checksum that grow row by row."""
@@ -324,8 +324,6 @@ class Digest:
         return f"{self.checksum:016x}"
 
 
-#: The shard of a (table, shard key).
-Where = Callable[[str, str], str]
 #: By (table, shard).
 Digests = dict[tuple[str, str], Digest]
 

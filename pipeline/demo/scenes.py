@@ -38,6 +38,16 @@ SHOWN_WAIT_S = 2.0
 LAG_S, LAGS_WITHIN_S = 1.0, 15.0
 #: What the age of the prober's report may add to a replica's lag, s: a second, and some for its way.
 AGE_S = 1.5
+#: How many buckets move together.
+TOGETHER = 16
+#: How long a shard keeps the rows of buckets that have left, s: longer than any reader acts on an old map.
+KEEP_S = round(OLD_MAP_S) + 2
+#: The pace of the load while the system grows, ops a second; and for how long what is left of it lasts at least, s.
+PACE, LASTS_S = 2_000.0, 75.0
+#: How long the demo's own process may take to take the new configuration, s: it does so between two ops.
+TAKEN_S = 60.0
+#: The time between two samples of the rows of each shard, s.
+SAMPLE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,18 +156,6 @@ def _own_read(traffic: Traffic, flight: Correction, number: int, **bounds: Any) 
     receipt = traffic.update(flight.id, arr_delay=number)
     row = traffic.pipeline.get(traffic.db.flight, flight.id, after=receipt, **bounds)
     return row is not None and row["arr_delay"] == number
-
-
-#: How many buckets move together.
-TOGETHER = 16
-#: How long a shard keeps the rows of buckets that have left, s: longer than any reader acts on an old map.
-KEEP_S = round(OLD_MAP_S) + 2
-#: The pace of the load while the system grows, ops a second; and for how long what is left of it lasts at least, s.
-PACE, LASTS_S = 2_000.0, 75.0
-#: How long the demo's own process may take to take the new configuration, s: it does so between two ops.
-TAKEN_S = 60.0
-#: The time between two samples of the rows of each shard, s.
-SAMPLE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)

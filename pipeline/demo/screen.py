@@ -21,6 +21,13 @@ from pipeline.demo.data import Comparison
 from pipeline.demo.scenes import Growth, Mixed, OwnWrite
 from pipeline.demo.system import Meter
 
+#: Columns where there is no terminal; rich would fold lines at 80.
+LOG_WIDTH = 100
+#: Columns of the words of a scene's line; fewer on a narrow terminal.
+WORDS_WIDTH = 71
+#: Seconds between two lines of progress where there is no terminal.
+PLAIN_EVERY_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -106,14 +113,6 @@ def _grown(growth: Growth) -> dict[str, Any]:
 
 def _rounded(number: float | None) -> int | None:
     return None if number is None else round(number)
-
-
-#: Columns where there is no terminal; rich would fold lines at 80.
-LOG_WIDTH = 100
-#: Columns of the words of a scene's line; fewer on a narrow terminal.
-WORDS_WIDTH = 71
-#: Seconds between two lines of progress where there is no terminal.
-PLAIN_EVERY_S = 5.0
 
 
 class Screen:

@@ -40,6 +40,20 @@ SHARDS, REPLICAS, WORKERS, BUCKETS = 2, 1, 2, 64
 INSPECT_S = 1.0
 #: How long the whole command may take, s; the import of the application takes most of it.
 COMMAND_S = 20.0
+#: Ops between two milestones: at 50,000 ops/s that makes at most 50 status calls a second.
+MILESTONE_OPS = 1_000
+#: Time between two looks, s: the eye needs no more, and each look costs a query or two.
+LOOK_S = 0.25
+_PENDING = frozenset({"queued", "spooled"})
+_Item = TypeVar("_Item")
+#: Rows of one bulk call: two or three round trips; the bars move 40 times a second.
+CHUNK_ROWS = 2_000
+#: Ops between two ticks: 20 a second at the pace of single ops.
+TICK_OPS = 200
+#: Flights whose corrections are sent step by step together: other ops come between the steps of one flight.
+WINDOW_FLIGHTS = 500
+#: How many seats a plane that is refitted later lacks at first.
+REFIT_SEATS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,14 +281,6 @@ def total(answer: str) -> int | None:
         return None
 
 
-#: Ops between two milestones: at 50,000 ops/s that makes at most 50 status calls a second.
-MILESTONE_OPS = 1_000
-#: Time between two looks, s: the eye needs no more, and each look costs a query or two.
-LOOK_S = 0.25
-
-_PENDING = frozenset({"queued", "spooled"})
-
-
 class Meter:
     """Counts of a run: ops that are enqueued, ops that are applied, and how long a single enqueue takes.
 
@@ -341,18 +347,6 @@ class Meter:
         """
         ordered = sorted(self._single_s)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1e6 if ordered else None
-
-
-_Item = TypeVar("_Item")
-
-#: Rows of one bulk call: two or three round trips; the bars move 40 times a second.
-CHUNK_ROWS = 2_000
-#: Ops between two ticks: 20 a second at the pace of single ops.
-TICK_OPS = 200
-#: Flights whose corrections are sent step by step together: other ops come between the steps of one flight.
-WINDOW_FLIGHTS = 500
-#: How many seats a plane that is refitted later lacks at first.
-REFIT_SEATS = 12
 
 
 class Traffic:

@@ -48,6 +48,12 @@ TAIL_LINES, TAIL_BYTES = 15, 16_384
 
 #: The children of this very process by number, for their exit codes.
 _children: dict[int, subprocess.Popen[bytes]] = {}
+#: The descriptors of the ports of late, bound and not listened to: nobody else is given them before their servers have
+#: started. So many are kept.
+RESERVED = 200
+_reserved: deque[int] = deque()
+#: The folder that holds the packages `pipeline` and `workers`, and in a checkout also `deploy`.
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def spawn(service: Service, directory: Path) -> Process:
@@ -226,12 +232,6 @@ def _from_ps() -> list[ProcessEntry]:
     return [ProcessEntry(int(pid), int(group), state, born.strip()) for pid, group, state, born in rows]
 
 
-#: The descriptors of the ports of late, bound and not listened to: nobody else is given them before their servers have
-#: started. So many are kept.
-RESERVED = 200
-_reserved: deque[int] = deque()
-
-
 def free_ports(count: int) -> list[int]:
     """Return *count* different ports on which nothing listens, and which no other process is given now; sorted."""
     found: list[int] = []
@@ -300,10 +300,6 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
         if held:
             signal.raise_signal(held[0])
-
-
-#: The folder that holds the packages `pipeline` and `workers`, and in a checkout also `deploy`.
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def worker(config: Path, number: int, concurrency: int) -> Service:

@@ -62,6 +62,20 @@ OPTIONS = (
     "--pid-file=mariadbd.pid",
 )
 
+FILE = "shop.sqlite"
+#: How old a copy gets before it is refreshed, s.
+REFRESH_S = 0.3
+#: The share of one core that copying may take: a large file is refreshed less often.
+MOST_BUSY = 0.25
+#: How long to wait for a lock, s; the next round retries.
+LOCK_TIMEOUT_S = 5.0
+#: The node's name and its folder in the cluster's directory.
+LOG_SERVER = "redis"
+#: The file with the password, in that folder.
+PASSWORD_FILE = "password.conf"
+#: The bytes of one block of a stream, as in `deploy/redis/redis-log.conf`; see docs/notes/29-packed-entries.md.
+STREAM_NODE_BYTES = "16384"
+
 
 class MariadbServers:
     """The database servers of a cluster: names, ports and commands are decided at once, files are made by `prepare`.
@@ -233,18 +247,6 @@ def _program(name: str) -> str:
     return path
 
 
-FILE = "shop.sqlite"
-
-#: How old a copy gets before it is refreshed, s.
-REFRESH_S = 0.3
-
-#: The share of one core that copying may take: a large file is refreshed less often.
-MOST_BUSY = 0.25
-
-#: How long to wait for a lock, s; the next round retries.
-LOCK_TIMEOUT_S = 5.0
-
-
 class SqliteFiles:
     """The databases of a cluster: one file per node, and one process per replica that copies its primary's file.
 
@@ -343,14 +345,6 @@ def _refresher(directory: Path, primary: str, follower: str) -> Service:
 def _uri(folder: Path) -> str:
     # pyDAL takes everything after the two slashes for the path, so an absolute one makes three.
     return f"sqlite://{folder / FILE}"
-
-
-#: The node's name and its folder in the cluster's directory.
-LOG_SERVER = "redis"
-#: The file with the password, in that folder.
-PASSWORD_FILE = "password.conf"
-#: The bytes of one block of a stream, as in `deploy/redis/redis-log.conf`; see docs/notes/29-packed-entries.md.
-STREAM_NODE_BYTES = "16384"
 
 
 def keep_password(directory: Path, password: str) -> None:

@@ -26,6 +26,13 @@ from pipeline.shard import columns
 from pipeline.shard.nodes import Nodes
 
 logger = logging.getLogger("pipeline.publish")
+Check = Callable[[Any], Any]
+#: Values of these types are called, as pyDAL does. Not all that can be called is meant to be: a Row can, too.
+FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
+#: Values of these types are neither called nor computed.
+_GIVEN = PLAIN | {NoneType}
+#: Columns, their final values, and columns with their expressions.
+Updated = tuple[tuple[int, ...], tuple[Any, ...], tuple[tuple[int, list[Any]], ...]]
 
 
 class SchemaPublisher:
@@ -115,13 +122,6 @@ class SchemaPublisher:
         raise unreachable
 
 
-Check = Callable[[Any], Any]
-#: Values of these types are called, as pyDAL does. Not all that can be called is meant to be: a Row can, too.
-FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
-#: Values of these types are neither called nor computed.
-_GIVEN = PLAIN | {NoneType}
-
-
 class Final(dict[str, Any]):
     """Values that pyDAL has made final: defaults, `update=`, `compute` and filters have run, and do not run again.
 
@@ -179,10 +179,6 @@ class CompiledTable:
     def in_order(self, names: Iterable[str]) -> list[str]:
         """Return field names in the definition's order, so that like ops group."""
         return sorted(names, key=self.column_of.__getitem__)
-
-
-#: Columns, their final values, and columns with their expressions.
-Updated = tuple[tuple[int, ...], tuple[Any, ...], tuple[tuple[int, list[Any]], ...]]
 
 
 class UpdatePlan:

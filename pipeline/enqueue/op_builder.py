@@ -33,6 +33,10 @@ from pipeline.per_process import chance
 
 #: Columns of an archive that take what is of another type in the row.
 _WIDER = {"bigint": ("integer", "reference", "id")}
+#: Where a table object carries its plan. web2py makes its tables anew at each request: in the builder, plans would
+#: outlive them. A thousand of them made each of web2py's garbage collections, one per 100 requests, take 50 ms.
+PLAN = "_pipeline_plan"
+logger = logging.getLogger("pipeline.door")
 
 
 class Archive(NamedTuple):
@@ -149,12 +153,6 @@ def _own_values(archive: CompiledTable, source: TableSchema, into: Archive) -> t
 
 def _rule(rules: TableSettings) -> tuple[Any, ...]:
     return rules.rule, rules.bounds, dict(rules.lookup)
-
-
-#: Where a table object carries its plan. web2py makes its tables anew at each request: in the builder, plans would
-#: outlive them. A thousand of them made each of web2py's garbage collections, one per 100 requests, take 50 ms.
-PLAN = "_pipeline_plan"
-logger = logging.getLogger("pipeline.door")
 
 
 class OpBuilder:

@@ -40,6 +40,15 @@ from pipeline.oplog.appends import EVERYWHERE, HELD, HOLE, Append, Appended, App
 #: A process asks whether an epoch is over at this interval, s.
 LOOK_S = 5.0
 logger = logging.getLogger("pipeline.losses")
+#: A producer that is older ends, and another begins: Redis forgets its sequences after two days, a shard after seven.
+FRESH_S = 86_400
+#: How long the durabilities beyond `redis` wait, s.
+DURABLE_S = 5.0
+_NONE: Acked = (0, 0)
+#: Rounds of one call: the first, one behind an overlap, one behind a hole, and one in case others send too.
+ROUNDS = 4
+#: How often one call begins anew under another epoch.
+EPOCHS = 3
 
 
 class Acknowledged:
@@ -191,17 +200,6 @@ class Acknowledged:
             if self._watching is threading.current_thread():
                 failures = 0 if self._settled_safely() else failures + 1
         self.away.wait_budgets.ended()
-
-
-#: A producer that is older ends, and another begins: Redis forgets its sequences after two days, a shard after seven.
-FRESH_S = 86_400
-#: How long the durabilities beyond `redis` wait, s.
-DURABLE_S = 5.0
-_NONE: Acked = (0, 0)
-#: Rounds of one call: the first, one behind an overlap, one behind a hole, and one in case others send too.
-ROUNDS = 4
-#: How often one call begins anew under another epoch.
-EPOCHS = 3
 
 
 class Producer:

@@ -47,6 +47,22 @@ Sender = tuple[int, int]
 #: The last sequence that was acknowledged to a sender, and the epoch under which it stands.
 Acked = tuple[int, int]
 logger = logging.getLogger("pipeline.door")
+#: The time between two publications by one process, s.
+EVERY_S = 5.0
+host_logger = logging.getLogger("pipeline.spool")
+#: So many calls are noted at most until they are added up; a fifth of a second of a busy process has less.
+MOST_TAKEN = 10_000
+#: How many ops there are of each bucket, kind and table.
+What = Mapping[tuple[int, str, str], int]
+#: The bucket, kind and table of one op that was sent alone, whether it went to the spool, and how long that took, s. It
+#: refers to no container, so Python's collector passes it over: kept dicts cost a caller 4 µs an op, this 0.3.
+Single = tuple[int, str, str, bool, float]
+#: The shards of an op, and whether it went to the spool.
+Way = tuple[tuple[str, ...], bool]
+_WAYS = {False: DIRECT, True: SPOOLED}
+_BOUNDS_S = [ms / 1000 for ms in ENQUEUE_BOUNDS_MS]
+_NAMES = [*(f"{ms:g}" for ms in ENQUEUE_BOUNDS_MS), "inf"]
+counts_logger = logging.getLogger("pipeline.enqueue")
 
 
 class Shipment(msgspec.Struct, frozen=True):
@@ -173,11 +189,6 @@ def _redis(needs: int, log: SharedState, wait_budgets: WaitBudgets) -> Iterator[
         logger.warning(Event("op_limit_unknown", error=error))
 
 
-#: The time between two publications by one process, s.
-EVERY_S = 5.0
-host_logger = logging.getLogger("pipeline.spool")
-
-
 class HostNews:
     """What one process says of its host's spool.
 
@@ -218,21 +229,8 @@ class HostNews:
         return msgspec.json.encode(told | numbers).decode()
 
 
-#: So many calls are noted at most until they are added up; a fifth of a second of a busy process has less.
-MOST_TAKEN = 10_000
-#: How many ops there are of each bucket, kind and table.
-What = Mapping[tuple[int, str, str], int]
 #: What one call enqueued, where, and how long that took, s. A tuple without names is made in a fifth of the time.
 Sent = tuple[What, Mapping[int, OpPlace], float]
-#: The bucket, kind and table of one op that was sent alone, whether it went to the spool, and how long that took, s. It
-#: refers to no container, so Python's collector passes it over: kept dicts cost a caller 4 µs an op, this 0.3.
-Single = tuple[int, str, str, bool, float]
-#: The shards of an op, and whether it went to the spool.
-Way = tuple[tuple[str, ...], bool]
-_WAYS = {False: DIRECT, True: SPOOLED}
-_BOUNDS_S = [ms / 1000 for ms in ENQUEUE_BOUNDS_MS]
-_NAMES = [*(f"{ms:g}" for ms in ENQUEUE_BOUNDS_MS), "inf"]
-counts_logger = logging.getLogger("pipeline.enqueue")
 
 
 class Sends(Later):

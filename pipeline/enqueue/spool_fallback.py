@@ -43,6 +43,13 @@ if TYPE_CHECKING:
 OPEN_S = 0.25
 #: While ops wait in the spool, a Redis that did not answer is asked for an idempotency key so much later, s.
 AWAY_S = 10.0
+#: Pause between two passes while something waits, s; after failures it grows.
+PAUSE_S, MOST_S = 0.05, 0.25
+#: How long one pass may take, and how long a process that has just begun gets ready before its first, s.
+PASS_S, COLD_S = 10.0, 2.0
+#: Kept ops are looked after at this interval, s: whether Redis has lost them, whether every node has them.
+TEND_S = 2.0
+logger = logging.getLogger("pipeline.spool")
 
 
 class RedisAway:
@@ -98,15 +105,6 @@ class RedisAway:
         if not isinstance(self.spool, NullSpool):
             self.hear(error)
             self._claims_until_s = clock.mono_s() + AWAY_S
-
-
-#: Pause between two passes while something waits, s; after failures it grows.
-PAUSE_S, MOST_S = 0.05, 0.25
-#: How long one pass may take, and how long a process that has just begun gets ready before its first, s.
-PASS_S, COLD_S = 10.0, 2.0
-#: Kept ops are looked after at this interval, s: whether Redis has lost them, whether every node has them.
-TEND_S = 2.0
-logger = logging.getLogger("pipeline.spool")
 
 
 class DrainThread:

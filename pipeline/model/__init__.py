@@ -36,6 +36,34 @@ SMALLEST, END = 1 << 49, 1 << 53
 SPAN = 1 << 22
 #: The first span whose ids are large enough, and the end of all spans.
 FIRST_SPAN, SPANS = (SMALLEST >> 10) // SPAN, (END >> 10) // SPAN
+INSERT, UPDATE, DELETE, UPSERT, GROUP = "insert", "update", "delete", "upsert", "group"
+#: An insert of the values that a row of another table has when the op is applied; nothing if that row is missing.
+COPY = "copy"
+#: The source of a copy: names a row or rows as an update does. Never an op by itself.
+READ = "read"
+ROW_WRITES = frozenset((INSERT, UPDATE, DELETE, UPSERT, COPY))
+#: So much of a large op tells its kind, its table and its time; what is no larger is known whole.
+HEAD_BYTES = 32_768
+#: The newest ops that this release understands.
+VERSION = 4
+#: The first version that understands `TracedOp`.
+_TRACED = 2
+#: The first version whose logs may have several ops in one entry.
+PACKED = 3
+#: The first version whose logs may have like inserts as columns, see `sheet`.
+SHEETS = 4
+_Column = Annotated[int, msgspec.Meta(ge=0)]
+#: Databases keep ids in 64 bits with a sign, and give 0 a number of their own.
+_Id = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+_Value = None | bool | int | float | str | list[int | str]
+#: The sequence number that stands for: none of this deployment wrote the entry. The producer is 0.
+FORGED = -1
+#: Positions and numbers of producers are below: databases keep them in 64 bits with a sign.
+TOO_LARGE = 2**63
+_encoder = msgspec.json.Encoder()
+#: How an op begins that is cut: kind, table, schema, time.
+_BEGINS = re.compile(rb'\["\w+","[^"\\]*","\w*",(\d+(?:\.\d+)?),')
+encode = _encoder.encode
 
 
 class Given(NamedTuple):
@@ -79,29 +107,6 @@ def carries_bucket(value: int) -> bool:
 def bucket_of(id: int) -> int:
     """Return the bucket that an id made here carries."""
     return id & 1023
-
-
-INSERT, UPDATE, DELETE, UPSERT, GROUP = "insert", "update", "delete", "upsert", "group"
-#: An insert of the values that a row of another table has when the op is applied; nothing if that row is missing.
-COPY = "copy"
-#: The source of a copy: names a row or rows as an update does. Never an op by itself.
-READ = "read"
-ROW_WRITES = frozenset((INSERT, UPDATE, DELETE, UPSERT, COPY))
-#: So much of a large op tells its kind, its table and its time; what is no larger is known whole.
-HEAD_BYTES = 32_768
-#: The newest ops that this release understands.
-VERSION = 4
-#: The first version that understands `TracedOp`.
-_TRACED = 2
-#: The first version whose logs may have several ops in one entry.
-PACKED = 3
-#: The first version whose logs may have like inserts as columns, see `sheet`.
-SHEETS = 4
-
-_Column = Annotated[int, msgspec.Meta(ge=0)]
-#: Databases keep ids in 64 bits with a sign, and give 0 a number of their own.
-_Id = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
-_Value = None | bool | int | float | str | list[int | str]
 
 
 class Position(NamedTuple):
@@ -205,12 +210,6 @@ class TracedOp(Op, frozen=True, array_like=True, forbid_unknown_fields=True):
     traceparent: Annotated[str, msgspec.Meta(pattern="^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")] = ""
 
 
-#: The sequence number that stands for: none of this deployment wrote the entry. The producer is 0.
-FORGED = -1
-#: Positions and numbers of producers are below: databases keep them in 64 bits with a sign.
-TOO_LARGE = 2**63
-
-
 class Entry(NamedTuple):
     """One entry of a log: payload bytes, position, producer, and the producer's sequence number.
 
@@ -225,7 +224,6 @@ class Entry(NamedTuple):
     payload: bytes
 
 
-_encoder = msgspec.json.Encoder()
 _decoder, _traced_decoder = msgspec.json.Decoder(Op), msgspec.json.Decoder(TracedOp)
 
 
@@ -239,10 +237,6 @@ class _Head(msgspec.Struct, frozen=True, array_like=True):
 
 
 _head_decoder = msgspec.json.Decoder(_Head)
-#: How an op begins that is cut: kind, table, schema, time.
-_BEGINS = re.compile(rb'\["\w+","[^"\\]*","\w*",(\d+(?:\.\d+)?),')
-
-encode = _encoder.encode
 
 
 def new_producer(*, kept: bool = False) -> int:

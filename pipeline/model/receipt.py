@@ -17,6 +17,12 @@ from pipeline.model import Position
 
 #: 2**96 tries, each a request: nobody finds one.
 SIGNATURE_BYTES = 12
+#: First letter of every printed receipt; a new layout gets a new letter. A spooled op has no position yet.
+VERSION, SPOOLED = "r", "s"
+#: No receipt is longer, characters: what is longer is not looked at.
+MOST_CHARACTERS = 200
+#: What a seal calls a receipt.
+_KIND = b"receipt"
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,6 @@ class Source(Protocol):
     def status(self, receipt: Receipt) -> str: ...  # noqa: D102
     def wait(self, receipt: Receipt, timeout_s: float) -> str: ...  # noqa: D102
     def row_id(self, receipt: Receipt) -> int | None: ...  # noqa: D102
-
-
-#: First letter of every printed receipt; a new layout gets a new letter. A spooled op has no position yet.
-VERSION, SPOOLED = "r", "s"
-#: No receipt is longer, characters: what is longer is not looked at.
-MOST_CHARACTERS = 200
 
 
 class Receipt(msgspec.Struct, eq=False):
@@ -235,10 +235,6 @@ def _base36(number: int) -> str:
         digits = "0123456789abcdefghijklmnopqrstuvwxyz"[rest] + digits
         if not number:
             return digits
-
-
-#: What a seal calls a receipt.
-_KIND = b"receipt"
 
 
 def _opened(text: str, seal: Seal | None) -> tuple[str, list[int]]:

@@ -31,6 +31,17 @@ from pipeline.per_process import PerProcess
 
 #: A shard is quiet once nothing has happened at it for so long, s: then its last report and its last record are of now.
 QUIET_SHARD_S = 10.0
+#: The task that drains a shard. Rung by name: the web process never imports the workers.
+APPLY_TASK = "pipeline.apply"
+#: Rings of one process that come faster than this are one, s. Keeps a busy producer's own latency flat.
+REST_S = 0.005
+#: With this many messages waiting for a shard, another adds nothing; keeps the queue short while no worker is there.
+ENOUGH = 8
+#: How long Celery waits for a connection to the broker, s.
+_CONNECT_S = 2
+#: What is done later is prepared so often, s, and done so long after it was asked for.
+PREPARE_S, LATER_S = 0.2, 2.0
+logger = logging.getLogger("pipeline.bell")
 
 
 class Quiet:
@@ -67,19 +78,6 @@ class Quiet:
         """
         said = self._since.get(shard)
         return said is not None and self._looked_s - said[1] > QUIET_SHARD_S
-
-
-#: The task that drains a shard. Rung by name: the web process never imports the workers.
-APPLY_TASK = "pipeline.apply"
-#: Rings of one process that come faster than this are one, s. Keeps a busy producer's own latency flat.
-REST_S = 0.005
-#: With this many messages waiting for a shard, another adds nothing; keeps the queue short while no worker is there.
-ENOUGH = 8
-#: How long Celery waits for a connection to the broker, s.
-_CONNECT_S = 2
-#: What is done later is prepared so often, s, and done so long after it was asked for.
-PREPARE_S, LATER_S = 0.2, 2.0
-logger = logging.getLogger("pipeline.bell")
 
 
 class Later:

@@ -24,6 +24,11 @@ from pipeline.oplog.redis.line import RedisLine
 from pipeline.oplog.redis.log import RedisLog
 from pipeline.oplog.shared_state import Noted
 
+_T = TypeVar("_T")
+#: How long the reference log's Redis may keep the work of a shard that has its logs elsewhere waiting, s; and for how
+#: long it is not asked again.
+BESIDE_S, SILENT_S = 0.25, 2.0
+
 
 class GroupedLine:
     """A `appends.Line` with a connection to each Redis that its producer sends to, made when it is first needed.
@@ -81,12 +86,6 @@ class GroupedLine:
             self._lines[group] = self._logs[group].line(patient=self._patient)
         line = self._of_scope[scope] = self._lines[group]
         return line
-
-
-_T = TypeVar("_T")
-#: How long the reference log's Redis may keep the work of a shard that has its logs elsewhere waiting, s; and for how
-#: long it is not asked again.
-BESIDE_S, SILENT_S = 0.25, 2.0
 
 
 def log_of(settings: Settings, **times: Any) -> RedisLog:

@@ -77,6 +77,11 @@ ENQUEUE_MS, ENQUEUE_SUM_US = "enqueue_ms", "enqueue_sum_us"
 ENQUEUE_BOUNDS_MS = (0.1, 0.2, 0.5, *BOUNDS_MS)
 #: The most counters of one shard: more tables than that are not told apart.
 MOST_COUNTERS = 2000
+#: The newest notes of a shard, and the most buckets of one, 50 bytes each: 1.6 MB in all. Further ones are left out.
+MOST_NOTES, MOST_NOTED = 500, 64
+_HOST = socket.gethostname()[:64]
+#: The lease that every worker of a shard holds while it runs, under one token, and for how long a sweep lengthens it.
+ALIVE, ALIVE_TOKEN, ALIVE_MS = "alive:{}", "worker", 6_000
 
 
 def bound_of(value: float, bounds: Sequence[float]) -> str:
@@ -104,11 +109,6 @@ def quantile(counted: Mapping[str, int], share: float) -> float | None:
         if left <= 0:
             return bound
     return None
-
-
-#: The newest notes of a shard, and the most buckets of one, 50 bytes each: 1.6 MB in all. Further ones are left out.
-MOST_NOTES, MOST_NOTED = 500, 64
-_HOST = socket.gethostname()[:64]
 
 
 def this_process() -> str:
@@ -167,10 +167,6 @@ def committed_in(notes: Iterable[str], bucket: int, position: Position) -> Commi
         if bucket in note.after and note.before.get(bucket, position) < position <= note.after[bucket]:
             return Committed(note.at_ms, note.worker)
     return None
-
-
-#: The lease that every worker of a shard holds while it runs, under one token, and for how long a sweep lengthens it.
-ALIVE, ALIVE_TOKEN, ALIVE_MS = "alive:{}", "worker", 6_000
 
 
 class Note(NamedTuple):

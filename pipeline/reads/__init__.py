@@ -38,6 +38,12 @@ from pipeline.spool import Spool
 
 #: First letter of every printed token; a new layout gets a new letter.
 VERSION = "t"
+#: producer -> its last sequence that must be seen.
+Sequences = Mapping[int, int]
+#: A browser keeps 4 KB per cookie, with its name and attributes.
+MOST_CHARACTERS = 3000
+_WHO_BYTES = 4
+logger = logging.getLogger("pipeline.web")
 
 
 class ReadSession:
@@ -108,10 +114,6 @@ class After(NamedTuple):
 
     token: Token
     session: ReadSession | None = None
-
-
-#: producer -> its last sequence that must be seen.
-Sequences = Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,11 +335,6 @@ def _highest(one: Sequences, other: Sequences) -> Sequences:
     return {producer: max(one.get(producer, 0), other.get(producer, 0)) for producer in {**one, **other}}
 
 
-#: A browser keeps 4 KB per cookie, with its name and attributes.
-MOST_CHARACTERS = 3000
-_WHO_BYTES = 4
-
-
 @dataclass(frozen=True)
 class TokenSeal(Seal):
     """Prints tokens and reads them back, and signs a deployment's receipts; see `Seal`."""
@@ -418,9 +415,6 @@ def _needs(epochs: list[int], flat: Iterator[int]) -> Iterator[tuple[int, Need]]
 
 def _sequences(flat: Iterator[int]) -> Sequences:
     return {next(flat): next(flat) for _ in range(next(flat))}
-
-
-logger = logging.getLogger("pipeline.web")
 
 
 def shared_secret(log: SharedState, spool: Spool | None, wait_budgets: WaitBudgets, away: Callable[[], bool]) -> str:

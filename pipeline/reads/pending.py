@@ -34,6 +34,25 @@ from pipeline.shard.records.set_aside import holders, row_keys
 
 #: A row's values by field, as pyDAL reads them; None where there is no row.
 Values = dict[str, Any] | None
+_ORDER: Mapping[str, Callable[[Any, Any], bool]] = {
+    "=": lambda a, b: bool(a == b),
+    "<>": lambda a, b: bool(a != b),
+    "<": lambda a, b: bool(a < b),
+    "<=": lambda a, b: bool(a <= b),
+    ">": lambda a, b: bool(a > b),
+    ">=": lambda a, b: bool(a >= b),
+}
+_COMPARABLE = ("integer", "bigint", "id", "reference", "double", "decimal", "boolean", "date", "time", "datetime")
+_WHOLE = ("integer", "bigint", "id", "reference")
+_SIGNS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+}
+#: Entries that are looked through for one row. 1000 take about 5 ms; a longer queue is not worth it.
+MOST_ENTRIES = 1000
+#: How often a row is read again because its bucket moved on in between.
+OVERLAY_TRIES = 5
 
 
 class Unforeseeable(Exception):
@@ -150,17 +169,6 @@ def _holds(tree: Any, schema: TableSchema, values: dict[str, Any]) -> bool | Non
     return _compared(head, column, value, rest[1])
 
 
-_ORDER: Mapping[str, Callable[[Any, Any], bool]] = {
-    "=": lambda a, b: bool(a == b),
-    "<>": lambda a, b: bool(a != b),
-    "<": lambda a, b: bool(a < b),
-    "<=": lambda a, b: bool(a <= b),
-    ">": lambda a, b: bool(a > b),
-    ">=": lambda a, b: bool(a >= b),
-}
-_COMPARABLE = ("integer", "bigint", "id", "reference", "double", "decimal", "boolean", "date", "time", "datetime")
-
-
 def _compared(head: str, column: Any, value: Any, canonical: Any) -> bool | None:
     if value is None or canonical is None:
         return None
@@ -173,8 +181,6 @@ def _compared(head: str, column: Any, value: Any, canonical: Any) -> bool | None
 
 
 # expressions ----------------------------------------------------------------------------------------------------
-
-_WHOLE = ("integer", "bigint", "id", "reference")
 
 
 def _computed(tree: Any, schema: TableSchema, target: Any, values: dict[str, Any]) -> Any:
@@ -209,13 +215,6 @@ def _arithmetic(sign: str, left: Any, right: Any) -> Any:
     with localcontext() as context:
         context.prec = 200
         return _SIGNS[sign](Decimal(left), Decimal(right))
-
-
-_SIGNS: Mapping[str, Callable[[Any, Any], Any]] = {
-    "+": lambda a, b: a + b,
-    "-": lambda a, b: a - b,
-    "*": lambda a, b: a * b,
-}
 
 
 def _whole(sign: str, left: int, right: int) -> int:
@@ -260,12 +259,6 @@ def _stored(column: Any, value: Any) -> Any:
 
 def _is_text(column: Any) -> bool:
     return column.kind not in _COMPARABLE
-
-
-#: Entries that are looked through for one row. 1000 take about 5 ms; a longer queue is not worth it.
-MOST_ENTRIES = 1000
-#: How often a row is read again because its bucket moved on in between.
-OVERLAY_TRIES = 5
 
 
 class CannotOverlay(Exception):

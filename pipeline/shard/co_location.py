@@ -29,6 +29,8 @@ from pipeline.shard.table_facts import constraints_of
 WHOLE, TEXTS = ("id", "integer", "bigint", "reference"), ("string", "text")
 #: A key that a column of whole numbers may have: others are keys of texts.
 _WHOLE_KEY = re.compile(r"0|-?[1-9][0-9]{0,18}")
+#: What pyDAL's `ondelete` may say that a server takes.
+RULES = ("CASCADE", "SET NULL", "RESTRICT", "NO ACTION")
 
 
 def bucket_sql(
@@ -170,10 +172,6 @@ def _looked_up(key: _Whole | _Text, settings: TableSettings) -> Iterable[tuple[s
 def _cases(key: _Whole | _Text, cases: Iterable[tuple[str, int]], other: int | None) -> str:
     whens = " ".join(f"WHEN {condition} THEN {bucket}" for condition, bucket in cases)
     return f"(CASE WHEN {key.value} IS NULL THEN NULL {whens} ELSE {'NULL' if other is None else other} END)"
-
-
-#: What pyDAL's `ondelete` may say that a server takes.
-RULES = ("CASCADE", "SET NULL", "RESTRICT", "NO ACTION")
 
 
 def together(

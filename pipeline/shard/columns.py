@@ -21,6 +21,24 @@ from pipeline.shard.dialect import Dialect
 from pipeline.shard.records import text_literal
 from pipeline.shard.table_facts import pragma, rows_about
 
+#: The collation of a text by which rows are spread: all others take different texts for equal.
+EXACT = "CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+_TEXT_KINDS = ("string", "text", "json")
+_TYPE = re.compile(r"([a-z]+)(?:\(([0-9,]+)\))?(.*)")
+#: Bytes of whole numbers, and how many digits the largest has.
+_INTEGERS = {"tinyint": (1, 3), "smallint": (2, 5), "mediumint": (3, 8), "int": (4, 10), "bigint": (8, 20)}
+#: Bytes that a type without a length of its own holds, texts and bytes apart.
+_TEXTS = {"tinytext": 2**8 - 1, "text": 2**16 - 1, "mediumtext": 2**24 - 1, "longtext": 2**32 - 1}
+_BLOBS = {"tinyblob": 2**8 - 1, "blob": 2**16 - 1, "mediumblob": 2**24 - 1, "longblob": 2**32 - 1}
+#: Of a character, utf8mb4.
+_MOST_BYTES = 4
+#: A DOUBLE is exact for whole numbers of up to so many bytes.
+_DOUBLE_BYTES = 4
+#: Opens a line that is a key. The first word of any other line is a column.
+_KEY = re.compile(r"(?:UNIQUE KEY|UNIQUE|KEY)\b[^(]*\(([^)]*)\)")
+_OWN_TYPE = re.compile(r"\w+(?:\([\d,]+\))?")
+_COLLATION = re.compile(r"COLLATE (\w+)\s*$")
+
 
 class DatabaseColumn(NamedTuple):
     """One column of a table: type in lower case as the database writes it; character set and collation of a text."""
@@ -109,11 +127,6 @@ def indexes_of(session: NodeSession, table: str) -> list[DatabaseIndex]:
     return [DatabaseIndex(name, unique, tuple(columns)) for name, (unique, columns) in indexes.items()]
 
 
-#: The collation of a text by which rows are spread: all others take different texts for equal.
-EXACT = "CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
-_TEXT_KINDS = ("string", "text", "json")
-
-
 def text_key(schema: TableSchema, topology: Topology) -> Column | None:
     """Return the column by which a table's rows are spread, if it is a text; else None.
 
@@ -188,18 +201,6 @@ class Widening(Enum):
     EXACT = "every value stays what it is"
     NARROWS = "the server refuses the change while a value does not fit"
     LOSSY = "values are bent, cut or told apart otherwise"
-
-
-_TYPE = re.compile(r"([a-z]+)(?:\(([0-9,]+)\))?(.*)")
-#: Bytes of whole numbers, and how many digits the largest has.
-_INTEGERS = {"tinyint": (1, 3), "smallint": (2, 5), "mediumint": (3, 8), "int": (4, 10), "bigint": (8, 20)}
-#: Bytes that a type without a length of its own holds, texts and bytes apart.
-_TEXTS = {"tinytext": 2**8 - 1, "text": 2**16 - 1, "mediumtext": 2**24 - 1, "longtext": 2**32 - 1}
-_BLOBS = {"tinyblob": 2**8 - 1, "blob": 2**16 - 1, "mediumblob": 2**24 - 1, "longblob": 2**32 - 1}
-#: Of a character, utf8mb4.
-_MOST_BYTES = 4
-#: A DOUBLE is exact for whole numbers of up to so many bytes.
-_DOUBLE_BYTES = 4
 
 
 class _Type(NamedTuple):
@@ -356,12 +357,6 @@ def _accepted(kind: str) -> tuple[str, ...]:
         "time": ("time",),
         "datetime": ("datetime", "timestamp"),
     }.get(kind, ())
-
-
-#: Opens a line that is a key. The first word of any other line is a column.
-_KEY = re.compile(r"(?:UNIQUE KEY|UNIQUE|KEY)\b[^(]*\(([^)]*)\)")
-_OWN_TYPE = re.compile(r"\w+(?:\([\d,]+\))?")
-_COLLATION = re.compile(r"COLLATE (\w+)\s*$")
 
 
 class Upgrade(NamedTuple):

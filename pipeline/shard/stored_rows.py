@@ -33,6 +33,17 @@ ROWS, STATEMENT = 1_000, 500_000
 OF_BUCKET = ("pipeline_watermarks", "pipeline_producers", "pipeline_idempotency", "pipeline_rejects", "pipeline_held")
 #: What goes along with a bucket that moves. Its watermark is written by itself.
 GOES_ALONG = (*OF_BUCKET[1:], "pipeline_ids", "pipeline_lost", "pipeline_forged", "pipeline_actions")
+#: The longest statement, seconds, and how many rows one transaction writes or deletes at most.
+LONGEST_S, WRITE_ROWS = 10, 500
+#: What MySQL writes as one text without a comma, and always the same for the same value.
+_PLAIN = ("tinyint", "smallint", "mediumint", "int", "bigint", "decimal", "double", "date", "time", "year")
+_AS_IT_IS = (
+    # kept once per connection: a statement that was interrupted leaves these settings as they are
+    "SET @pipeline_mode = COALESCE(@pipeline_mode, @@sql_mode), @pipeline_zone = COALESCE(@pipeline_zone, @@time_zone),"
+    " SESSION time_zone = '+00:00', SESSION foreign_key_checks = 0, SESSION sql_mode = "
+    "'STRICT_TRANS_TABLES,NO_BACKSLASH_ESCAPES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,NO_ENGINE_SUBSTITUTION'"
+)
+_AS_BEFORE = "SET SESSION time_zone = @pipeline_zone, SESSION sql_mode = @pipeline_mode, SESSION foreign_key_checks = 1"
 
 
 def copy_table(source: NodeSession, target: NodeSession, table: str, columns: Sequence[str], id_name: str) -> int:
@@ -160,19 +171,6 @@ def insert(target: NodeSession, name: str, columns: str, rows: Iterable[Sequence
         statement.append(text)
         size += len(text)
     target.execute(f"INSERT INTO {name} ({columns}) VALUES {', '.join(statement)}")
-
-
-#: The longest statement, seconds, and how many rows one transaction writes or deletes at most.
-LONGEST_S, WRITE_ROWS = 10, 500
-#: What MySQL writes as one text without a comma, and always the same for the same value.
-_PLAIN = ("tinyint", "smallint", "mediumint", "int", "bigint", "decimal", "double", "date", "time", "year")
-_AS_IT_IS = (
-    # kept once per connection: a statement that was interrupted leaves these settings as they are
-    "SET @pipeline_mode = COALESCE(@pipeline_mode, @@sql_mode), @pipeline_zone = COALESCE(@pipeline_zone, @@time_zone),"
-    " SESSION time_zone = '+00:00', SESSION foreign_key_checks = 0, SESSION sql_mode = "
-    "'STRICT_TRANS_TABLES,NO_BACKSLASH_ESCAPES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES,NO_ENGINE_SUBSTITUTION'"
-)
-_AS_BEFORE = "SET SESSION time_zone = @pipeline_zone, SESSION sql_mode = @pipeline_mode, SESSION foreign_key_checks = 1"
 
 
 def copied_columns(source: NodeSession, target: NodeSession, schema: TableSchema) -> list[DatabaseColumn]:

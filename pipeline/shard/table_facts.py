@@ -60,6 +60,8 @@ _GRANT = re.compile(r"(GRANT|REVOKE) (.+?) ON (?:TABLE )?(\*|`(?:[^`]|``)+`)\.(\
 
 
 # foreign keys -----------------------------------------------------------------------------------------------------
+#: What a collation compares.
+_TEXTS = frozenset(("string", "text", "json", "list:string"))
 
 
 class ForeignKey(NamedTuple):
@@ -251,10 +253,6 @@ def _triggers(session: NodeSession) -> list[tuple[str, str, str]]:
         " WHERE trigger_schema = DATABASE()"
     )
     return [(str(table).lower(), str(event), str(body)) for table, event, body in rows]
-
-
-#: What a collation compares.
-_TEXTS = frozenset(("string", "text", "json", "list:string"))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,25 @@ from pipeline.spool.turns import GroupCommit, HostLock, host_lock
 
 #: A reserve that is older is replaced, ms: rows that are inserted while Redis is away sort as if they were so old.
 RENEW_MS = 3_600_000
+#: A bucket that idled longer goes on under another producer: Redis forgets one after two days, a shard after seven.
+FRESH_MS = 86_400_000
+#: A producer is given to further buckets for half of that.
+SHARED_MS = FRESH_MS // 2
+#: Ops and bytes that one look takes.
+HEAD_OPS, HEAD_BYTES = 1000, 4_000_000
+#: What is said of ops that another configuration has placed, or would place, elsewhere.
+ASTRAY = (
+    "{ops} ops in the spool {path} were placed by another configuration: {fault}; send them by that one, with "
+    "`pipeline spool drain --config`, or move the spool's files aside and give up what is in there"
+)
+REFUSED = "{fault}; the spool {path} takes ops by the configuration only that was compared with the deployment last"
+#: The producer of a run, and its first sequence.
+Number = tuple[int, int]
+# one text for all buckets: SQLite need not be told it anew, which took longer than to do it
+_MOVE = (
+    "UPDATE buckets SET next = next + ?, used_ms = ? WHERE bucket = ?"
+    " AND (used_ms > ? OR EXISTS (SELECT 1 FROM entries WHERE bucket = ?)) RETURNING producer, next - ?"
+)
 
 
 class IdReserve:
@@ -73,24 +92,6 @@ class IdReserve:
             taken = range(begins, min(begins + most, stop))
             db.execute("UPDATE reserved_ids SET next = ? WHERE bucket = ?", (taken.stop, bucket))
         return taken
-
-
-#: A bucket that idled longer goes on under another producer: Redis forgets one after two days, a shard after seven.
-FRESH_MS = 86_400_000
-#: A producer is given to further buckets for half of that.
-SHARED_MS = FRESH_MS // 2
-#: Ops and bytes that one look takes.
-HEAD_OPS, HEAD_BYTES = 1000, 4_000_000
-
-#: What is said of ops that another configuration has placed, or would place, elsewhere.
-ASTRAY = (
-    "{ops} ops in the spool {path} were placed by another configuration: {fault}; send them by that one, with "
-    "`pipeline spool drain --config`, or move the spool's files aside and give up what is in there"
-)
-REFUSED = "{fault}; the spool {path} takes ops by the configuration only that was compared with the deployment last"
-
-#: The producer of a run, and its first sequence.
-Number = tuple[int, int]
 
 
 class Spooled(NamedTuple):
@@ -371,13 +372,6 @@ class _Wish:
                 "INSERT OR IGNORE INTO entries (bucket, producer, seq, kept, payload) VALUES (?, ?, ?, ?, ?)",
                 ((bucket, producer, first + nth, self.kept, payload) for nth, payload in enumerate(payloads)),
             )
-
-
-# one text for all buckets: SQLite need not be told it anew, which took longer than to do it
-_MOVE = (
-    "UPDATE buckets SET next = next + ?, used_ms = ? WHERE bucket = ?"
-    " AND (used_ms > ? OR EXISTS (SELECT 1 FROM entries WHERE bucket = ?)) RETURNING producer, next - ?"
-)
 
 
 def _next(db: sqlite3.Connection, bucket: int, count: int) -> Number:

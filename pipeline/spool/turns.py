@@ -37,6 +37,20 @@ from pipeline.per_process import PerProcess, chance
 
 #: A file's modes: its owner's alone, or shared with its group.
 OWN, SHARED = 0o600, 0o660
+#: What SQLite writes beside the file, by the end of its name.
+BESIDE = ("-wal", "-shm")
+#: What a removed or damaged file has that nothing else has, by table. Its numbers are never given again.
+_RESCUED = {
+    "definitions": "hash, table_name, text, waits",
+    "entries": "bucket, producer, seq, kept, sent, payload",
+    "agreed": "one, text",
+}
+logger = logging.getLogger("pipeline.spool")
+#: How often a process tries a lock before it queues for it, and the pause between two tries, s.
+TRIES, TRY_S = 20, 0.001
+Commit = TypeVar("Commit")
+#: Of this process: two objects for one file would not exclude each other, since the system's lock is the process's.
+_locks: PerProcess[dict[Path, HostLock]] = PerProcess(dict)
 
 
 def open_private(path: Path, spool: Path) -> int:
@@ -134,17 +148,6 @@ def _name(number: int) -> str:
     return user(number).removeprefix("user ")
 
 
-#: What SQLite writes beside the file, by the end of its name.
-BESIDE = ("-wal", "-shm")
-#: What a removed or damaged file has that nothing else has, by table. Its numbers are never given again.
-_RESCUED = {
-    "definitions": "hash, table_name, text, waits",
-    "entries": "bucket, producer, seq, kept, sent, payload",
-    "agreed": "one, text",
-}
-logger = logging.getLogger("pipeline.spool")
-
-
 def moved_aside(path: Path) -> sqlite3.Connection:
     """Move a damaged file aside for good, and return a connection to it.
 
@@ -187,11 +190,6 @@ def take_over(old: sqlite3.Connection, new: sqlite3.Connection, path: Path) -> N
             new.execute("COMMIT")
         old.close()
     logger.warning(Event("spool_recovered", path=path, rows=taken))
-
-
-#: How often a process tries a lock before it queues for it, and the pause between two tries, s.
-TRIES, TRY_S = 20, 0.001
-Commit = TypeVar("Commit")
 
 
 class GroupCommit(Generic[Commit]):
@@ -349,10 +347,6 @@ class HostLock:
         if self._file < 0 or not os.fstat(self._file).st_nlink:
             self._file = open_private(self._path, self._path.with_suffix(""))
         return self._file
-
-
-#: Of this process: two objects for one file would not exclude each other, since the system's lock is the process's.
-_locks: PerProcess[dict[Path, HostLock]] = PerProcess(dict)
 
 
 def host_lock(path: Path) -> HostLock:

@@ -41,6 +41,19 @@ from pipeline.web.request import Request
 Begun = Callable[[], Iterable[Request]]
 #: Where a DAL, which may outlive a request, keeps whom it tells.
 _TOLD = "_pipeline_told"
+TABLE = "pipeline_outbox"
+#: Rows that are sent in one go besides a request's own.
+MOST_ROWS_A_REQUEST = 1000
+#: How long `durability="applied"` waits, s.
+APPLIED_S = 5.0
+#: A request sends rows of other buckets too once they are so old that their own process has died, ms.
+ABANDONED_MS = 5_000
+#: Log and shard remember a producer for a day; what is older might be doubled, and is left for people to judge, ms.
+FORGOTTEN_MS = 20 * 3600 * 1000
+#: By producer and bucket.
+Reached = dict[tuple[int, int], Position]
+logger = logging.getLogger("pipeline.web")
+_MAKE_IT = "start once with migrate_enabled=True and migrate=True in DAL(...), by a user that may create tables"
 
 
 def follow_commits(db: Any, begun: Begun) -> None:
@@ -78,20 +91,6 @@ def _tell(db: Any) -> list[Begun]:
     for name, value in ((_TOLD, told), ("commit", commit), ("rollback", rollback)):
         object.__setattr__(db, name, value)
     return told
-
-
-TABLE = "pipeline_outbox"
-#: Rows that are sent in one go besides a request's own.
-MOST_ROWS_A_REQUEST = 1000
-#: How long `durability="applied"` waits, s.
-APPLIED_S = 5.0
-#: A request sends rows of other buckets too once they are so old that their own process has died, ms.
-ABANDONED_MS = 5_000
-#: Log and shard remember a producer for a day; what is older might be doubled, and is left for people to judge, ms.
-FORGOTTEN_MS = 20 * 3600 * 1000
-#: By producer and bucket.
-Reached = dict[tuple[int, int], Position]
-logger = logging.getLogger("pipeline.web")
 
 
 class Kept(NamedTuple):
@@ -233,9 +232,6 @@ def defined(db: Any) -> Any:
         )
         db._fake_migrate_all = before
     return db[TABLE]
-
-
-_MAKE_IT = "start once with migrate_enabled=True and migrate=True in DAL(...), by a user that may create tables"
 
 
 def _stands(db: Any) -> bool:

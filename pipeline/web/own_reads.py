@@ -34,6 +34,28 @@ _Result = TypeVar("_Result")
 #: primary answers, which does not help while the op is still in the queue.
 QUEUED_S = 2.0
 logger = logging.getLogger("pipeline.web")
+_OPTIONS = ("shard_key", "idempotency_key", "durability", "again")
+#: Types of what a request brings. Others, such as pyDAL's expressions, have an `==` of their own.
+_PLAIN = (str, bytes, int, float, list, dict)
+#: How long a read with `reads = "own"` waits until what its request has written is applied, s.
+OWN_S = 5.0
+#: Warnings, behind the action's name.
+_OLDER = (
+    'reads %s, to which it has written, and sees it as it was before: attach(db.%s, reads="own") lets it see its own '
+    "writes; or read in the next request, after a redirect"
+)
+_CHOSEN = (
+    "reads %r, to which it has written, on a node that read_db had chosen before, and sees it as it was: call read_db "
+    "after the writes, in the next request"
+)
+_TOO_LATE = (
+    "has read or written before its tables were attached, so MySQL may show it an older state than its user has "
+    "written: attach in a model, before anything is read, or let the connections of the DAL be at READ COMMITTED "
+    "(after_connection=, see docs/attach.md)"
+)
+#: Warnings that a process logs at most.
+MOST_WARNED = 10_000
+_warned: set[tuple[str, str]] = set()
 
 
 class UserSession:
@@ -126,11 +148,6 @@ def _still_queued(error: BaseException) -> bool:
     return isinstance(error, StaleRead) and error.stage == "queued"
 
 
-_OPTIONS = ("shard_key", "idempotency_key", "durability", "again")
-#: Types of what a request brings. Others, such as pyDAL's expressions, have an `==` of their own.
-_PLAIN = (str, bytes, int, float, list, dict)
-
-
 def from_code(call: Callable[Concatenate[Any, _Given], _Result]) -> Callable[Concatenate[Any, _Given], _Result]:
     """Let a write of a request take options beside a mapping only, and protected fields from the code only.
 
@@ -196,27 +213,6 @@ def _refuse_protected(request: Any, target: Any, values: Mapping[str, Any]) -> N
 def _is_protected(table: Any, name: str) -> bool:
     field = getattr(table, name, None) if isinstance(name, str) else None
     return field is not None and (getattr(field, "type", "") == "id" or getattr(field, "writable", True) is False)
-
-
-#: How long a read with `reads = "own"` waits until what its request has written is applied, s.
-OWN_S = 5.0
-#: Warnings, behind the action's name.
-_OLDER = (
-    'reads %s, to which it has written, and sees it as it was before: attach(db.%s, reads="own") lets it see its own '
-    "writes; or read in the next request, after a redirect"
-)
-_CHOSEN = (
-    "reads %r, to which it has written, on a node that read_db had chosen before, and sees it as it was: call read_db "
-    "after the writes, in the next request"
-)
-_TOO_LATE = (
-    "has read or written before its tables were attached, so MySQL may show it an older state than its user has "
-    "written: attach in a model, before anything is read, or let the connections of the DAL be at READ COMMITTED "
-    "(after_connection=, see docs/attach.md)"
-)
-#: Warnings that a process logs at most.
-MOST_WARNED = 10_000
-_warned: set[tuple[str, str]] = set()
 
 
 class OwnReads(Calls):

@@ -34,6 +34,9 @@ from pipeline.reads.read_place import ReadPlace
 from pipeline.web.own_reads import OwnReads, UserSession, from_code, patient, rows_from_code
 
 _WORD = re.compile(r"\w+")
+#: When the ops of a request are sent: at each call, after its commit, or after its commit from a table in its database.
+MODES = ("now", "on_commit", "outbox")
+logger = logging.getLogger("pipeline.web")
 
 
 class ReadDAL:
@@ -145,11 +148,6 @@ def table_for(client: Client, db: Any) -> Any:
         f"there are {shards} shards and no reference table: say which rows are meant, read_db(db, TABLE, shard_key=…), "
         "or use pipeline.select(...)"
     )
-
-
-#: When the ops of a request are sent: at each call, after its commit, or after its commit from a table in its database.
-MODES = ("now", "on_commit", "outbox")
-logger = logging.getLogger("pipeline.web")
 
 
 class Request(OwnReads):

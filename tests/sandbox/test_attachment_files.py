@@ -11,7 +11,7 @@ import pytest
 from pydal import DAL, Field
 
 import pipeline
-from pipeline.attachment import detach, versions
+from pipeline.attachment import detach, hooks
 from pipeline.errors import ShardUnavailable
 from pipeline.testing import Sandbox, sandbox
 from pipeline.web.request import Request
@@ -22,9 +22,9 @@ ROW = 2**49 + 1
 @pytest.fixture
 def box() -> Iterator[Sandbox]:
     with sandbox() as made:
-        versions._waiting.clear()
+        hooks._waiting.clear()
         yield made
-        versions._waiting.clear()
+        hooks._waiting.clear()
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_file_that_the_update_gives_again_stays(box: Sandbox, db: Any, store: 
 
     db(db.picture.id == ROW).update(file=file.name, name="b")
     box.drain()
-    versions.sweep()
+    hooks.sweep()
 
     assert file.exists()
 
@@ -105,11 +105,11 @@ def test_a_rejected_op_leaves_the_file(box: Sandbox, db: Any, store: Callable[..
         session.execute("INSERT OR IGNORE INTO picture (id, name) VALUES (1, 'taken')")
         session.adapter.commit()
     outcome = box.drain()
-    versions.sweep()
+    hooks.sweep()
 
     assert outcome.rejected >= 1
     assert file.exists()
-    assert not versions._waiting
+    assert not hooks._waiting
 
 
 def test_a_request_that_failed_leaves_the_file(box: Sandbox, db: Any, store: Callable[..., Path]):
@@ -119,7 +119,7 @@ def test_a_request_that_failed_leaves_the_file(box: Sandbox, db: Any, store: Cal
 
     db(db.picture.id == ROW).delete()
     request.drop()
-    versions.sweep()
+    hooks.sweep()
 
     assert file.exists()
 
@@ -130,11 +130,11 @@ def test_a_request_that_went_well_takes_the_file_along(box: Sandbox, db: Any, st
     request.attach(db.picture)
 
     db(db.picture.id == ROW).delete()
-    versions.sweep()
+    hooks.sweep()
     unsent = file.exists()
     request.finish()
     box.drain()
-    versions.sweep()
+    hooks.sweep()
 
     assert (unsent, file.exists()) == (True, False)
 
@@ -145,7 +145,7 @@ def test_a_write_that_may_not_match_any_more_leaves_the_file(box: Sandbox, db: A
     db((db.picture.id == ROW) & (db.picture.name == "a")).update(draft="x")
     db((db.picture.id == ROW) & (db.picture.name == "a")).delete()
     box.drain()
-    versions.sweep()
+    hooks.sweep()
 
     assert file.exists()
     assert box.rows(db.picture) == []
@@ -159,7 +159,7 @@ def test_a_forbidden_write_leaves_the_file(box: Sandbox, db: Any, store: Callabl
     assert query.delete() == 0
     db(db.picture.id == 2**49).delete_naive()
     box.drain()
-    versions.sweep()
+    hooks.sweep()
 
     assert file.exists()
 
@@ -170,7 +170,7 @@ def test_a_version_keeps_its_file(box: Sandbox, db: Any, store: Callable[..., Pa
 
     db(db.picture.id == ROW).update(file=stored(db, "new"))
     box.drain()
-    versions.sweep()
+    hooks.sweep()
 
     assert [row["file"] for row in box.rows("picture_archive")] == [file.name]
     assert file.exists()
@@ -188,12 +188,12 @@ def test_what_nobody_can_tell_now_is_asked_again_and_forgotten_at_last(
 
     with monkeypatch.context() as patch:
         patch.setattr(box.client.follower, "status", away)
-        versions.sweep()
-        assert len(versions._waiting) == 1
-        patch.setattr(versions, "MOST_S", 0.0)
-        versions.sweep()
+        hooks.sweep()
+        assert len(hooks._waiting) == 1
+        patch.setattr(hooks, "MOST_S", 0.0)
+        hooks.sweep()
 
-    versions.sweep()
+    hooks.sweep()
     assert file.exists()
 
 

@@ -51,6 +51,49 @@ from workers.metrics import Tally
 _Numbers = dict[str, dict[str, int]]
 #: How many tables of a shard are told apart; the others are one, `OTHER`.
 MOST_TABLES, OTHER = 20, "other"
+_SHARD, _NODE, _HOST, _MOVE = ("shard",), ("shard", "node", "role"), ("host", "kind"), ("source", "target")
+#: What a record shows, each with its labels and help; a name in `DEPLOYMENT_COUNTERS` is of a counter.
+FAMILIES: dict[str, tuple[tuple[str, ...], str]] = {
+    "record_age_seconds": ((), "Age of what the other gauges show."),
+    "known": ((), "Whether every server answered; 0: some gauges are missing."),
+    "deployment_info": (("fingerprint", "buckets", "shards"), "What all processes agree on."),
+    "redis_memory_bytes": ((), "Memory that the log's Redis uses."),
+    "redis_memory_ratio": ((), "The used share of its maxmemory; 0 without a limit."),
+    "redis_full": ((), "Whether Redis refuses new ops."),
+    "queue_ops": (_SHARD, "Ops in the log that are not applied."),
+    "queue_oldest_seconds": (_SHARD, "Age of the oldest op in the log; 0 where there is none."),
+    "owned_buckets": (_SHARD, "Buckets that the shard owns by now, without that of reference tables."),
+    "dirty_buckets": (_SHARD, "Buckets that are marked as having work."),
+    "rejected_ops": (_SHARD, "Ops that are set aside because the database refused them."),
+    "given_up_ops": (_SHARD, "Rejected ops that were given up within a week, since too much was set aside."),
+    "parked_ops": (_SHARD, "Ops that are set aside behind a rejected op, or because their table is stopped."),
+    "poison_buckets": (_SHARD, "Buckets whose ops are tried alone, since one ended its worker or server."),
+    "ops_lost": (_SHARD, "Ops that Redis had acknowledged and then lost."),
+    "entries_forged": (_SHARD, "Entries of the log without a right signature."),
+    "waits": (("shard", "kind"), "Reasons for which ops wait, as pipeline why says them."),
+    "node_lag_seconds": (_NODE, "How far a replica is behind its primary."),
+    "node_lag_ops": (_NODE, "Ops that the primary has and the replica has not."),
+    "node_reading_seconds": (_NODE, "The bound of a replica's lag that readers go by."),
+    "node_report_age_seconds": (_NODE, "Age of the prober's report of a node."),
+    "node_state": ((*_NODE, "state"), "1 for the state that readers treat a node by."),
+    "reads": (("node", "kind", "reason"), "Reads by the node that was chosen and why; of refused ones, it is a shard."),
+    "moves": (("state",), "Moves of buckets under way, by how far they are."),
+    "moves_stuck": ((), "Moves that stand still, as pipeline status says it."),
+    "moves_oldest_seconds": ((), "Age of the oldest move under way; 0 where there is none."),
+    "move_rows": (_MOVE, "Rows that moves under way have copied, or compared or deleted since."),
+    "move_rows_known": (_MOVE, "Rows that are to move, as far as somebody has counted them."),
+    "spool_ops": (_HOST, "Ops that wait in a host's spool."),
+    "spool_bytes": (_HOST, "Size of a host's spool."),
+    "spool_oldest_seconds": (_HOST, "Age of the oldest op in a host's spool; 0 where there is none."),
+}
+DEPLOYMENT_COUNTERS = frozenset(("ops_lost", "entries_forged", "reads"))
+#: Reasons of which each shard always has a number, so that an alert sees 0 before 1.
+ALWAYS = ("primary-away", "restored", "paused", "breaker", "no-worker", "schema", "right")
+#: How many ports a worker tries, from the configured one on: so many workers of one configuration fit on a host.
+PORTS = 16
+#: How long one client may take to send its request, or to take the answer, s.
+CLIENT_S = 5.0
+logger = logging.getLogger("pipeline.metrics")
 
 
 class Counted(NamedTuple):
@@ -173,46 +216,6 @@ def _histogram(timed: Duration, numbers: _Numbers, sums: _Numbers, prefix: str) 
     return made
 
 
-_SHARD, _NODE, _HOST, _MOVE = ("shard",), ("shard", "node", "role"), ("host", "kind"), ("source", "target")
-#: What a record shows, each with its labels and help; a name in `DEPLOYMENT_COUNTERS` is of a counter.
-FAMILIES: dict[str, tuple[tuple[str, ...], str]] = {
-    "record_age_seconds": ((), "Age of what the other gauges show."),
-    "known": ((), "Whether every server answered; 0: some gauges are missing."),
-    "deployment_info": (("fingerprint", "buckets", "shards"), "What all processes agree on."),
-    "redis_memory_bytes": ((), "Memory that the log's Redis uses."),
-    "redis_memory_ratio": ((), "The used share of its maxmemory; 0 without a limit."),
-    "redis_full": ((), "Whether Redis refuses new ops."),
-    "queue_ops": (_SHARD, "Ops in the log that are not applied."),
-    "queue_oldest_seconds": (_SHARD, "Age of the oldest op in the log; 0 where there is none."),
-    "owned_buckets": (_SHARD, "Buckets that the shard owns by now, without that of reference tables."),
-    "dirty_buckets": (_SHARD, "Buckets that are marked as having work."),
-    "rejected_ops": (_SHARD, "Ops that are set aside because the database refused them."),
-    "given_up_ops": (_SHARD, "Rejected ops that were given up within a week, since too much was set aside."),
-    "parked_ops": (_SHARD, "Ops that are set aside behind a rejected op, or because their table is stopped."),
-    "poison_buckets": (_SHARD, "Buckets whose ops are tried alone, since one ended its worker or server."),
-    "ops_lost": (_SHARD, "Ops that Redis had acknowledged and then lost."),
-    "entries_forged": (_SHARD, "Entries of the log without a right signature."),
-    "waits": (("shard", "kind"), "Reasons for which ops wait, as pipeline why says them."),
-    "node_lag_seconds": (_NODE, "How far a replica is behind its primary."),
-    "node_lag_ops": (_NODE, "Ops that the primary has and the replica has not."),
-    "node_reading_seconds": (_NODE, "The bound of a replica's lag that readers go by."),
-    "node_report_age_seconds": (_NODE, "Age of the prober's report of a node."),
-    "node_state": ((*_NODE, "state"), "1 for the state that readers treat a node by."),
-    "reads": (("node", "kind", "reason"), "Reads by the node that was chosen and why; of refused ones, it is a shard."),
-    "moves": (("state",), "Moves of buckets under way, by how far they are."),
-    "moves_stuck": ((), "Moves that stand still, as pipeline status says it."),
-    "moves_oldest_seconds": ((), "Age of the oldest move under way; 0 where there is none."),
-    "move_rows": (_MOVE, "Rows that moves under way have copied, or compared or deleted since."),
-    "move_rows_known": (_MOVE, "Rows that are to move, as far as somebody has counted them."),
-    "spool_ops": (_HOST, "Ops that wait in a host's spool."),
-    "spool_bytes": (_HOST, "Size of a host's spool."),
-    "spool_oldest_seconds": (_HOST, "Age of the oldest op in a host's spool; 0 where there is none."),
-}
-DEPLOYMENT_COUNTERS = frozenset(("ops_lost", "entries_forged", "reads"))
-#: Reasons of which each shard always has a number, so that an alert sees 0 before 1.
-ALWAYS = ("primary-away", "restored", "paused", "breaker", "no-worker", "schema", "right")
-
-
 class Gauges:
     """The families of one scrape."""
 
@@ -308,13 +311,6 @@ def _node(made: Gauges, shard: str, node: NodeRecord) -> None:
     made.put("node_reading_seconds", node.reading_ms, *of, per=1000)
     made.put("node_report_age_seconds", node.age_ms, *of, per=1000)
     made.put("node_state", 1, *of, str(node.state))
-
-
-#: How many ports a worker tries, from the configured one on: so many workers of one configuration fit on a host.
-PORTS = 16
-#: How long one client may take to send its request, or to take the answer, s.
-CLIENT_S = 5.0
-logger = logging.getLogger("pipeline.metrics")
 
 
 class Worker:

@@ -32,6 +32,16 @@ from workers.metrics.port import Tables, metrics_of, of_record
 from workers.pipeline_tab.pages import DeadOpPage, DeadPage, HostsPage, Moving, OverviewPage, ShardPage, Stopping
 
 pages_logger = logging.getLogger("pipeline.metrics")
+HERE = Path(__file__).parent
+#: Where the entry goes: behind Flower's own.
+_BEHIND = ">Broker</a>\n        </li>\n"
+_ENTRY = """        <li class="nav-item">
+          <a class="nav-link{% if active_tab == 'pipeline' %} active{% end %}"
+            href="{{ reverse_url('pipeline') }}"
+            {% if active_tab == 'pipeline' %}aria-current="page"{% end %}>Pipeline</a>
+        </li>
+"""
+logger = logging.getLogger("pipeline.flower")
 
 
 class Deployment:
@@ -84,18 +94,6 @@ class HealthPage(Healthcheck):
         heard_s = max((worker.heartbeats[-1] for worker in workers if worker.heartbeats), default=None)
         ago = "" if heard_s is None else f"{max(0.0, clock.wall_ms() / 1000 - heard_s):.1f}"
         self.write(f"OK\nheard_s={ago}\n")
-
-
-HERE = Path(__file__).parent
-#: Where the entry goes: behind Flower's own.
-_BEHIND = ">Broker</a>\n        </li>\n"
-_ENTRY = """        <li class="nav-item">
-          <a class="nav-link{% if active_tab == 'pipeline' %} active{% end %}"
-            href="{{ reverse_url('pipeline') }}"
-            {% if active_tab == 'pipeline' %}aria-current="page"{% end %}>Pipeline</a>
-        </li>
-"""
-logger = logging.getLogger("pipeline.flower")
 
 
 class TabLoader(Loader):

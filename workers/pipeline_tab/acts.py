@@ -26,6 +26,14 @@ from pipeline.shard.records.replays import Action, last_actions
 #: have a point every five.
 EVERY_S, EVERY_OF_MANY_S, MANY, HISTORY_S = 1.0, 2.0, 16, 5.0
 NO_RECORD = "no worker has published a record within the last ten minutes; run: celery -A workers worker"
+#: How many ops a page lists of each shard, and how many a trial or an order names.
+MOST_LISTED, MOST_NAMED = 100, 200
+#: How long one order may take, s: a browser waits for the answer. What is left is ordered again.
+ORDER_S = 15.0
+#: How many actions a page lists.
+MOST_ACTIONS = 50
+#: This process's client; threads share it.
+client = PerProcess(Client)
 
 
 class Seen(NamedTuple):
@@ -83,17 +91,6 @@ class Feed:
 
 
 feed = PerProcess(Feed)
-
-
-#: How many ops a page lists of each shard, and how many a trial or an order names.
-MOST_LISTED, MOST_NAMED = 100, 200
-#: How long one order may take, s: a browser waits for the answer. What is left is ordered again.
-ORDER_S = 15.0
-#: How many actions a page lists.
-MOST_ACTIONS = 50
-
-#: This process's client; threads share it.
-client = PerProcess(Client)
 
 
 class Listed(NamedTuple):

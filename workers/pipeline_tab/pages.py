@@ -27,6 +27,12 @@ POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; base-uri 'none'"
 )
 
+#: What a filter may name, in the words of `pipeline dead list --where`.
+FILTERS = ("table", "shard", "state", "reason", "code", "since")
+#: How long a text may be that a cookie carries to the next page.
+_MOST_TOLD = 900
+_T = TypeVar("_T")
+
 
 class TabPage(BaseHandler):
     """A page of the tab. Its parts that change are sent again as they change."""
@@ -156,13 +162,6 @@ class HostsPage(TabPage):
             await self.stream()
         else:
             self.show("pipeline_hosts.html", await feed().newest(), title="Hosts and spools", tab="hosts")
-
-
-#: What a filter may name, in the words of `pipeline dead list --where`.
-FILTERS = ("table", "shard", "state", "reason", "code", "since")
-#: How long a text may be that a cookie carries to the next page.
-_MOST_TOLD = 900
-_T = TypeVar("_T")
 
 
 class Acting(TabPage):

@@ -65,6 +65,19 @@ _DATABASE = (
     (("is blocked because",), "run mariadb-admin flush-hosts on this node"),
 )
 
+#: Installed by a system, or by pip, which starts it as a script or a module of Python.
+_PROGRAMS = frozenset(("uwsgi", "uwsgi-core", "uwsgi_python3", "pyuwsgi"))
+#: uWSGI's own words for threads, in an ini file and on its command line.
+_THREADS = re.compile(r"^\s*(?:--)?(?:enable-threads(?:\s*=\s*(?:true|1|yes|on))?|threads\s*=?\s*[1-9]\d*)\s*$", re.M)
+#: How long the workers that listen for a shard may take to apply the op, s.
+APPLIED_S = 2.0
+#: How long workers may take to answer which queues they listen to, s.
+LISTEN_S = 1.0
+#: How long the op may take in all that tries the way to each shard, s.
+PROBE_S = APPLIED_S + 5.0
+#: How much more than `ASK_S` a table adds, s: four statements ask for the user's rights, each a round trip.
+TABLE_S = 0.02
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -150,12 +163,6 @@ def _cure(table: Sequence[tuple[tuple[str, ...], str]], why: str, key: str) -> s
     return next(found, "").format(key=key)
 
 
-#: Installed by a system, or by pip, which starts it as a script or a module of Python.
-_PROGRAMS = frozenset(("uwsgi", "uwsgi-core", "uwsgi_python3", "pyuwsgi"))
-#: uWSGI's own words for threads, in an ini file and on its command line.
-_THREADS = re.compile(r"^\s*(?:--)?(?:enable-threads(?:\s*=\s*(?:true|1|yes|on))?|threads\s*=?\s*[1-9]\d*)\s*$", re.M)
-
-
 def uwsgi_findings(evidence: Evidence) -> Iterator[Finding]:
     """Yield a warning for each uWSGI server that names no threads; its version is not seen from outside.
 
@@ -202,10 +209,6 @@ def _ini(name: str) -> str:
         return ""
 
 
-#: How long the workers that listen for a shard may take to apply the op, s.
-APPLIED_S = 2.0
-
-
 def failed_probes(settings: Settings, schemas: Iterable[TableSchema], shards: Iterable[str]) -> dict[str, str]:
     """Append an op to each shard with this process's own rights, and see it applied; return by shard what failed.
 
@@ -244,14 +247,6 @@ def failed_probes(settings: Settings, schemas: Iterable[TableSchema], shards: It
 def _changing_nothing(schema: TableSchema) -> Op:
     never = ["and", ["=", schema.id_index, 1], ["=", schema.id_index, 2]]
     return Op(DELETE, schema.name, schema.hash, clock.wall_ms(), where=never)
-
-
-#: How long workers may take to answer which queues they listen to, s.
-LISTEN_S = 1.0
-#: How long the op may take in all that tries the way to each shard, s.
-PROBE_S = APPLIED_S + 5.0
-#: How much more than `ASK_S` a table adds, s: four statements ask for the user's rights, each a round trip.
-TABLE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,16 @@ from pipeline.shard.columns import (
 from pipeline.shard.survey import Survey, SurveyedTable
 
 MISSING = "missing"
+MIGRATE = "pipeline migrate"
+_NOT_REPLICATED = "its primary has it: look at SHOW SLAVE STATUS; rebuild the replica if it was altered by hand"
+_WIDE_CHARSETS = ("utf8mb4", "utf16", "utf16le", "utf32", "ucs4")
+_TIMESTAMP = "is a TIMESTAMP, which the server converts from the zone of a session and to it"
+_NOW = "is filled by the database with the time in the zone of a session"
+_TRIGGER = "asks for the time in the zone of a session"
+_SAME_ZONE = (
+    "write the zone of the application's own sessions below its shard: time_zone = \"SYSTEM\" for the server's, "
+    'else such as "+00:00"'
+)
 
 
 class Drift(NamedTuple):
@@ -67,11 +77,6 @@ def drift_lines(evidence: Evidence) -> list[str]:
     places = [f"{drift.table}.{drift.column}" for drift in found]
     width = max(map(len, places), default=0)
     return [f"{place:{width}}  {drift.listed}" for place, drift in zip(places, found, strict=True)]
-
-
-MIGRATE = "pipeline migrate"
-_NOT_REPLICATED = "its primary has it: look at SHOW SLAVE STATUS; rebuild the replica if it was altered by hand"
-_WIDE_CHARSETS = ("utf8mb4", "utf16", "utf16le", "utf32", "ucs4")
 
 
 def schema_findings(evidence: Evidence) -> Iterator[Finding]:
@@ -293,15 +298,6 @@ def moments(node: Survey, names: Iterable[str], severity: str) -> Iterator[Findi
     for place, what in places if node.zone else ():
         zones = f"the pipeline's sessions are not, but the server is at {node.zone}, and so may the application be"
         yield Finding(severity, place, f"{what}: {zones}", _SAME_ZONE, (node.node,))
-
-
-_TIMESTAMP = "is a TIMESTAMP, which the server converts from the zone of a session and to it"
-_NOW = "is filled by the database with the time in the zone of a session"
-_TRIGGER = "asks for the time in the zone of a session"
-_SAME_ZONE = (
-    "write the zone of the application's own sessions below its shard: time_zone = \"SYSTEM\" for the server's, "
-    'else such as "+00:00"'
-)
 
 
 def _engine(node: Survey, table: str, engine: str, severity: str) -> Iterator[Finding]:

@@ -26,6 +26,11 @@ from pipeline.shard.table_facts import constraints_of
 
 #: Entries of one bucket that are read at once: an op may have megabytes.
 STEP = 100
+_WAIT = "wait for the queue, replay or drop what was set aside (pipeline dead list), and run migrate --contract again"
+_RETURNED = (
+    "the definition that was published last is an older one: a process of the release before has published it. Restart "
+    "that process with the newest model; if the old model is back for good, drop the column by hand"
+)
 
 
 class Published(NamedTuple):
@@ -181,13 +186,6 @@ def contract(
         yield Fault(shard, schema.name, _RETURNED)
     else:
         yield from found
-
-
-_WAIT = "wait for the queue, replay or drop what was set aside (pipeline dead list), and run migrate --contract again"
-_RETURNED = (
-    "the definition that was published last is an older one: a process of the release before has published it. Restart "
-    "that process with the newest model; if the old model is back for good, drop the column by hand"
-)
 
 
 def _dropped(

@@ -27,6 +27,16 @@ from pipeline.shard.table_facts import rows_about
 AGAIN_S = 0.5
 #: A wait is shown after so long, and then so often, s. A healthy replica has the heartbeat before.
 SHOW_AFTER_S, SHOW_S = 1.0, 5.0
+#: How long an ALTER waits for a table, s, and how long it is tried again.
+TABLE_WAIT_S, TRY_S = 2, 60
+#: Lock wait timeout: somebody's transaction uses the table.
+_IN_USE = 1205
+#: The server cannot do this change with the algorithm or the lock that was asked for.
+_NOT_THIS_WAY = {1800, 1801, 1845, 1846}
+#: Behind an ALTER TABLE: no rows are written, or they are while others write. CREATE and DROP INDEX take no commas.
+_ONLINE_ALTER = (", ALGORITHM=INSTANT", ", ALGORITHM=INPLACE, LOCK=NONE")
+_ADDS_KEY = " ADD FOREIGN KEY "
+_ONLINE_INDEX = (" ALGORITHM=INPLACE LOCK=NONE",)
 
 
 class Behind(NamedTuple):
@@ -113,18 +123,6 @@ def lag_of(pipeline: Client, shard: str, primary: NodeSession) -> Iterator[Repli
     with ExitStack() as stack:
         sessions = {node: stack.enter_context(brief(node, pipeline.nodes.uri(node))) for node in others}
         yield ReplicaLag(shard, pipeline.settings.reads.max_lag_s, primary, sessions)
-
-
-#: How long an ALTER waits for a table, s, and how long it is tried again.
-TABLE_WAIT_S, TRY_S = 2, 60
-#: Lock wait timeout: somebody's transaction uses the table.
-_IN_USE = 1205
-#: The server cannot do this change with the algorithm or the lock that was asked for.
-_NOT_THIS_WAY = {1800, 1801, 1845, 1846}
-#: Behind an ALTER TABLE: no rows are written, or they are while others write. CREATE and DROP INDEX take no commas.
-_ONLINE_ALTER = (", ALGORITHM=INSTANT", ", ALGORITHM=INPLACE, LOCK=NONE")
-_ADDS_KEY = " ADD FOREIGN KEY "
-_ONLINE_INDEX = (" ALGORITHM=INPLACE LOCK=NONE",)
 
 
 class StatementRefused(PipelineError):

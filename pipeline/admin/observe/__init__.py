@@ -77,6 +77,13 @@ QUIET_RECORD_S = 2.5
 #: The time between two searches for keys in Redis that nobody of ours has written, s, and while all shards are quiet:
 #: workers delete them.
 STRANGE_S, QUIET_STRANGE_S = 10.0, 180.0
+logger = logging.getLogger("pipeline.observer")
+#: The lease of the worker that publishes, and how long it lasts without a sign of life, ms.
+LEASE, LEASE_MS = "observe", 3000
+#: The time between two records, s.
+EVERY_S = 1.0
+#: The time between two points of the last minutes, and of the last hours, s.
+RECENT_S, DAY_S = 5.0, 300.0
 
 
 class Observer:
@@ -360,16 +367,6 @@ def _waits(shard: str, stops: Iterable[WaitReason], queue: Queue, stopped: Mappi
 
 def _why(node: str, error: PipelineError) -> str:
     return str(error).removeprefix(f"node {node!r}: ")
-
-
-logger = logging.getLogger("pipeline.observer")
-
-#: The lease of the worker that publishes, and how long it lasts without a sign of life, ms.
-LEASE, LEASE_MS = "observe", 3000
-#: The time between two records, s.
-EVERY_S = 1.0
-#: The time between two points of the last minutes, and of the last hours, s.
-RECENT_S, DAY_S = 5.0, 300.0
 
 
 class Spans:

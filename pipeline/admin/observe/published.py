@@ -27,6 +27,13 @@ from pipeline.reads.routing import Chosen
 
 #: A record that is older is not what is now: no worker publishes, ms.
 FRESH_MS = 5_000
+#: How many points are read anew: they are those of half a minute, and of half an hour.
+_NEWEST = 6
+_record_of = msgspec.json.Decoder(Record)
+_shard_of = msgspec.json.Decoder(ShardRecord)
+#: A host that said so long ago that its spool is empty is not shown, ms.
+SILENT_MS = 600_000
+_host_of = msgspec.json.Decoder(HostRecord)
 
 
 class Point(NamedTuple):
@@ -56,8 +63,6 @@ class History(NamedTuple):
 
 #: Of a shard of which nothing was read yet.
 NO_HISTORY = History()
-#: How many points are read anew: they are those of half a minute, and of half an hour.
-_NEWEST = 6
 
 
 class Newest(NamedTuple):
@@ -77,8 +82,6 @@ class Newest(NamedTuple):
         return self.age_ms <= FRESH_MS
 
 
-_record_of = msgspec.json.Decoder(Record)
-_shard_of = msgspec.json.Decoder(ShardRecord)
 _point_of = msgspec.json.Decoder(Point)
 
 
@@ -212,11 +215,6 @@ def _most(numbers: Sequence[int | None]) -> int | None:
 def _mean(numbers: Sequence[float | None]) -> float | None:
     known = [one for one in numbers if one is not None]
     return round(sum(known) / len(known), 1) if known else None
-
-
-#: A host that said so long ago that its spool is empty is not shown, ms.
-SILENT_MS = 600_000
-_host_of = msgspec.json.Decoder(HostRecord)
 
 
 @dataclass(frozen=True, slots=True)

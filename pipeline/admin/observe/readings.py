@@ -44,6 +44,12 @@ REPORTED_MS = 5_000
 #: How long a server may take for its whole answer, s.
 ASK_S = 3.0
 _T = TypeVar("_T")
+#: Rates are taken over so many seconds: readers send their counts once a second, and batches come in bursts.
+SPAN_S = 10.0
+#: A quiet shard's queue is looked at anew after so long, s.
+LOOK_S = 180.0
+#: Where Redis does not answer, no worker is said to be missing.
+_NOTHING = Noted(True, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,10 +220,6 @@ def ask_all(questions: Mapping[str, Callable[[], _T]], timeout_s: float = ASK_S)
     return {name: answers.get(name, silent) for name in questions}
 
 
-#: Rates are taken over so many seconds: readers send their counts once a second, and batches come in bursts.
-SPAN_S = 10.0
-
-
 class Window:
     """Counters of the last seconds; a counter that has shrunk was forgotten by Redis, and begins anew."""
 
@@ -322,12 +324,6 @@ def with_reads(nodes: Sequence[NodeRecord], window: Window) -> list[NodeRecord]:
         share = round(reads / total, 3) if total else None
         found.append(replace(node, reads_per_s=round(reads / window.span_s, 1), reads_share=share))
     return found
-
-
-#: A quiet shard's queue is looked at anew after so long, s.
-LOOK_S = 180.0
-#: Where Redis does not answer, no worker is said to be missing.
-_NOTHING = Noted(True, {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,19 @@ _STRANGE = "in Redis: not of the pipeline's making, by its type, size or expiry"
 #: A replica that gets nothing new, does not answer or may not be used: reads go to others.
 _AVOIDED = (NodeState.STALLED, NodeState.OUT, NodeState.UNFIT, NodeState.NO_READING)
 _BRING_BACK = "start its server and its replication; then run: pipeline check"
+#: Raised with each change of the JSON that a program could stumble over.
+RECORD_VERSION = 1
+#: Who made a record: workers, or the command that shows it, where no worker publishes one.
+BY_WORKERS, OWN_LOOK = "workers", "own look"
+#: How many tables, buckets and hosts a record names at most: the hottest, the deepest, the fullest.
+HOTTEST = DEEPEST = 20
+FULLEST = 200
+#: The age from which on an op, or the lag of a replica, is shown as late, ms.
+LATE_MS = 5_000
+#: What only passes, by the kind of its reason; all else stops ops until somebody mends it.
+PASSING = frozenset(("early", "locked", "testing", "queued", "database", "moving"))
+#: How many reasons to wait a shard's record has at most, the worst; and how many strange keys.
+MOST_WAITS, MOST_STRANGE = 50, 100
 
 
 class Away(NamedTuple):
@@ -124,21 +137,6 @@ def _late(host: HostRecord) -> OpFault:
 
 def _ops(count: int, what: str) -> tuple[str, str]:
     return f"{count:,} op{'s' * (count != 1)}", f"{'was' if count == 1 else 'were'} {what}"
-
-
-#: Raised with each change of the JSON that a program could stumble over.
-RECORD_VERSION = 1
-#: Who made a record: workers, or the command that shows it, where no worker publishes one.
-BY_WORKERS, OWN_LOOK = "workers", "own look"
-#: How many tables, buckets and hosts a record names at most: the hottest, the deepest, the fullest.
-HOTTEST = DEEPEST = 20
-FULLEST = 200
-#: The age from which on an op, or the lag of a replica, is shown as late, ms.
-LATE_MS = 5_000
-#: What only passes, by the kind of its reason; all else stops ops until somebody mends it.
-PASSING = frozenset(("early", "locked", "testing", "queued", "database", "moving"))
-#: How many reasons to wait a shard's record has at most, the worst; and how many strange keys.
-MOST_WAITS, MOST_STRANGE = 50, 100
 
 
 @dataclass(frozen=True, slots=True)

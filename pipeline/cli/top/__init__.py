@@ -33,6 +33,14 @@ from pipeline.errors import PipelineError
 
 #: The time between two counts of what is set aside, s: it is a query of the shard's primary.
 ASIDE_S = 3.0
+#: The time between two looks, s.
+APART_S = 1.0
+#: How long a key is waited for before the screen is drawn again, s.
+KEY_S = 0.2
+#: One key: an arrow as terminals send it, or a character.
+_KEY = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]|.", re.DOTALL)
+_NAMES = {"A": "up", "B": "down", "C": "enter", "D": "escape"}
+_SINGLE = {"\r": "enter", "\n": "enter", "\x1b": "escape", "\x7f": "escape", "\b": "escape", "k": "up", "j": "down"}
 
 
 class Watcher:
@@ -176,15 +184,6 @@ try:
     _POSIX = True
 except ImportError:  # Windows
     _POSIX = False
-
-#: The time between two looks, s.
-APART_S = 1.0
-#: How long a key is waited for before the screen is drawn again, s.
-KEY_S = 0.2
-#: One key: an arrow as terminals send it, or a character.
-_KEY = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]|.", re.DOTALL)
-_NAMES = {"A": "up", "B": "down", "C": "enter", "D": "escape"}
-_SINGLE = {"\r": "enter", "\n": "enter", "\x1b": "escape", "\x7f": "escape", "\b": "escape", "k": "up", "j": "down"}
 
 
 @click.command("top")

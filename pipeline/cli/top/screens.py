@@ -17,6 +17,13 @@ from pipeline.admin.observe.record import Record, ShardRecord, stop_word
 from pipeline.cli.status_screen import head, moves_table, nodes_table, notices, replicas_table, shards_table, utf8_of
 
 Verb = Literal["pause", "resume", "count", "replay"]
+#: A record that is older is said to be old, s.
+OLD_S = 3.0
+#: How many tables and errors the page of a shard lists, so that its sentences fit below.
+MOST_TABLES = MOST_ASIDE = 6
+_KEYS = "  ↑↓ select  enter open  p pause  r resume  x replay dead ops  q end"
+_KEYS_OPEN = "  ↑↓ select  esc back  p pause  r resume  x replay dead ops  q end"
+_ASCII = str.maketrans({"↑": "up/", "↓": "down", "▸": ">", "…": "..."})
 
 
 class Order(NamedTuple):
@@ -182,15 +189,6 @@ def _order(board: Board, key: str) -> tuple[Board, Order | None]:
 
 def _row_of(board: Board) -> int:
     return next((n for n, one in enumerate(board.shards) if one.shard == board.opened), 0)
-
-
-#: A record that is older is said to be old, s.
-OLD_S = 3.0
-#: How many tables and errors the page of a shard lists, so that its sentences fit below.
-MOST_TABLES = MOST_ASIDE = 6
-_KEYS = "  ↑↓ select  enter open  p pause  r resume  x replay dead ops  q end"
-_KEYS_OPEN = "  ↑↓ select  esc back  p pause  r resume  x replay dead ops  q end"
-_ASCII = str.maketrans({"↑": "up/", "↓": "down", "▸": ">", "…": "..."})
 
 
 @dataclass(frozen=True, slots=True)

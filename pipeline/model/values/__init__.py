@@ -32,6 +32,13 @@ _DATETIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)(?:[ T](\d\d):(\d\d)(?::(\d\d)(?:\
 _TIME = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?", re.ASCII)
 _UTC_ADVICE = "it has a time zone; send value.astimezone(timezone.utc).replace(tzinfo=None)"
 _CUT_ADVICE = "the column holds whole seconds; send value.replace(microsecond=0)"
+Canonical = bool | int | float | str | list[Any] | None
+Checker = Callable[[object], Canonical]
+#: Types on which '' is a value. On every other type it is None, as in pyDAL.
+TEXT_KINDS = frozenset({"string", "text", "json"})
+#: `str` of a Decimal with no more places than this has no exponent.
+EXACT_SCALE = 6
+_unpadded: Checker = methodcaller("rstrip", " ")
 
 
 def day(cut: bool) -> Callable[[object], str]:
@@ -130,15 +137,6 @@ def _from_first_year(value: object, found: date) -> date:
     return found
 
 
-Canonical = bool | int | float | str | list[Any] | None
-Checker = Callable[[object], Canonical]
-
-#: Types on which '' is a value. On every other type it is None, as in pyDAL.
-TEXT_KINDS = frozenset({"string", "text", "json"})
-#: `str` of a Decimal with no more places than this has no exponent.
-EXACT_SCALE = 6
-
-
 def checker(table: str, column: Column) -> Checker:
     """Return the function that turns a caller's value into its canonical form.
 
@@ -179,9 +177,6 @@ def key_form(column: Column) -> Checker | None:
         column: the shard key's.
     """
     return _unpadded if column.kind in ("string", "text") else None
-
-
-_unpadded: Checker = methodcaller("rstrip", " ")
 
 
 def python_value(column: Column, canonical: Canonical) -> Any:

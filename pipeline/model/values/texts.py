@@ -40,6 +40,18 @@ FLOAT_RANGE = (1.17550e-38, 3.40282e38)
 _WIDEST = Context(prec=65)
 _WHOLE = re.compile(r"[+-]?[0-9]{1,40}")
 _NUMBER = re.compile(r"[+-]?([0-9]{1,400}(\.[0-9]{0,400})?|\.[0-9]{1,400})([eE][+-]?[0-9]{1,3})?")
+#: Classes of web2py and pyDAL that mean their str(): a translation, a password to be hashed. Known by name, since a
+#: worker or a plain script has neither framework.
+LAZY_TEXTS = frozenset({"lazyT", "LazyCrypt"})
+#: Texts that mean a boolean to pyDAL and to a reader alike; 'on' is an HTML checkbox. Without 'no' and 'off', which
+#: pyDAL stores as True.
+BOOLEANS = {"T": True, "True": True, "true": True, "1": True, "on": True}
+#: What pyDAL stores as its `str` where the column is a text: the text says all of it.
+_PRINTED = frozenset((bool, int, float, Decimal, date, datetime, time, UUID))
+#: pyDAL writes of a moment within JSON what this many characters hold: no microseconds, no time zone.
+JSON_MOMENT = len("2024-05-01 09:30:00")
+#: pyDAL puts this beside a `|` at an item's end, and strips it there on reading.
+UNIT_SEPARATOR = "\x1f"
 
 
 def whole(column: Column) -> Callable[[object], int]:
@@ -177,19 +189,7 @@ def _decimal(value: object) -> Decimal:
         raise Refused(value, "send an int, a float or a decimal.Decimal") from None
 
 
-#: Classes of web2py and pyDAL that mean their str(): a translation, a password to be hashed. Known by name, since a
-#: worker or a plain script has neither framework.
-LAZY_TEXTS = frozenset({"lazyT", "LazyCrypt"})
-#: Texts that mean a boolean to pyDAL and to a reader alike; 'on' is an HTML checkbox. Without 'no' and 'off', which
-#: pyDAL stores as True.
-BOOLEANS = {"T": True, "True": True, "true": True, "1": True, "on": True}
 BOOLEANS |= {"F": False, "False": False, "false": False, "0": False}
-#: What pyDAL stores as its `str` where the column is a text: the text says all of it.
-_PRINTED = frozenset((bool, int, float, Decimal, date, datetime, time, UUID))
-#: pyDAL writes of a moment within JSON what this many characters hold: no microseconds, no time zone.
-JSON_MOMENT = len("2024-05-01 09:30:00")
-#: pyDAL puts this beside a `|` at an item's end, and strips it there on reading.
-UNIT_SEPARATOR = "\x1f"
 
 
 def text(value: object) -> str:

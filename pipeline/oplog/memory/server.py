@@ -33,6 +33,8 @@ from pipeline.oplog.appends import (
 )
 from pipeline.oplog.shared_state import BELL_MS, IDEMPOTENCY_TTL_MS, Note, this_process
 
+_HELD = Placed(HELD, Position(0, 0))
+
 
 class Timed(NamedTuple):
     """A value that expires at a time, in ms."""
@@ -231,7 +233,6 @@ class MemoryServer:
 
 
 _UNSENT = Sent(0, Position(0, 0))
-_HELD = Placed(HELD, Position(0, 0))
 
 
 class MemoryAppends(MemoryServer):

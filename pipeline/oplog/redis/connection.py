@@ -40,6 +40,8 @@ CUT_BYTES = 100_000
 #: So many bytes of entries are cut in one round trip at most: a server does all of it before it serves anybody else.
 CUT_AT_ONCE_BYTES = 10_000_000
 _Result = TypeVar("_Result")
+#: How long a server may take to answer, s.
+ANSWER_S = 2.0
 
 
 def connect(url: str, *, read_s: float, connect_s: float) -> redis.Redis:
@@ -374,10 +376,6 @@ def position_of(id: Any) -> Position:
         id: the reply.
     """
     return Position.parse(text_of(id))
-
-
-#: How long a server may take to answer, s.
-ANSWER_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)

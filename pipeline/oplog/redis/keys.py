@@ -64,6 +64,26 @@ from pipeline.errors import NotAnOp
 from pipeline.model import FORGED, PACKED, START, TOO_LARGE, Entry, Op, Position, sheet
 from pipeline.model.sheet import Read, Sheet, SheetEntry
 
+_BYTES = 32
+#: How far before the end the line's end stands.
+_MARK = -_BYTES - 1
+#: What a definition's signature begins with; an op's begins with digits.
+DEFINITION = b"definition"
+#: The most bytes of a pack. A read of one op reads the whole pack, and beyond 50 ops the server gains little more.
+MOST_BYTES = 8_192
+#: The most ops of a pack, or of a sheet.
+MOST_OPS = MOST_BYTES // 32
+#: The most bytes of a sheet of several rows.
+MOST_SHEET_BYTES = 2 * MOST_BYTES
+#: So many rows are measured of a sheet that may be too large.
+SAMPLE = 8
+_KIND = b'["pack",'
+_PACK = _KIND + b"%b,null,[],[],null,[],[],[],null,[%b],null,%d]"
+_fields: Any = [(name, list[msgspec.Raw] if name == "ops" else msgspec.Raw) for name in Op.__struct_fields__]
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
+    msgspec.defstruct("Pack", _fields, array_like=True, frozen=True, forbid_unknown_fields=True)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -214,13 +234,6 @@ class Keys:
         return f"{self.prefix}:chore:{name}"
 
 
-_BYTES = 32
-#: How far before the end the line's end stands.
-_MARK = -_BYTES - 1
-#: What a definition's signature begins with; an op's begins with digits.
-DEFINITION = b"definition"
-
-
 def keys_of(text: str, prefix: str) -> tuple[bytes, ...]:
     """Return the keys of one deployment: the first signs, each verifies.
 
@@ -284,22 +297,6 @@ def verified(keys: Sequence[bytes], about: bytes, found: bytes, *, unsigned: boo
 
 def _seal(key: bytes, whole: bytes) -> bytes:
     return blake2b(whole, key=key, digest_size=_BYTES).digest()
-
-
-#: The most bytes of a pack. A read of one op reads the whole pack, and beyond 50 ops the server gains little more.
-MOST_BYTES = 8_192
-#: The most ops of a pack, or of a sheet.
-MOST_OPS = MOST_BYTES // 32
-#: The most bytes of a sheet of several rows.
-MOST_SHEET_BYTES = 2 * MOST_BYTES
-#: So many rows are measured of a sheet that may be too large.
-SAMPLE = 8
-_KIND = b'["pack",'
-_PACK = _KIND + b"%b,null,[],[],null,[],[],[],null,[%b],null,%d]"
-_fields: Any = [(name, list[msgspec.Raw] if name == "ops" else msgspec.Raw) for name in Op.__struct_fields__]
-_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
-    msgspec.defstruct("Pack", _fields, array_like=True, frozen=True, forbid_unknown_fields=True)
-)
 
 
 def packed(payloads: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:

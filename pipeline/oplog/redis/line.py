@@ -59,6 +59,10 @@ WAIT_MS = 20
 #: No answer in time, as the driver says it, and as the kernel does.
 _UNANSWERED = (redis.exceptions.TimeoutError, TimeoutError, BlockingIOError)
 _TRANSIENT = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.ReadOnlyError, OSError)
+#: What an epoch key begins with, as in `raise_epoch.lua`.
+_EPOCH = re.compile(r"\d{1,15} [\w:]{1,60}", re.ASCII)
+#: Names of keys in one answer of Redis, which does nothing else meanwhile.
+SCAN = 500
 
 
 class RedisLine:
@@ -371,12 +375,6 @@ def _read_reply(text: bytes | str, scope: Scope) -> Appended:
     numbers = list(map(int, words[2:]))
     placed = [Placed(numbers[i], Position(numbers[i + 1], numbers[i + 2])) for i in range(0, len(numbers), 3)]
     return Appended(placed, ring)
-
-
-#: What an epoch key begins with, as in `raise_epoch.lua`.
-_EPOCH = re.compile(r"\d{1,15} [\w:]{1,60}", re.ASCII)
-#: Names of keys in one answer of Redis, which does nothing else meanwhile.
-SCAN = 500
 
 
 class RedisAppends(RedisServer):

@@ -46,6 +46,7 @@ FIRST_ENTRIES = 128
 LAST_S = 30.0
 #: What a note of past watermarks begins with, see `admin/upkeep`.
 _NOTE = re.compile(r"\d{1,15} .*", re.ASCII | re.DOTALL)
+_SCOPE = Scope("check", ("check",))
 
 
 class RedisEntries(RedisServer):
@@ -449,9 +450,6 @@ def _noting(notes: Mapping[int, str], *, anew: bool) -> list[Any]:
 def _notes_of(flat: list[Any]) -> dict[int, str]:
     """Return the reply of `note_attempts.lua` as notes by bucket."""
     return {int(flat[i]): text_of(flat[i + 1]) for i in range(0, len(flat), 2)}
-
-
-_SCOPE = Scope("check", ("check",))
 
 
 def rehearse(url: str, prefix: str, read_s: float) -> None:

@@ -32,6 +32,8 @@ _NO_TEXTS = (
     *("blob", "geometry", "geography"),
 )
 
+_Row = Sequence[Any]
+
 
 class ShardQuery(NamedTuple):
     """One shard's part.
@@ -248,9 +250,6 @@ def _parts(expression: Any) -> Iterator[Any]:
         if kind_of(part) == "Expression":
             yield part
             yield from _parts(part)
-
-
-_Row = Sequence[Any]
 
 
 @dataclass(frozen=True, slots=True)

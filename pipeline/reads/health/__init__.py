@@ -25,6 +25,14 @@ from pipeline.shard.records import ASIDE_IN
 
 #: The prober publishes once a second; an older report says nothing of how the node is now, s.
 SILENT_S = 3.0
+#: How long connecting, and each statement, may take, s.
+TIMEOUT_S = 1
+#: A primary that has committed ops so shortly before a heartbeat needs none: those ops show as much, ms. A third of the
+#: time between two probes is left from then to the probe before: see `shard_health.LEAST_SHARE`.
+NO_BEAT_MS = 166
+_T = TypeVar("_T")
+#: Results of the primary that are kept, a second each. A replica further behind is measured by what it has committed.
+RESULTS_KEPT = 64
 
 
 class NodeState(StrEnum):
@@ -151,14 +159,6 @@ def unfit_of(text: str) -> dict[str, str]:
         return msgspec.json.decode(text, type=dict[str, str])
     except (msgspec.MsgspecError, UnicodeError):
         return {}
-
-
-#: How long connecting, and each statement, may take, s.
-TIMEOUT_S = 1
-#: A primary that has committed ops so shortly before a heartbeat needs none: those ops show as much, ms. A third of the
-#: time between two probes is left from then to the probe before: see `shard_health.LEAST_SHARE`.
-NO_BEAT_MS = 166
-_T = TypeVar("_T")
 
 
 class ProbeResult(NamedTuple):
@@ -333,10 +333,6 @@ def beat(session: NodeSession) -> None:
             f" (SELECT 1 FROM pipeline_watermarks WHERE committed_ms BETWEEN {now_ms} - {NO_BEAT_MS} AND {now_ms})"
             + session.dialect.on_conflict(["id"], ["beat_ms"])
         )
-
-
-#: Results of the primary that are kept, a second each. A replica further behind is measured by what it has committed.
-RESULTS_KEPT = 64
 
 
 class LagMeter:

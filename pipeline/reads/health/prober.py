@@ -28,6 +28,29 @@ from pipeline.shard.nodes import Nodes, writable_of
 #: had to be nothing at all, a node that was stopped a moment after a probe would be seen two probes later only.
 LEAST_SHARE = 1 / 3
 logger = logging.getLogger("pipeline.prober")
+#: Failed probes in a row that take a node out: one alone may be a lost packet.
+BAD_PROBES = 2
+#: How a node was silent -> the good probes in a row that bring it back.
+#: *long*: 8 failed probes or more, or it said no: it was restarted. Each relapse doubles the number, up to the last.
+#: *short*: fewer, so perhaps lost packets, with more to come.
+#: *unsteady*: it began to answer again more than twice within the last minute.
+#: Of nodes that begin to lose 30 % of their probes, one in ten thousand changes twice within a minute.
+GOOD_PROBES = {"long": 5, "short": 30, "unsteady": 40}
+LONG_PROBES, STEADY_RETURNS, MINUTE_PROBES = 8, 2, 60
+#: Probes without a relapse after which one relapse is forgotten: ten minutes, a probe a second.
+QUIET_AFTER_PROBES = 600
+#: Time between two probes, and how long their results are waited for, s. A node whose last probe failed is waited for
+#: a shorter time, so that it delays no report of the others.
+PROBE_EVERY_S, RESULT_S, SILENT_RESULT_S = 1.0, 0.5, 0.25
+#: How long after a probe an idle primary's heartbeat is renewed, s. A healthy replica has it by the next probe. If a
+#: replica was stopped before the heartbeat, that probe shows it; if after, the next one does, 1.5 s later at most.
+BEAT_S = 0.5
+#: The lease of a prober that has died ends after so long; a live one lengthens it with every probe, ms.
+LEASE_MS = 2000
+#: A quiet shard of one node is probed at every so many probes of the others.
+QUIET_PROBES = 5
+#: A report that is not renewed expires after so long, ms.
+REPORT_MS = 30_000
 
 
 class ShardHealth:
@@ -143,19 +166,6 @@ class ShardHealth:
         return f"it answers; next time it takes {judge.needed} good probes in a row"
 
 
-#: Failed probes in a row that take a node out: one alone may be a lost packet.
-BAD_PROBES = 2
-#: How a node was silent -> the good probes in a row that bring it back.
-#: *long*: 8 failed probes or more, or it said no: it was restarted. Each relapse doubles the number, up to the last.
-#: *short*: fewer, so perhaps lost packets, with more to come.
-#: *unsteady*: it began to answer again more than twice within the last minute.
-#: Of nodes that begin to lose 30 % of their probes, one in ten thousand changes twice within a minute.
-GOOD_PROBES = {"long": 5, "short": 30, "unsteady": 40}
-LONG_PROBES, STEADY_RETURNS, MINUTE_PROBES = 8, 2, 60
-#: Probes without a relapse after which one relapse is forgotten: ten minutes, a probe a second.
-QUIET_AFTER_PROBES = 600
-
-
 class FlapJudge:
     """Judges whether one node is in rotation.
 
@@ -224,20 +234,6 @@ class FlapJudge:
         self._bad += 1
         if self._bad >= BAD_PROBES:
             self.out = True
-
-
-#: Time between two probes, and how long their results are waited for, s. A node whose last probe failed is waited for
-#: a shorter time, so that it delays no report of the others.
-PROBE_EVERY_S, RESULT_S, SILENT_RESULT_S = 1.0, 0.5, 0.25
-#: How long after a probe an idle primary's heartbeat is renewed, s. A healthy replica has it by the next probe. If a
-#: replica was stopped before the heartbeat, that probe shows it; if after, the next one does, 1.5 s later at most.
-BEAT_S = 0.5
-#: The lease of a prober that has died ends after so long; a live one lengthens it with every probe, ms.
-LEASE_MS = 2000
-#: A quiet shard of one node is probed at every so many probes of the others.
-QUIET_PROBES = 5
-#: A report that is not renewed expires after so long, ms.
-REPORT_MS = 30_000
 
 
 class Prober:

@@ -35,6 +35,9 @@ NO_REPLICA, NO_READING, ALL_OUT, ALL_LAGGING, NOT_REACHED = (
     "token-not-reached",
 )
 OVER_LIMIT, ALL_BUSY, PRIMARY_AWAY, SET_ASIDE = "over-limit", "all-busy", "primary-away", "set-aside"
+_CHOICES = ("primary", "stale", "error")
+#: Reads of this process that may wait at a time. More would take all threads of a web server for one slow replica.
+MOST_WAITING = 32
 
 
 class Candidate(NamedTuple):
@@ -199,9 +202,6 @@ def _lag_s(candidate: Candidate) -> float:
     return math.inf if candidate.lag_s is None else candidate.lag_s
 
 
-_CHOICES = ("primary", "stale", "error")
-
-
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """The bounds of one read.
@@ -257,10 +257,6 @@ def seconds(name: str, value: Any) -> float:
 
 def _hint(word: Any) -> str:
     return did_you_mean(word, _CHOICES) if isinstance(word, str) else ""
-
-
-#: Reads of this process that may wait at a time. More would take all threads of a web server for one slow replica.
-MOST_WAITING = 32
 
 
 class InFlight:

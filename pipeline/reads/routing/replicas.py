@@ -39,6 +39,13 @@ OLD_S, FIRST_REPORT_S = 3.0, 0.25
 #: A report further ahead of Redis's clock is of before that was set back, and of unknown age, ms.
 SET_BACK_MS = 1_000
 logger = logging.getLogger("pipeline.reads")
+#: A node that no connection can be made to is skipped for so long: by then the prober knows. One whose connection broke
+#: in the middle of a read is skipped just until that read has been tried elsewhere, s.
+AWAY_S, BROKEN_S = 2.0, 0.02
+_ONE_SHARE, _NOWHERE = Load(), Position(-1, -1)
+#: The pause before the second question, and the longest, s. A question costs 0.1 ms; a healthy replica follows within
+#: 1 ms.
+FIRST_PAUSE_S, MOST_PAUSE_S = 0.0002, 0.005
 
 
 class _Fetched:
@@ -188,12 +195,6 @@ class HealthCache:
         return PROBE_EVERY_S if due_s < -PROBE_EVERY_S else max(due_s, LEAST_S)
 
 
-#: A node that no connection can be made to is skipped for so long: by then the prober knows. One whose connection broke
-#: in the middle of a read is skipped just until that read has been tried elsewhere, s.
-AWAY_S, BROKEN_S = 2.0, 0.02
-_ONE_SHARE, _NOWHERE = Load(), Position(-1, -1)
-
-
 class Replicas:
     """The replicas of all shards, as this process knows them. Threads may share it.
 
@@ -305,11 +306,6 @@ def least_marks(marks: Iterable[Mapping[int, Position]]) -> dict[int, Position]:
         else:
             least = {bucket: min(position, known[bucket]) for bucket, position in least.items() if bucket in known}
     return least or {}
-
-
-#: The pause before the second question, and the longest, s. A question costs 0.1 ms; a healthy replica follows within
-#: 1 ms.
-FIRST_PAUSE_S, MOST_PAUSE_S = 0.0002, 0.005
 
 
 def first_with(

@@ -25,6 +25,19 @@ Place = tuple[int, Position]
 #: Rows that are held of which one query reads.
 _PAGE = 5000
 _ASIDE = ", ".join(f"'{state}'" for state in ASIDE)
+#: What is left of an op whose values are given up: no op.
+_BARE = "'{}'"
+#: What is kept of a reason when its op is given up.
+_SHORTER = "SUBSTR(reason, 1, 300)"
+_HELD = (
+    "EXISTS (SELECT 1 FROM pipeline_held AS h WHERE h.bucket = pipeline_rejects.bucket"
+    " AND h.epoch = pipeline_rejects.epoch AND h.seq = pipeline_rejects.seq)"
+)
+_SETTLED = f"state IN ('{REPLAYED}', '{DROPPED}')"
+#: What nothing waits behind: if what holds a row went, later ops of the row would be applied without a word.
+_FREE = f"state = '{set_aside.REJECTED}' AND NOT {_HELD}"
+#: Rows that one of these transactions changes at most.
+_MOST_ROWS = 1000
 
 
 class Aside(NamedTuple):
@@ -282,21 +295,6 @@ def _change(session: NodeSession, change: str, places: Sequence[Place]) -> None:
         session.execute(
             f"UPDATE pipeline_rejects SET {change}, changed_ms = {session.dialect.now_ms} WHERE {at_places(part)}"
         )
-
-
-#: What is left of an op whose values are given up: no op.
-_BARE = "'{}'"
-#: What is kept of a reason when its op is given up.
-_SHORTER = "SUBSTR(reason, 1, 300)"
-_HELD = (
-    "EXISTS (SELECT 1 FROM pipeline_held AS h WHERE h.bucket = pipeline_rejects.bucket"
-    " AND h.epoch = pipeline_rejects.epoch AND h.seq = pipeline_rejects.seq)"
-)
-_SETTLED = f"state IN ('{REPLAYED}', '{DROPPED}')"
-#: What nothing waits behind: if what holds a row went, later ops of the row would be applied without a word.
-_FREE = f"state = '{set_aside.REJECTED}' AND NOT {_HELD}"
-#: Rows that one of these transactions changes at most.
-_MOST_ROWS = 1000
 
 
 def change_op(session: NodeSession, place: Place, payload: bytes) -> None:

@@ -32,6 +32,29 @@ from pipeline.shard.records import HALTED, HOLDING, Reject, text_literal
 #: The longest key, bytes: InnoDB's oldest row format indexes 767 bytes, 191 characters of utf8mb4.
 MOST_BYTES = 190
 _HASH_DIGITS = 16
+#: States of an op that is set aside: refused, waits for what its reason names, waits behind an op of the same row.
+REJECTED, WAITING, PARKED = "rejected", "waiting", "parked"
+ASIDE = (REJECTED, WAITING, PARKED)
+#: Of an op that a foreign key refuses while ops of a table wait that it may need; the table's name follows.
+_NEEDS = "may need ops that wait, those of table "
+#: Room in a statement beside the op: 4,000 characters of reason, the row's key, names and numbers.
+_REST_BYTES = 20_000
+#: A statement is aimed at this size.
+_AIM_BYTES = 500_000
+#: Most keys, or positions, that one statement names.
+_MOST_KEYS = 1000
+#: JSON's strings are its only place for such characters. A raw control character is none of JSON's.
+_NOT_ASCII = re.compile(r"[^\t\n\r -~]+")
+#: Half a character, which no text of a database holds, and what SQLite takes in no literal.
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+_COLUMNS = (
+    "bucket, epoch, seq, producer, producer_seq, state, table_name, row_key, code, reason, op, rejected_ms, changed_ms"
+)
+#: So much of a forged entry is kept, characters.
+MOST_FORGED = 4_000
+#: Begins the reason of an op that no operator gave up; a setting's name follows.
+GIVEN_UP = "given up by [apply] "
+_T = TypeVar("_T")
 
 
 def row_keys(op: Op, schemas: Mapping[str, TableSchema]) -> frozenset[str]:
@@ -97,32 +120,6 @@ def _short(key: str) -> str:
         return key
     digest = hashlib.sha256(whole).hexdigest()[:_HASH_DIGITS]
     return f"{whole[: MOST_BYTES - _HASH_DIGITS - 1].decode(errors='ignore')} {digest}"
-
-
-#: States of an op that is set aside: refused, waits for what its reason names, waits behind an op of the same row.
-REJECTED, WAITING, PARKED = "rejected", "waiting", "parked"
-ASIDE = (REJECTED, WAITING, PARKED)
-#: Of an op that a foreign key refuses while ops of a table wait that it may need; the table's name follows.
-_NEEDS = "may need ops that wait, those of table "
-#: Room in a statement beside the op: 4,000 characters of reason, the row's key, names and numbers.
-_REST_BYTES = 20_000
-#: A statement is aimed at this size.
-_AIM_BYTES = 500_000
-#: Most keys, or positions, that one statement names.
-_MOST_KEYS = 1000
-#: JSON's strings are its only place for such characters. A raw control character is none of JSON's.
-_NOT_ASCII = re.compile(r"[^\t\n\r -~]+")
-#: Half a character, which no text of a database holds, and what SQLite takes in no literal.
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-_COLUMNS = (
-    "bucket, epoch, seq, producer, producer_seq, state, table_name, row_key, code, reason, op, rejected_ms, changed_ms"
-)
-
-#: So much of a forged entry is kept, characters.
-MOST_FORGED = 4_000
-#: Begins the reason of an op that no operator gave up; a setting's name follows.
-GIVEN_UP = "given up by [apply] "
-_T = TypeVar("_T")
 
 
 def set_aside(session: NodeSession, ops: Iterable[Reject]) -> None:

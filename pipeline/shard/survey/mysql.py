@@ -24,6 +24,24 @@ if TYPE_CHECKING:
 _EMPTY: Mapping[str, str] = {}
 #: How many columns of another collation are named.
 NAMED = 3
+#: Access denied: to a database, to a command on a table, to a column, to a statement that needs a global privilege.
+_DENIED = {1044, 1142, 1143, 1227}
+#: A year's two time offsets, as the server's own time zone has them: a name of a zone may stand for either.
+_CLOCK = ", ".join(f"CONVERT_TZ('2026-{month}-15 12:00', '+00:00', @@global.time_zone)" for month in ("01", "07"))
+#: SQL that asks what time it is in the session's time zone.
+_NOW = r"(current_?(time|date)|local_?time|sysdate|now *[(]|cur(date|time) *[(])"
+#: From here on the numbers are the client's: no connection, no answer.
+_CLIENT_ERRORS = 2000
+#: Statements that show whether a write is allowed: EXPLAIN checks privileges and runs nothing.
+_TRIALS = {
+    "INSERT": "EXPLAIN INSERT INTO {0} SELECT * FROM {0} WHERE 1=0",
+    "UPDATE": "EXPLAIN UPDATE {0} SET {1}={1} WHERE 1=0",
+    "DELETE": "EXPLAIN DELETE FROM {0} WHERE 1=0",
+}
+_VARIABLES = (
+    "binlog_format", "innodb_flush_log_at_trx_commit", "log_bin", "max_allowed_packet", "read_only", "server_id",
+    "sql_mode", "super_read_only", "sync_binlog",
+)  # fmt: skip
 
 
 class Traits(NamedTuple):
@@ -141,26 +159,6 @@ def _is_off(node: Traits, name: str) -> bool:
 
 def _list(value: str) -> Sequence[str]:
     return [part.strip() for part in value.split(",") if part.strip()]
-
-
-#: Access denied: to a database, to a command on a table, to a column, to a statement that needs a global privilege.
-_DENIED = {1044, 1142, 1143, 1227}
-#: A year's two time offsets, as the server's own time zone has them: a name of a zone may stand for either.
-_CLOCK = ", ".join(f"CONVERT_TZ('2026-{month}-15 12:00', '+00:00', @@global.time_zone)" for month in ("01", "07"))
-#: SQL that asks what time it is in the session's time zone.
-_NOW = r"(current_?(time|date)|local_?time|sysdate|now *[(]|cur(date|time) *[(])"
-#: From here on the numbers are the client's: no connection, no answer.
-_CLIENT_ERRORS = 2000
-#: Statements that show whether a write is allowed: EXPLAIN checks privileges and runs nothing.
-_TRIALS = {
-    "INSERT": "EXPLAIN INSERT INTO {0} SELECT * FROM {0} WHERE 1=0",
-    "UPDATE": "EXPLAIN UPDATE {0} SET {1}={1} WHERE 1=0",
-    "DELETE": "EXPLAIN DELETE FROM {0} WHERE 1=0",
-}
-_VARIABLES = (
-    "binlog_format", "innodb_flush_log_at_trx_commit", "log_bin", "max_allowed_packet", "read_only", "server_id",
-    "sql_mode", "super_read_only", "sync_binlog",
-)  # fmt: skip
 
 
 class Replication(NamedTuple):
