@@ -1,4 +1,4 @@
-"""Hook into pyDAL's own statements of an attached table: reads see their user's writes, versions are kept, files removed.
+"""Hook into pyDAL's own statements of an attached table: reads see their user's writes, versions stay, files go.
 
 Let statements that read through the application's own DAL come after what their user has written.
 A statement's text names its tables, whoever wrote it: pyDAL, a subselect, `executesql`. So the adapter's one method
