@@ -15,7 +15,7 @@ from pipeline.model import Position
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.shard.records import ledger_queries, moves
 from pipeline.shard.records.moves import Leg, MoveNote
-from support.sandbox.deployments import Site, apply
+from support.sandbox.deployments import Site, drain_shard
 
 TABLES = {
     "purchase": {"shard_key": "customer", "unique": [["customer", "day"]]},
@@ -75,8 +75,7 @@ class World:
     def drain(self) -> None:
         for _ in range(3):
             for shard in (self.home, self.away):
-                while apply(self.client, shard).left:
-                    pass
+                self.apply(shard)
 
     def rows(self, shard: str = "", table: str = "purchase", columns: str = "customer, day, n") -> list[Any]:
         shards = [shard] if shard else self.client.topology.shards
@@ -98,8 +97,7 @@ class World:
         return [found[0][self.bucket], found[1][self.piece]]
 
     def apply(self, shard: str) -> None:
-        while apply(self.client, shard).left:
-            pass
+        drain_shard(self.client, shard)
 
     # what is sent ---------------------------------------------------------------------------------------------
 
