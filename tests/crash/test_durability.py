@@ -135,7 +135,7 @@ def test_the_receipt_of_an_op_that_redis_lost_says_so(replicated: Replicated) ->
 
 def logs(rig: Rig) -> list[bytes]:
     """Return the names of all streams."""
-    return sorted(rig.redis.scan_iter(match=rig.client.log.keys.log("*")))  # type: ignore[arg-type]
+    return sorted(rig.redis.scan_iter(match=f"{rig.client.log.keys.prefix}:log:*"))  # type: ignore[arg-type]
 
 
 class Replicated:

@@ -18,7 +18,7 @@ from pipeline.shard.records import ledger_queries, moves
 __all__ = ["site"]
 
 
-@pytest.mark.parametrize("seed", range(60 if THOROUGH else 12))
+@pytest.mark.parametrize("seed", range(30 if THOROUGH else 6))
 def test_both_shards_together_have_what_one_would_have(site: Site, seed: int) -> None:
     plain, apart = World(site, "plain", split=False), World(site, "apart", split=True)
     for world in (plain, apart):

@@ -8,8 +8,8 @@ from support.examples import THOROUGH
 from support.sandbox.moving import storm
 from support.sandbox.moving_keys import KeyStorm
 
-#: Moves of a run, and how many runs: 8 moves in `make check`, 96 in `make test`, ten times as many in `make soak`.
-EACH, RUNS = (8, 12 * SOAK) if THOROUGH or SOAK > 1 else (4, 2)
+#: Moves of a run, and how many runs: 8 moves in `make check`, 24 in `make test`, ten times as many in `make soak`.
+EACH, RUNS = (8, 3 * SOAK) if THOROUGH or SOAK > 1 else (4, 2)
 
 
 @pytest.mark.parametrize("seed", range(RUNS))

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from pydal import DAL, Field
+from support.examples import THOROUGH
 from support.sandbox.kinds_of_reads import COUNTS, MOMENTS, ROWS, SUMS, assert_true
 
 import pipeline
@@ -408,7 +409,7 @@ class Mover:
 
 
 @pytest.mark.parametrize("deaf", [False, True], ids=["by the map", "without a map"])
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(60 if THOROUGH else 15))
 def test_a_read_finds_what_was_true_at_some_time_while_it_ran(
     world: World, monkeypatch: pytest.MonkeyPatch, seed: int, deaf: bool
 ) -> None:
