@@ -49,7 +49,20 @@ class Differs(PipelineError):
     """The target refuses what the source has taken."""
 
 
-class Follow(ShardTurns):
+class MoversTurns(ShardTurns):
+    """Turns of a mover: no other worker applies there, and nobody waits."""
+
+    def _finish(self, batch: Batch, outcome: Outcome) -> None:
+        """What follows is the mover's."""
+
+    def _explain(self, bucket: int, reason: WaitReason, attempt: Attempt) -> None:
+        """Nobody waits for the bucket here."""
+
+    def _rest(self, bucket: int, rest_s: float) -> None:
+        """The next call comes later."""
+
+
+class Follow(MoversTurns):
     """Follows one move's buckets.
 
     Args:
@@ -91,15 +104,6 @@ class Follow(ShardTurns):
         self._work.ends, self._work.theirs = ends, aside
         outcome = self._turn(Take(dict.fromkeys(ends, 0)), clock.mono_s())
         return outcome.applied + outcome.seen + outcome.parked
-
-    def _finish(self, batch: Batch, outcome: Outcome) -> None:
-        """Nothing follows: the bucket is not this shard's yet."""
-
-    def _explain(self, bucket: int, reason: WaitReason, attempt: Attempt) -> None:
-        """Nobody waits for the bucket here."""
-
-    def _rest(self, bucket: int, rest_s: float) -> None:
-        """The next call comes later."""
 
 
 class FollowTransaction(ApplyTransaction):
@@ -172,7 +176,7 @@ def _only(kept: Aside, places: set[Position]) -> Aside:
     }
 
 
-class Level(ShardTurns):
+class Level(MoversTurns):
     """Lets a bucket that has stopped, or its key, go on to where the other stands, before the key comes back.
 
     It decides as any worker of its shard would: nobody else applies anything there.
@@ -216,15 +220,6 @@ class Level(ShardTurns):
         self._work.end, self._work.passed = end, 0
         self._turn(Take({self._number: 0}, whole=True), clock.mono_s())
         return self._work.passed
-
-    def _finish(self, batch: Batch, outcome: Outcome) -> None:
-        """What follows is the mover's."""
-
-    def _explain(self, bucket: int, reason: WaitReason, attempt: Attempt) -> None:
-        """Nobody waits for the bucket here."""
-
-    def _rest(self, bucket: int, rest_s: float) -> None:
-        """The next call comes later."""
 
 
 class LevelTransaction(ApplyTransaction):

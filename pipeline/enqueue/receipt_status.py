@@ -222,9 +222,8 @@ class Follower:
     def _why_queued(self, shard: str, receipt: Receipt) -> WaitReason | None:
         bucket, place, leg = receipt.bucket, receipt.position, None
         fate = _fate_on(self._nodes.primary(shard), receipt)
-        if (
-            bucket < FIRST_PIECE and fate.state is not None and fate.state not in OWNED
-        ):  # this process may have the map of before
+        # this process may have the map of before
+        if bucket < FIRST_PIECE and fate.state is not None and fate.state not in OWNED:
             shard, leg = where(self._nodes, bucket, shard)
             fate = _fate_on(self._nodes.primary(shard), receipt)
         if fate.reject is not None and fate.reject[0] in ("parked", "waiting"):

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pipeline.admin.migration.steps import Fault, Step, modify, table_name, table_sql
+from pipeline.admin.migration.steps import Fault, Step, has_rows, modify, table_name, table_sql
 from pipeline.client import Client
 from pipeline.errors import NewerOp, NotAnOp, PipelineError, did_you_mean
 from pipeline.model import Position, decode
@@ -227,7 +227,7 @@ def _narrowed(
         place, own = f"{schema.name}.{column.name}", session.dialect.quote(found.name)
         if narrows and (why := _cannot_narrow(session, schema, own, wanted)):
             yield Fault(shard, place, why)
-        elif closes and _any(session, schema, f"WHERE {own} IS NULL"):
+        elif closes and has_rows(session, schema, f"WHERE {own} IS NULL"):
             yield Fault(shard, place, "rows without a value stand: fill them, and run migrate --contract again")
         elif narrows or closes:
             sql = modify(session, schema, found, wanted if narrows else found.type, null=False if closes else None)
@@ -238,13 +238,9 @@ def _narrowed(
 def _cannot_narrow(session: NodeSession, schema: TableSchema, own: str, wanted: str) -> str:
     """Return which values do not fit. The server itself refuses them, but for blanks at the end of a text."""
     length = wanted.partition("(")[2].rstrip(")")
-    if wanted.startswith("varchar") and _any(session, schema, f"WHERE CHAR_LENGTH({own}) > {length}"):
+    if wanted.startswith("varchar") and has_rows(session, schema, f"WHERE CHAR_LENGTH({own}) > {length}"):
         return f"values are longer than {length}: shorten them, and run migrate --contract again"
     return ""
-
-
-def _any(session: NodeSession, schema: TableSchema, where: str = "") -> bool:
-    return bool(session.query(f"SELECT 1 FROM {table_sql(session, schema)} {where} LIMIT 1"))
 
 
 def _own_names(schema: TableSchema) -> set[str]:

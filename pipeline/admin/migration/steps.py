@@ -281,15 +281,22 @@ def _missing_keys(
         own = in_database(schema, field)
         found = there.get(own.lower())
         alike = _fits(session, parent) and not (found and "unsigned" in found.type)
-        if (own,) in keyed or not alike or (found and _any(session, schema, f"WHERE {quote(own)} IS NOT NULL")):
+        if (own,) in keyed or not alike or (found and has_rows(session, schema, f"WHERE {quote(own)} IS NOT NULL")):
             continue
         table = table_sql(session, schema)
         sql = ddl.add_foreign_key(schema, schema.columns[schema.index[field]], parent)
-        busy = bool(there) and _any(session, schema)
+        busy = bool(there) and has_rows(session, schema)
         yield Step(shard, f"{schema.name}.{field}: foreign key to {parent.name}", sql, table if busy else "")
 
 
-def _any(session: NodeSession, schema: TableSchema, where: str = "") -> bool:
+def has_rows(session: NodeSession, schema: TableSchema, where: str = "") -> bool:
+    """Return whether a table has any row, or one that a condition names.
+
+    Args:
+        session: of the shard's primary.
+        schema: of the table.
+        where: the condition, as SQL with its `WHERE`; empty: any row.
+    """
     return bool(session.query(f"SELECT 1 FROM {table_sql(session, schema)} {where} LIMIT 1"))
 
 

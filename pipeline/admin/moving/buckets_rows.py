@@ -41,6 +41,14 @@ SAMPLE_S, COPY_TIMES = 2.0, 4.0
 #: A producer that one of two shards has forgotten is compared for so long after its last op, ms; both forget it after a
 #: week (`REMEMBERED_S`), each by its own clock.
 FORGOTTEN_MS = 86_400_000
+#: What is compared of the pipeline's own tables.
+_COMPARED = (
+    ("pipeline_producers", "producer, seq"),
+    ("pipeline_rejects", "epoch, seq, producer, producer_seq, state"),
+    ("pipeline_held", "row_key, epoch, seq"),
+)
+#: The pipeline's own tables of ops that are set aside: a row there has the position of its op.
+_ASIDE = ("pipeline_rejects", "pipeline_held")
 
 
 class CopyVoid(PipelineError):
@@ -298,7 +306,7 @@ def compare_key_records(client: Client, source: NodeSession, target: NodeSession
     Raises:
         Different: naming the table.
     """
-    own = {at for at, is_own in set_aside_of(client, source, of).items() if is_own}
+    own = _own_of(client, source, of)
     for table, columns in _COMPARED:
         here, there = (
             {*session.rows(f"SELECT {columns} FROM {table} WHERE bucket = {number}")}
@@ -308,14 +316,6 @@ def compare_key_records(client: Client, source: NodeSession, target: NodeSession
         mine = here if at is None else {row for row in here if Position(*row[at : at + 2]) in own}
         if not mine <= there <= here:
             raise Different(f"{table} differs for the key {of}")
-
-
-#: What is compared of the pipeline's own tables.
-_COMPARED = (
-    ("pipeline_producers", "producer, seq"),
-    ("pipeline_rejects", "epoch, seq, producer, producer_seq, state"),
-    ("pipeline_held", "row_key, epoch, seq"),
-)
 
 
 def set_aside_of(client: Client, session: NodeSession, of: KeyName) -> dict[Position, bool | None]:
@@ -343,6 +343,11 @@ def set_aside_of(client: Client, session: NodeSession, of: KeyName) -> dict[Posi
             items.append(Item(entry, op))
     own = OwnKeys(session, facts.known, client.settings.tables, {of.bucket: of})
     return found | {item.entry.position: one for item, one in zip(items, own.of_key(items), strict=True)}
+
+
+def _own_of(client: Client, session: NodeSession, of: KeyName) -> set[Position]:
+    """Return the ops that a bucket has set aside and that are of a key, surely and alone."""
+    return {at for at, own in set_aside_of(client, session, of).items() if own}
 
 
 def groups_held(client: Client, session: NodeSession, of: KeyName) -> list[Position]:
@@ -425,14 +430,14 @@ def take_key_records(
         state: of the key from then on.
     """
     piece, position = mark
-    own = {at for at, is_own in set_aside_of(client, source, of).items() if is_own}
+    own = _own_of(client, source, of)
     with target.translated(), target.transaction():
         for table in GOES_ALONG:
             target.execute(f"DELETE FROM {table} WHERE bucket = {piece}")
             if table in ("pipeline_forged", "pipeline_actions"):
                 continue  # of entries that are no ops, and of what operators did in the bucket
             columns, rows = _renamed(*records_of(source, table, of.bucket), piece)
-            if table in ("pipeline_rejects", "pipeline_held"):
+            if table in _ASIDE:
                 rows = [tuple(row) for at, row in _placed(columns, rows).rows if at in own]
             if rows:
                 insert(target, table, columns, rows)
@@ -451,8 +456,8 @@ def set_aside_behind(source: NodeSession, after: dict[int, Position], *, leaves:
     with source.translated(), source.transaction():
         for bucket, position in after.items():
             which = f" AND (epoch > {position.epoch} OR (epoch = {position.epoch} AND seq > {position.seq}))"
-            tables, there = ("pipeline_rejects", "pipeline_held"), log_number(bucket) if leaves else bucket
-            kept = {table: _renamed(*records_of(source, table, there, which), bucket) for table in tables}
+            there = log_number(bucket) if leaves else bucket
+            kept = {table: _renamed(*records_of(source, table, there, which), bucket) for table in _ASIDE}
             found[bucket] = {table: _placed(*one) for table, one in kept.items()}
     return found
 
@@ -469,7 +474,7 @@ def part(session: NodeSession, piece: int, of: KeyName, ends: Position, own: Col
     """
     for some in set_aside.parts(sorted(own)):
         which = " OR ".join(f"(epoch = {at.epoch} AND seq = {at.seq})" for at in some)
-        for table in ("pipeline_rejects", "pipeline_held"):
+        for table in _ASIDE:
             session.execute(f"DELETE FROM {table} WHERE bucket = {of.bucket} AND ({which})")
     moves.place_mark(session, piece, ends, MOVED)
     moves.set_state(session, [of.bucket], LENT)

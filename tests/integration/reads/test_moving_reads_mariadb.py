@@ -173,31 +173,7 @@ def test_no_read_is_wrong_while_buckets_move_there_and_back(mariadb: Rig, reader
     source = topology.shard_of(buckets[0])
     mine = [bucket for bucket in buckets if topology.shard_of(bucket) == source]
     [target] = {*topology.shards} - {source}
-    over, failed = threading.Event(), list[BaseException]()
-
-    def move() -> None:
-        client = Client(mariadb.config)
-        try:
-            for n in range(MOVES):
-                carried_out(client, mine, (target, source)[n % 2])
-        except BaseException as error:
-            failed.append(error)
-        finally:
-            over.set()
-            client.close()
-
-    thread = threading.Thread(target=move)
-    thread.start()
-    wrong: list[str] = []
-    while not over.is_set():
-        wrong += world.look()
-    thread.join()
-
-    print(f"{MOVES} moves, {sum(world.read.values()):,} reads, {len(wrong)} wrong: {dict(sorted(world.read.items()))}")
-    assert failed == []
-    assert wrong == []
-    assert {*world.read} == {*KINDS}
-    assert world.nodes["replica"]
+    read_while_moving(mariadb, world, mine, (target, source))
 
 
 def test_no_read_is_wrong_while_a_key_moves_there_and_back(mariadb: Rig, reader: Client) -> None:
@@ -210,13 +186,18 @@ def test_no_read_is_wrong_while_a_key_moves_there_and_back(mariadb: Rig, reader:
     world = World(reader, mariadb.db, [*alike, *others], luck)
     home = topology.shard_of(bucket)
     [away] = {*topology.shards} - {home}
+    read_while_moving(mariadb, world, f"event={alike[0]}", (away, home))
+
+
+def read_while_moving(mariadb: Rig, world: World, what: list[int] | str, shards: tuple[str, str]) -> None:
+    """Read while buckets, or a key, move to one shard and the other by turns; no read may be wrong."""
     over, failed = threading.Event(), list[BaseException]()
 
     def move() -> None:
         client = Client(mariadb.config)
         try:
             for n in range(MOVES):
-                carried_out(client, f"event={alike[0]}", (away, home)[n % 2])
+                carried_out(client, what, shards[n % 2])
         except BaseException as error:
             failed.append(error)
         finally:
