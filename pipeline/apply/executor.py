@@ -406,12 +406,22 @@ class Executor:
         return self._all_or_none([one] for one in item.op.ops or (item.op,)) is None
 
     def _try_again(self) -> None:
-        """Try once after all else what was refused: clocks differ within a batch, too."""
-        for item in self._doubtful:
-            if self._earlier is not None and self._is_helped(item):
+        """Try after all else what was refused: clocks differ within a batch, too.
+
+        What nothing has helped is settled: without what is put off it would wait for just that.
+        """
+        left, again = self._doubtful, len(self._doubtful)
+        while again and self._earlier is not None:
+            helped = [nth for nth, item in enumerate(left[:again]) if self._is_helped(item)]
+            for item in map(left.__getitem__, helped):
                 first = self._early.get(item.entry.bucket)
                 if first is None or item.entry.position < first[0]:
                     self._early[item.entry.bucket] = item.entry.position, self._earlier.put_off(item)
+            left = [item for nth, item in enumerate(left) if nth not in set(helped)]
+            again = helped[-1] + 1 - len(helped) if helped else 0  # these were tried before the last that was taken
+        if self._early and self._earlier is not None:
+            for item in left:
+                self._earlier.settle(item)
 
     def _settle(self) -> None:
         """Note which refused ops nothing may help that is behind an early one, and the rest of the batch does not."""

@@ -627,6 +627,47 @@ def test_an_op_is_put_off_no_more_where_nothing_is_committed_without_it(
     assert states(doubled, parent, child) == ["rejected", "applied", "applied"]
 
 
+def test_an_op_is_put_off_no_more_where_what_it_waits_for_waits_for_it(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    taken = pipeline.enqueue_insert(db.event, who=second, note="a")
+    box.drain()
+    at = after(monkeypatch)
+    at(100)
+    doubled = pipeline.enqueue_insert(db.event, who=first, note="a")
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    at(50)  # from another host, whose clock is behind
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    at(300)
+    pipeline.enqueue_delete((db.event.id == taken.id) & (db.event.who == second))
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    look(box, monkeypatch, worker, 20, due=[doubled.bucket, child.bucket], each_s=1)
+    monkeypatch.undo()
+
+    assert states(doubled, parent, child) == ["rejected", "applied", "applied"]
+
+
+def test_what_a_whole_transaction_refuses_for_good_waits_for_nothing_that_it_puts_off(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    taken = pipeline.enqueue_insert(db.event, who=second, note="a")
+    pipeline.enqueue_insert(db.event, who=second, note="b")
+    box.drain()
+    at = after(monkeypatch)
+    at(100)
+    helped = pipeline.enqueue_insert(db.event, who=first, note="a")
+    at(200)
+    doubled = [pipeline.enqueue_insert(db.event, who=second, note="b") for _ in range(3)]
+    pipeline.enqueue_delete((db.event.id == taken.id) & (db.event.who == second))
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    look(box, monkeypatch, worker, 3, due=[helped.bucket, taken.bucket])
+    monkeypatch.undo()
+
+    assert states(helped, *doubled) == ["applied", *["rejected"] * 3]
+
+
 def test_what_needs_rows_of_a_paused_table_waits_with_it_and_goes_on_with_it(db: Any, box: Sandbox) -> None:
     first, second = two_buckets(box)
     paused = stops.target_of(box.client, "parent")

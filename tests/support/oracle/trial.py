@@ -19,7 +19,7 @@ from support.oracle.producer import Producer
 from support.servers.rig import Rig
 
 #: How long everything that was acknowledged may take to be accounted for; generous, since speed is not judged here.
-SETTLE_S = 150
+SETTLE_S = 60
 #: What may have become of an op. `waiting` and `parked` are set aside, in order; `replayed` is applied.
 ACCOUNTED = ("applied", "replayed", "rejected", "waiting", "parked", "dropped", "lost")
 
