@@ -7,7 +7,7 @@ row to which others may refer is deleted then.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -106,10 +106,9 @@ class EarlierOps:
         self._putting_off: dict[int, Position] = {}
         #: Of these, when they were enqueued, and the other buckets of the transaction that have older ops.
         self._behind_what: dict[int, tuple[float, set[int]]] = {}
-        #: What is put off no more, see `committed`; and of each bucket of which an op waits, the buckets that it waits
-        #: for: its time ends.
+        #: What is put off no more, see `committed`; and the buckets of which an op waits: its time ends.
         self._spent: dict[int, Position] = {}
-        self._waiting: dict[int, Set[int]] = {}
+        self._waiting: set[int] = set()
         #: The refused ops of the open transaction that are refused for good, see `settle`.
         self._settled: set[Place] = set()
         self._batch: Batch | None = None
@@ -134,7 +133,7 @@ class EarlierOps:
             again: whether it is the last one without its early ops.
         """
         if not again:
-            self._putting_off, self._settled, self._let_go, self._waiting = {}, set(), None, {}
+            self._putting_off, self._settled, self._let_go, self._waiting = {}, set(), None, set()
         self._batch, self._queued, self._looked_deep, self._looked_behind = batch, None, False, False
         self._by_id = {}
 
@@ -181,7 +180,7 @@ class EarlierOps:
             # it may rest because its server was away; and it is looked at before this one waits no longer
             self._log.postpone(self._shard, near, 0)
         self._queued[bucket] = min(at_ms, self._queued.get(bucket, at_ms))  # this one is queued from now on
-        self._waiting[bucket] = near.keys()
+        self._waiting.add(bucket)
         return self._reason(item)
 
     def named_row(self, delete: Op, facts: Facts) -> int | None:
@@ -290,29 +289,20 @@ class EarlierOps:
         return self._reason(item)
 
     def committed(self, after: Mapping[int, Position]) -> None:
-        """Note that the transaction is committed without the ops that wait or were put off.
+        """Note that the transaction is committed without the ops that were put off.
 
-        What was put off may wait for nothing but what waits for it, and none of these buckets has got on: it would be
-        put off for ever. Of such ops the youngest is put off no more.
+        Where nothing of the buckets that have older ops was committed, nor waits, an op would be put off for ever. So
+        the youngest is put off no more; an older one only once no younger is put off, as it may need what that helps.
 
         Args:
             after: the watermarks that it has left.
         """
-        if stuck := self._putting_off.keys() & self._deadlocked(after):
-            youngest = max(stuck, key=lambda bucket: self._behind_what[bucket][0])
-            self._spent[youngest] = self._putting_off[youngest]
+        if self._putting_off:
+            youngest = max(self._putting_off, key=lambda bucket: self._behind_what[bucket][0])
+            if not self._behind_what[youngest][1] & (self._waiting | after.keys()):
+                self._spent[youngest] = self._putting_off[youngest]
         self._putting_off, self._behind_what = {}, {}
         self._marks.update(after)
-
-    def _deadlocked(self, after: Mapping[int, Position]) -> Set[int]:
-        """Return the buckets that have not got on, and whose ops wait for nothing but each other."""
-        moving = self._waiting.keys() | after.keys()
-        needs: dict[int, Set[int]] = {bucket: older & moving for bucket, (_, older) in self._behind_what.items()}
-        needs |= self._waiting
-        stuck = needs.keys() - after.keys()
-        while free := {bucket for bucket in stuck if not needs[bucket] <= stuck}:
-            stuck -= free
-        return stuck
 
     def _reason(self, item: Item) -> WaitReason:
         detail = f"{item.entry.bucket}:{item.entry.position} for at most [apply] early_wait_s = {self._wait_s:g} s"

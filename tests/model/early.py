@@ -165,7 +165,8 @@ class _Shards:
     def _commits(self, s: State, take: Take) -> Iterator[Move]:
         shard, executed = take.shard, self._unseen(s, take)
         if taken := self._put_off(s, take, executed):
-            yield self._cut(s, take, frozenset(taken), put_off=True)
+            settled = take.settled | (set(take.refused) - taken if self._on("settled") else set())
+            yield self._cut(s, take, frozenset(taken), put_off=True, settled=settled)
             return
         rows, on_time = list(s.rows[shard]), self._on_time(take)
         for e in on_time:
@@ -186,17 +187,13 @@ class _Shards:
         yield Move(said, after)
 
     def _spent(self, take: Take, committed: tuple[int, ...]) -> list[int]:
-        """Return which op is put off no more: the youngest of those that would be so for ever."""
-        moving = take.waiting | {self.bucket[e] for e in committed}
-        still = [
-            e
-            for e in take.put_off
-            if not any(
-                self.bucket[o] in moving and self.bucket[o] != self.bucket[e] and self.op[o].at < self.op[e].at
-                for o in take.entries
-            )
-        ]
-        return sorted(still, key=lambda e: self.op[e].at)[-1:] if self._on("spent") else []
+        """Return which op is put off no more: the youngest, where it would be so for ever."""
+        if not take.put_off or not self._on("spent"):
+            return []
+        youngest = max(take.put_off, key=lambda e: self.op[e].at)
+        at, moving = self.op[youngest], take.waiting | {self.bucket[e] for e in committed}
+        older = {self.bucket[o] for o in take.entries if self.op[o].at < at.at} - {at.bucket}
+        return [] if older & moving else [youngest]
 
     def _begin_anew(self, s: State, shard: int, entries: Iterable[int]) -> Noted:
         """Return what waits anew once some entries are committed: older ops of their buckets were waited for."""
@@ -209,16 +206,19 @@ class _Shards:
         )
 
     def _put_off(self, s: State, take: Take, executed: tuple[int, ...]) -> set[int]:
-        """Return which of the refused ops the rest of the batch helps."""
-        applied = self._applied(s, take.shard)
+        """Return which of the refused ops the rest of the batch helps, or one that it helps."""
+        applied, found = self._applied(s, take.shard), set[int]()
         there = applied | {self.entries[e] for e in executed if e not in take.refused}
-        again = [e for e in take.refused if e not in take.settled] if self._on("tried again") else []
-        return {
+        again = {e for e in take.refused if e not in take.settled} if self._on("tried again") else set[int]()
+        while helped := {
             e
-            for e in again
+            for e in again - found
             if self.database.takes(self.entries[e], applied)
             or ((take.shard, e) not in s.spent and self.database.takes(self.entries[e], there))
-        }
+        }:
+            found |= helped
+            there |= {self.entries[e] for e in helped}
+        return found
 
     def _cut(self, s: State, take: Take, early: frozenset[int], *, put_off: bool = False, **changes: object) -> Move:
         """Run the transaction again without early ops, and what follows them."""

@@ -59,6 +59,8 @@ BEFORE_ITS_PARENT = (Op(0, 1), Op(1, 3, needs=0), Op(0, 5, needs=0)), in_logs(2,
 CHILD_BEHIND_ANOTHER = (Op(1, 1), Op(0, 3, needs=0), Op(1, 5, deletes=0), Op(0, 7)), in_logs(0, 3, 1, 2)
 #: A family with its delete, behind another host's op.
 FAMILY_BEHIND_ANOTHER = (Op(0, 1), Op(1, 3, needs=0), Op(0, 5, deletes=0), Op(0, 7)), in_logs(3, 0, 1, 2)
+#: An op that a younger delete would help, before the parent of an op whose host has a clock that is behind.
+HELPED_BEFORE_A_PARENT = (Op(1, 0), Op(0, 2, needs=4), Op(0, 2), Op(1, 1, needs=2), Op(1, 7, deletes=0))
 #: An op that is bad stands before a family that comes from a spool; what was enqueued last needs the youngest of it.
 BAD_BEFORE_A_FAMILY = (
     (Op(2, 1), Op(2, 3, needs=0), Op(1, 5, needs=1), Op(2, 7, NEVER), Op(2, 9, needs=2)),
@@ -159,6 +161,7 @@ CLEAN = (
     Bounds(*BAD_BEFORE_A_FAMILY, workers=1, together=True, queued=True),
     Bounds(*SENT_AGAIN, workers=1, together=True, room=1, prompt=True),
     Bounds(*HOLES, workers=1, together=True, deaths=1),
+    Bounds(HELPED_BEFORE_A_PARENT, workers=1, together=True, queued=True, prompt=True),
     *(Bounds(ops, workers=1, together=True) for ops in TOGETHER),
     REFERENCE,
 )
@@ -185,6 +188,7 @@ NEEDED = {
     "deep": Bounds(*SPOOLED_PARENT, workers=1, together=True),
     "seen": Bounds(*SENT_AGAIN, workers=1, together=True, room=1, prompt=True),
     "spent": Bounds(*PUT_OFF_FOR_EVER, workers=1, together=True),
+    "settled": Bounds(HELPED_BEFORE_A_PARENT, workers=1, together=True, queued=True, prompt=True),
     "deletes last": Bounds(*CHILD_BEHIND_ANOTHER, workers=1, together=True, cascade=False),
     "parents first": Bounds(*FAMILY_BEHIND_ANOTHER, workers=1, together=True),
     "names": Bounds(*DELETES_BEFORE_OLDER, workers=1, together=True, queued=True, prompt=True),
