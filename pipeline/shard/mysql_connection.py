@@ -9,10 +9,12 @@ a connect takes 1.5 ms. Connections of a process share it, until one of its file
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import ssl
 import struct
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from math import inf
@@ -25,6 +27,7 @@ from pymysql.err import InterfaceError, MySQLError, OperationalError, raise_mysq
 
 from pipeline import clock
 from pipeline.config.uris import TLS, host_of, parse
+from pipeline.events import Event
 from pipeline.shard.driver_errors import Fault, fault_of
 
 if TYPE_CHECKING:
@@ -45,12 +48,36 @@ _TWO_BYTES = 0xFC
 #: The most statements of which the answers wait. A server reads on only while there is room for its answers, of 600
 #: bytes at most.
 MOST_UNREAD = 32
+#: How long an answer to the second of two statements may take that need nothing, s; and how long a server that gives
+#: none, or breaks while several are on their way, gets one at a time: for twice as long each time, up to the longest.
+PROBE_S, SINGLY_S, MOST_SINGLY_S = 2.0, 60.0, 3_600.0
 #: So much is read at once.
 _READ_BYTES = 65_536
 #: Plugins by which a server learns the password, or enough of it to find it.
 _TELLING = ("mysql_clear_password", "dialog", "sha256_password", "caching_sha2_password", "mysql_old_password")
 #: What is used where an address says nothing of TLS, and the server offers it.
 _UNCHECKED = TLS(verify=False)
+logger = logging.getLogger("pipeline.shard")
+
+
+class _Taker:
+    """What a process knows of whether one server, or a proxy before it, takes statements that come together."""
+
+    def __init__(self) -> None:
+        self.proved, self._until_s, self._for_s = False, -inf, SINGLY_S
+
+    @property
+    def one_at_a_time(self) -> bool:
+        return clock.mono_s() < self._until_s
+
+    def doubt(self, place: str, error: Exception) -> None:
+        self.proved, self._until_s = False, clock.mono_s() + self._for_s
+        logger.warning(Event("statements_sent_singly", address=place, for_s=self._for_s, error=error))
+        self._for_s = min(2 * self._for_s, MOST_SINGLY_S)
+
+
+#: By address: a connection is soon another one.
+_takers = defaultdict[str, _Taker](_Taker)
 
 
 class Endpoint:
@@ -124,7 +151,9 @@ class NodeConnection(_Connection):
     def ask(self, statements: Sequence[str]) -> list[list[tuple[Any, ...]]]:
         """Send statements together, each in a packet of its own; return the rows of each.
 
-        All are executed, whatever becomes of those before. PyMySQL waits for each answer, and makes an object of each
+        All may be executed, whatever becomes of those before. Servers and proxies that drop what comes with another
+        statement, as Amazon Aurora 2 does (https://github.com/mysql-net/MySqlConnector/issues/486), get one at a time.
+        PyMySQL waits for each answer, and makes an object of each
         column and packet: half of the worker's time for a batch of a few ops.
 
         Args:
@@ -153,16 +182,53 @@ class NodeConnection(_Connection):
         return failures
 
     def _answers_to(self, statements: Sequence[str]) -> tuple[list[MySQLError | None], list[list[tuple[Any, ...]]]]:
+        self.answered = 0
+        failures, found = list[MySQLError | None](), list[list[tuple[Any, ...]]]()
+        together = len(statements) == 1 or self._takes_several()
+        for n, some in enumerate([statements] if together else [[sql] for sql in statements]):
+            left = 0 if together else len(statements) - n - 1
+            self._exchange(some, failures, found, left)
+        return failures, found
+
+    def _takes_several(self) -> bool:
+        """Return whether statements may be sent together; probe it once for all connections to the server."""
+        this: Any = self
+        taker = _takers[self._place]
+        if taker.one_at_a_time:
+            return False
+        if not taker.proved:
+            self._exchange(["SELECT 1", "SELECT 1"], [], [], timeout_s=PROBE_S)
+            this._sock.settimeout(this._write_timeout)
+            taker.proved = True
+        return True
+
+    @property
+    def _place(self) -> str:
+        this: Any = self
+        return this.unix_socket or f"{this.host}:{this.port}"
+
+    def _exchange(
+        self,
+        statements: Sequence[str],
+        failures: list[MySQLError | None],
+        found: list[list[tuple[Any, ...]]],
+        unsent: int = 0,
+        *,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Send statements together, and take in the answers."""
         this: Any = self
         if not this._sock:
             raise InterfaceError(0, "")
-        this._result, self.answered = None, 0
+        this._result = None
         texts = [sql.encode() for sql in statements]
-        answers, failures, found = _Answers(this), list[MySQLError | None](), list[list[tuple[Any, ...]]]()
+        answers = _Answers(this)
         try:
             # the driver's reads keep the time-out of its writes: `Dialect.driver_args` gives both the same
             this._write_bytes(b"".join([struct.pack("<iB", len(sql) + 1, COMMAND.COM_QUERY) + sql for sql in texts]))
-            for left in reversed(range(len(texts))):
+            if timeout_s is not None:
+                this._sock.settimeout(timeout_s)
+            for left in reversed(range(unsent, unsent + len(texts))):
                 try:
                     found.append(answers.rows())
                     failures.append(None)
@@ -172,10 +238,11 @@ class NodeConnection(_Connection):
                         raise  # each of the others could wait as long: their answers are not waited for
                     failures.append(error)
             answers.end()
-        except BaseException:  # an interrupt too: what is still to come must not be taken for the next answer
+        except BaseException as error:  # an interrupt too: what is still to come must not be taken for the next answer
             this._force_close()
+            if answers.broken and len(statements) > 1 and isinstance(error, MySQLError):
+                _takers[self._place].doubt(self._place, error)
             raise
-        return failures, found
 
     @property
     def begins_itself(self) -> bool:

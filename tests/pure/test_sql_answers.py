@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from pymysql.err import IntegrityError, MySQLError, OperationalError
 
-from pipeline.shard.mysql_connection import MOST_UNREAD, NodeConnection
+from pipeline import clock
+from pipeline.shard.mysql_connection import MOST_UNREAD, SINGLY_S, NodeConnection, _takers
 
 OK = b"\x00\x01\x00\x02\x00\x00\x00"
 END = b"\xfe\x00\x00\x02\x00"
@@ -59,8 +61,11 @@ class Server:
         pass
 
 
-def connected(answers: bytes, piece: int = 7) -> tuple[Any, Server]:
-    connection: Any = NodeConnection(defer_connect=True, read_timeout=20, write_timeout=20)
+def connected(answers: bytes, piece: int = 7, *, proved: bool = True) -> tuple[Any, Server]:
+    """Return a connection to a server; that takes several statements at once, if it is *proved*."""
+    host = uuid4().hex
+    _takers[f"{host}:3306"].proved = proved
+    connection: Any = NodeConnection(host=host, defer_connect=True, read_timeout=20, write_timeout=20)
     server = Server(answers, piece)
     connection._sock = connection._rfile = server
     connection._current_timeout = None
@@ -158,3 +163,41 @@ def test_what_interrupts_a_wait_ends_the_connection(monkeypatch: pytest.MonkeyPa
         connection.ask(["INSERT"])
 
     assert connection._sock is None
+
+
+def test_a_server_is_probed_before_it_gets_several_statements_at_once():
+    one = table((b"1",), kinds=(BIGINT,))
+    connection, server = connected(b"", proved=False)
+    turns = iter([one + one, one + packets(OK)])
+    take = server.sendall
+    server.sendall = lambda sent: (take(sent), setattr(server, "answers", next(turns)))
+
+    assert connection.ask(["SELECT 1", "DO 1"]) == [[(1,)], []]
+    probe = packets(b"\x03SELECT 1", first=0) * 2
+    assert server.sent == probe + packets(b"\x03SELECT 1", first=0) + packets(b"\x03DO 1", first=0)
+
+
+def test_what_breaks_among_several_is_sent_singly_for_longer_each_time(monkeypatch: pytest.MonkeyPatch):
+    now_s = clock.mono_s()
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s)
+    connection, server = connected(packets(OK) + b"!", piece=1)
+    taker = _takers[connection._place]
+    for for_s in (SINGLY_S, 2 * SINGLY_S):
+        with pytest.raises(OperationalError, match="no answer"):
+            connection.ask(["DO 1", "DO 2"])
+
+        connection._sock = connection._rfile = server
+        server.sent, server.answers = b"", packets(OK) + packets(DUPLICATE) + packets(OK)
+        assert [bool(error) for error in connection.execute_each(["DO 1", "DO 2", "DO 3"])] == [False, True, False]
+        assert taker.one_at_a_time
+        now_s += for_s
+        assert not taker.one_at_a_time
+        taker.proved, server.answers = True, packets(OK) + b"!"
+
+
+def test_a_statement_alone_that_breaks_says_nothing_of_several():
+    connection, _ = connected(b"!", piece=1)
+    with pytest.raises(OperationalError):
+        connection.commit()
+
+    assert _takers[connection._place].proved

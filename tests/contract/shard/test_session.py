@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from pymysql.err import OperationalError
 from support.sandbox.sessions import (
     SERIAL,
     as_user,
@@ -18,11 +19,13 @@ from support.sandbox.sessions import (
     run,
     table,
 )
+from support.servers.proxy import Proxy
 
 from pipeline.clock import polls
+from pipeline.config.uris import parse
 from pipeline.errors import NotMigrated, ShardUnavailable
 from pipeline.model import START, Position
-from pipeline.shard import NodeSession, columns, records
+from pipeline.shard import NodeSession, columns, mysql_connection, records
 from pipeline.shard.driver_errors import Fault, code_of, fault_of
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.survey import survey
@@ -304,6 +307,29 @@ def test_a_connection_that_dies_in_a_transaction_is_transient_and_nothing_of_it_
     assert fault_of(raised.value) is Fault.TRANSIENT
     assert code_of(raised.value) in (2006, 2013, 1927)
     assert session.query("SELECT COUNT(*) FROM t") == [(0,)]
+
+
+@mariadb
+def test_a_server_that_drops_what_comes_with_another_statement_gets_one_at_a_time(
+    session: NodeSession, uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """As Amazon Aurora 2 does: https://github.com/mysql-net/MySqlConnector/issues/486."""
+    table(session, "n INT UNIQUE")
+    monkeypatch.setattr(mysql_connection, "PROBE_S", 0.2)
+    before, port = parse(uri).hosts[0]
+    with Proxy(port or 0) as between:
+        between.drops_others = True
+        behind = NodeSession("s0", uri.replace(f"{before}:{port}", f"127.0.0.1:{between.port}"))
+        with pytest.raises(OperationalError, match="no answer"), behind.transaction():
+            behind.ask("SELECT 1", "SELECT 2")
+        with behind.transaction():
+            assert behind.ask("SELECT 1", "INSERT INTO t (n) VALUES (1)") == [[(1,)], []]
+            refused = behind.execute_each([f"INSERT INTO t (n) VALUES ({n})" for n in (1, 2, 1, 3)])
+        behind.discard()
+
+    assert [error and code_of(error) for error in refused] == [1062, None, 1062, None]
+    assert session.query("SELECT n FROM t ORDER BY n") == [(1,), (2,), (3,)]
+    assert [line.msg.name for line in caplog.records if line.name == "pipeline.shard"] == ["statements_sent_singly"]
 
 
 @mariadb

@@ -22,6 +22,9 @@ class Proxy:
         self.cuts = 0
         #: How long each piece from the server is kept back, s.
         self.delay_s = 0.0
+        #: Whether of MySQL's packets that come together all but the first are dropped, as by a server that reads on
+        #: only once it has answered.
+        self.drops_others = False
         self._pattern, self._armed = b"", 0
         self._pausing_at = b""
         self._flowing = threading.Event()
@@ -127,7 +130,7 @@ class Proxy:
                 doomed = doomed or self._dooms(asked)
                 # packets may cut a pattern in two
                 asked = asked[-64:]
-                server.sendall(piece)
+                server.sendall(piece[: 4 + int.from_bytes(piece[:3], "little")] if self.drops_others else piece)
 
     def _dooms(self, request: bytes) -> bool:
         with self._lock:
