@@ -1,4 +1,4 @@
-"""No sentence of the documents has more than 25 words."""
+"""No sentence of the documents has more than 25 words, or begins with a pronoun whose noun is elsewhere."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ CODE = re.compile(r"(`+).+?\1")
 LINK = re.compile(r"\[([^]]*)\]\([^)]*\)")
 URL = re.compile(r"<?https?://\S+")
 SHORT = re.compile(r"\b(e\.g|i\.e|cf)\.(?=\s)", re.IGNORECASE)
+PRONOUN = re.compile(r"""["*_(]*((then|so|there|but|and) )?(it|its|they|their|them)\b""", re.IGNORECASE)
 #: An end may be followed by brackets, quotes and emphasis, and a sentence may begin with them.
 END = re.compile(
     r"""(?:(?<=[.!?])|(?<=[.!?][)\]"*_])|(?<=[.!?][)*_]{2}))\s+(?=["*_]*(?:[A-Z`0-9([]|web2py|py4web|pyDAL|uWSGI))"""
@@ -59,6 +60,11 @@ def page(name: str) -> str:
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in LATER])
 def test_no_sentence_is_long(name: str) -> None:
     assert [sentence for sentence in sentences(page(name)) if words(sentence) > MOST_WORDS] == []
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in LATER])
+def test_no_sentence_begins_with_a_pronoun_whose_noun_is_elsewhere(name: str) -> None:
+    assert [sentence for sentence in sentences(page(name)) if PRONOUN.match(sentence)] == []
 
 
 @pytest.mark.parametrize(
