@@ -4,8 +4,8 @@
 
 Two MariaDB primaries with a replica each, two workers. One producer writes to the bucket that moves, another one beside
 to all others. An op waits from its receipt until the owner's watermark is seen to have passed it, looked at each 10 ms.
-It exits 1 where a producer has an error, a row is missing or doubled, or an op of the bucket waits more than a second
-longer at a cut than ops did before.
+The run exits 1 where a producer has an error, or a row is missing or doubled. It exits 1 also where an op of the bucket
+waits more than a second longer at a cut than ops did before.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def own_write(rig: ReadRig, rounds: int) -> None:
 
     The difference is all that the token adds: a check whether the replica has the write, a wait for it, and a
     connection's first query. Each of the two follows a write of its own at once. A second read right behind the first
-    would find server and caches warm; until 2026-11-24 12:30 that was so, at a cost of 0.1 to 0.2 ms for ours.
+    would find server and caches warm. Until 2026-11-24 12:30 that was so, at a cost of 0.1 to 0.2 ms for ours.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(2 * rounds):

@@ -3,8 +3,8 @@
     python -m benchmarks.rotation [--tries 10]
 
 A reader in this process routes all the time. The clock runs from the fault until no read chooses the broken replica,
-however much lag is allowed. Each fault begins at other moments between two probes, one of them right after a probe:
-while nothing is written, with a write now and then, and while writes flow.
+however much lag is allowed. Each fault begins at other moments between two probes, one of them right after a probe.
+Each is tried while nothing is written, with a write now and then, and while writes flow.
 """
 
 from __future__ import annotations

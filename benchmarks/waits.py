@@ -3,8 +3,8 @@
     python -m benchmarks.waits [--tries 10]
 
 Redis is behind a proxy that holds back every byte from a chosen request on, with all connections open, or that delays
-each reply; so is a primary. The time to sync the spool's file to the disk counts. Every op is in the log or in the
-spool afterwards, or the run fails.
+each reply. A primary is behind one, too. The time to sync the spool's file to the disk counts. Every op is in the log
+or in the spool afterwards, or the run fails.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 With `--rate 0` it is half of what the host can send: as many producers that never pause, beside the same burners, say.
 Producers are processes that start cold, all at once, beside processes that only use the processors. Disturbances
 follow: Redis stands still for two seconds, Redis is killed and started. From three seconds after each, the share of ops
-that went directly into the log has to be 99 % at least, and no caller may see an error. A cold start is over when each
+that went directly into the log has to be 99 % at least. No caller may see an error. A cold start is over when each
 producer has enqueued its first op.
 """
 

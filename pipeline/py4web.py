@@ -58,8 +58,8 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         db: the application's DAL; its tables become known.
         source: a TOML file, or a dict of the same shape; by default what `pipeline.configure` has read.
         broker: the scaffold's `CELERY_BROKER`: the Redis where *source* names none.
-        mode: when ops are sent: `on_commit` (after db has committed), `outbox` (the same, from a table in *db*, so that
-            nothing is lost if the process dies in between) or `now` (at the call).
+        mode: when ops are sent. `on_commit`: after db has committed. `outbox`: the same, from a table in *db*, so that
+            nothing is lost if the process ends in between. `now`: at the call.
 
     Raises:
         ConfigError: with every fault there is.

@@ -137,7 +137,7 @@ class Sandbox:
         """Apply everything that is queued, as the workers would, and return how many ops were applied and rejected.
 
         Raises:
-            PipelineError: an op cannot be applied yet, such as after a table's definition has changed; or a bucket
+            PipelineError: an op cannot be applied yet, such as after a table's definition has changed. Or a bucket
                 rests again and again, such as where the database is locked.
         """
         applied = rejected = 0

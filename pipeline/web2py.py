@@ -56,8 +56,8 @@ class Pipeline:
         configuration: the application's AppConfig, with a section `[pipeline]`. Without it: what `pipeline.configure`
             has read, else `private/pipeline.toml`, else the section `[pipeline]` of `private/appconfig.ini`.
         redis_conn: web2py's `RConn(...)`, instead of the key `redis`.
-        mode: when ops are sent: `on_commit` (after web2py has committed), `outbox` (the same, from a table in *db*,
-            so that nothing is lost if the process dies in between) or `now` (at the call). Also a key of the section.
+        mode: when ops are sent. `on_commit`: after web2py has committed. `outbox`: the same, from a table in *db*, so
+            that nothing is lost if the process ends in between. `now`: at the call. Also a key of the section.
 
     Raises:
         ConfigError: with every fault; each names the file and the key.

@@ -46,7 +46,7 @@ class Call(NamedTuple):
 class Walk(NamedTuple):
     """The calls of one public call, in order.
 
-    A call is a function, method, property or lambda whose code is in a product file; comprehensions and generated code
+    A call is a function, method, property or lambda whose code is in a product file. Comprehensions and generated code
     (such as `__init__` of a dataclass) are not counted. A generator counts at each resumption.
     """
 

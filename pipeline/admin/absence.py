@@ -15,8 +15,8 @@ proof: a warning names the node.
 
 Take a database that was restored back into its deployment, or a queue in the place of one that is gone.
 Invariant: no op is applied once more onto rows that have it. A bucket goes on behind the highest position that anybody
-knows to have been applied. What a backup with watermarks lacks is applied from the log, as far as the log has it; the
-rest is recorded as lost, by position.
+knows to have been applied. What a backup with watermarks lacks is applied from the log, as far as the log has it.
+The rest is recorded as lost, by position.
 """
 
 from __future__ import annotations
@@ -241,8 +241,8 @@ class Restored(NamedTuple):
         bucket: its number.
         position: the watermark that it goes on behind.
         replayed: how many entries behind the watermark the log still has; workers apply them.
-        skipped: how many entries up to the watermark the log still has, where the backup had no watermark: they were
-            applied before the backup or after it, and are not applied again.
+        skipped: how many entries up to the watermark the log still has, where the backup had no watermark. Such
+            entries were applied before the backup or after it, and are not applied again.
         lost: what the database lacks and the log has deleted.
     """
 

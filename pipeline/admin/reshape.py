@@ -1,7 +1,7 @@
 """Change what a deployment is fixed on, by command: its shards, and how a table with rows is spread.
 
 Each change is noted in Redis and in every shard, and then the epochs are raised. So each process that runs meets a new
-epoch at its next op, compares its configuration anew, and is refused where it is of before the change. Only a shard
+epoch at its next op and compares its configuration anew. A configuration of before the change is refused. Only a shard
 that is added with no bucket disturbs nobody: what runs goes on without it. A command that was killed is given again.
 """
 
@@ -52,8 +52,8 @@ def add_shard(pipeline: Client, shard: str) -> int:
 
     Raises:
         WrongDeployment: the configuration differs in more than the shard.
-        PipelineError: the shard takes buckets that are in use, its reference tables have rows, or a foreign key that
-            is there would reach from one shard into another.
+        PipelineError: the shard takes buckets that are in use, its reference tables have rows, or an existing foreign
+            key would reach from one shard into another.
     """
     if shard not in pipeline.topology.shards:
         raise PipelineError(f"write [shards.{shard}] with its primary into {pipeline.settings.source} first")

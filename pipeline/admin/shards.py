@@ -292,7 +292,7 @@ def remove_shard(pipeline: Client, shard: str) -> None:
 
     Raises:
         WrongDeployment: the configuration differs in more than the shard, and owners.
-        PipelineError: a bucket is not owned where the configuration puts it by now, the shard is part of a move, is not
+        PipelineError: a bucket is not yet owned where the configuration puts it. Or the shard is part of a move, is not
             known, or is still in the configuration.
     """
     notes, noted = reshape.noted_of(pipeline)

@@ -1,7 +1,7 @@
 """Trace one op and say its story: who enqueued it, its commit, who has seen it, what became of it.
 
-It is read from the log, the spool of this host, the pipeline's tables in the shards, and the notes of the newest
-batches in Redis.
+The story is read from the log, the spool of this host, the pipeline's tables in the shards, and Redis's notes of the
+newest batches.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ def why(pipeline: Client, name: str = "") -> Answer:
 
     Args:
         pipeline: the deployment.
-        name: a receipt's text, the name of a shard or a table, a bucket's number, or a key that has a shard of its own,
-            such as `purchase=4711`; without one, what waits on any shard.
+        name: a receipt's text, the name of a shard or a table, or a bucket's number. Or a key that has a shard of its
+            own, such as `purchase=4711`. Without a name, what waits on any shard.
 
     Raises:
         BadOp: it is none of them.

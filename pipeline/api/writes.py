@@ -45,8 +45,8 @@ def enqueue_insert(
         shard_key: the row's, where its fields do not tell.
         idempotency_key: names this write: a second insert into the table with the same key, byte by byte, queues
             nothing. 1 to 190 characters.
-        durability: what is waited for: `redis` (the op is in Redis), `replica` (on a Redis replica too), `fsync` (on
-            Redis's disk), `spooled` (on this host's disk until every replica has it), `applied` (in the database).
+        durability: what is waited for. `redis`: the op is in Redis. `replica`: on a Redis replica too. `fsync`: on
+            Redis's disk. `spooled`: on this host's disk until every replica has it. `applied`: in the database.
         again: the receipt of an `InDoubt` that the same call raised: an op that is queued already is not queued again.
         fields: the fields; they add to *values*.
 

@@ -434,7 +434,7 @@ class Executor:
         return self._earlier is not None and self._earlier.has_others(item) and self._taken(item)
 
     def _free(self, items: Sequence[Item], waiting: list[Portion]) -> Sequence[Item]:
-        """Return what to execute now. What is behind an early op in its bucket is left out, what is behind a held row
+        """Return what to execute now. What is behind an early op in its bucket is left out. What is behind a held row
         is parked, and what is to be judged after that is put off.
 
         Asked before each statement: ops of one group may be of one row, and the first of them may have been refused.

@@ -8,8 +8,8 @@ another table, so it conflicts with every write to that row.
 Ops that conflict with each other share a group in two cases. An INSERT takes upserts of one key in order. The members
 of atomic groups are grouped by these same rules.
 
-A sheet stays whole where its rows can conflict on nothing but their ids and their parents' ids, and where no other op
-of the batch touches these tables. Else its ops are grouped as all others.
+A sheet stays whole where its rows can conflict on nothing but their ids and their parents' ids. No other op of the
+batch may touch these tables. Else its ops are grouped as all others.
 
 Debezium and Confluent batch by kind, and so reorder ops (kafka-connect-jdbc#1562); this rule avoids that.
 """

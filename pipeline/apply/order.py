@@ -51,9 +51,8 @@ def by_time(items: Sequence[Item], reach: Reach = lambda delete: None) -> list[I
     """Order ops of several buckets by the time of their calls, and keep the order within each bucket.
 
     An op has its turn behind younger ones that stand before it in its bucket. What comes too early is refused, and
-    tried again after all else; a delete that came before such an op would take the row away that the op refers to.
-    So a delete has its turn after what was enqueued before it and may refer to rows that it reaches, and that after
-    its own parents.
+    tried again after all else. A delete that came before such an op would take the row away that the op refers to.
+    So a delete has its turn after older ops that may refer to rows that it reaches, and those after their parents.
 
     Args:
         items: bucket by bucket, of each in order.

@@ -354,8 +354,8 @@ class Portion(NamedTuple):
     Attributes:
         items: its ops.
         fails: whether the server's word makes us expect that it fails; None: nobody knows.
-        rest_of: of a second half, how many ops were refused when it was made; if no more are at its turn, the bad op is
-            in it, so it is split without a try.
+        rest_of: of a second half, how many ops were refused when it was made. If no more are at its turn, the bad op is
+            in the half, which is split without a try.
     """
 
     items: Sequence[Item]

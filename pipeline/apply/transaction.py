@@ -253,8 +253,9 @@ class ApplyTransaction:
         return self._outcome(batch, executor), batch
 
     def _guessed(self, batch: Batch, locked: Mapping[int, Mark], take: Take) -> Executor | None:
-        """Apply a small batch in one round trip, as if the shard had seen nothing of it; whether that is so, is
-        answered with it, before the commit.
+        """Apply a small batch in one round trip, as if the shard had seen nothing of it.
+
+        Whether that is so is answered in the same round trip, before the commit.
 
         None: nothing was sent, since it cannot be guessed, or some statement needs an answer.
 

@@ -50,8 +50,8 @@ def status_command(context: click.Context, config: str | None, as_json: bool, ma
     """Show what is wrong, what waits and why, how fast ops are applied, and how far the replicas are.
 
     Shows the record that workers publish each second. Where none run, it asks all servers itself, and takes a second
-    to measure a rate. Exits with 1 if a server does not answer, if ops were refused or lost, if a table is halted, or
-    if an op is older than --max-age.
+    to measure a rate. Exits with 1 if a server does not answer, ops were refused or lost, a table is halted, or an op
+    is older than --max-age.
 
     \f
 

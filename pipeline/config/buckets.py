@@ -425,8 +425,8 @@ class Placement(NamedTuple):
     Attributes:
         version: grows with each change of the owners; 0: nothing has moved yet.
         owners: the shard of each bucket that is not where the configuration puts it.
-        moves: of each bucket that is under way or has left rows behind, the shards from and to which it moves; of a
-            piece too, by its number.
+        moves: the shards from and to which a bucket moves, for each that is under way or has left rows behind. A piece
+            is there by its number, too.
         pieces: the keys that are away from their buckets, or under way, by number.
     """
 

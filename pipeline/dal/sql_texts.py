@@ -1,7 +1,7 @@
 """Refuse texts that pyDAL would write into a statement as SQL, unless the application vouches for them with `raw`.
 
-pyDAL quotes most values. It writes as they are: what is compared with a decimal, with a `case`, and with json in its
-older line; an alias; the `escape` of a `like`; and every text where a field or a condition is expected. See
+pyDAL quotes most values. Written as they are: what is compared with a decimal, with a `case`, and with json in pyDAL's
+older line. So are an alias, the `escape` of a `like`, and every text where a field or a condition is expected. See
 `docs/notes/22-sql-in-reads.md`.
 
 Values are checked where the adapter writes them, texts by the shape of a query, once for each statement.

@@ -93,7 +93,7 @@ class SchemaPublisher:
         collation.
 
         Raises:
-            BadOp: the table keeps its ids in an INT column, where a 53-bit id does not fit; or its shard key in a
+            BadOp: the table keeps its ids in an INT column, where a 53-bit id does not fit. Or its shard key is in a
                 column that takes different texts for equal.
         """
         if self._topology.table(schema.name).ids != "pipeline" and not columns.text_key(schema, self._topology):

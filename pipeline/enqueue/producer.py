@@ -10,7 +10,7 @@ is unknown a producer is thrown away, never used on: its next sequence number co
 
 `resend` sends again what another has numbered: an outbox, the spool. To send an op twice is harmless. The caller gives
 of each bucket all that it still holds: what is below has been sent before. The log drops what it has seen, and so does
-the shard. What the log has lost of what is below leaves a hole in the producer's sequence: the worker that applies the
+the shard. What the log has lost of what is below leaves a hole in the producer's sequence. The worker that applies the
 op behind the hole knows what is missing, and records it by name.
 
 A producer that has sent nothing to a bucket for a day must not go on there: log and shard may have forgotten it. The

@@ -28,7 +28,7 @@ class Fingerprint(msgspec.Struct, frozen=True):
         version: grows with each change of what is above.
         redis: the addresses by which its Redis is known.
         databases: of each shard, the addresses by which its databases are known, and the names that they give
-            themselves; in a process's own the primary's address comes first.
+            themselves. In a process's own fingerprint the primary's address comes first.
         groups: of each shard whose logs are not in the first Redis, the name of the Redis that has them.
     """
 

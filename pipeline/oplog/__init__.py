@@ -155,8 +155,8 @@ class Work(Entries, Waits, Protocol):
     def listen(self, shard: str, holder: str, for_s: float, limit: int) -> Generator[Looked]:
         """Wait for an op while nothing is due, and look as `due` does; yield False every `SLICE_S` while it waits.
 
-        Ends with what is due once an op has come, or the time is over; with None where nothing is due and somebody else
-        holds the bell.
+        Ends with what is due once an op has come, or the time is over. Ends with None where nothing is due and somebody
+        else holds the bell.
 
         Args:
             shard: the shard's name.

@@ -41,9 +41,9 @@ class Placed(NamedTuple):
     """The place of the first op of an `Append`.
 
     Attributes:
-        code: APPENDED, SEEN (the log had the ops already), HOLE (nothing was written: ops before them are missing) or
-            HELD (nothing was written, for a hole of another log: ops of a call come into their logs together, so that
-            none passes an older one of another bucket).
+        code: APPENDED, SEEN (the log had the ops already), or HOLE (nothing was written: ops before them are missing).
+            Or HELD: nothing was written, for a hole of another log. Ops of a call come into their logs together, so
+            that none passes an older one of another bucket.
         position: in the log; after HOLE, `position.seq` is the last sequence number that the log has seen.
     """
 
@@ -129,7 +129,7 @@ class Appends(Protocol):
 
         Returns:
             The epoch (0: none), whether it was given out on this server and has not ended, and what `raise_epoch` takes
-            as *seen*: it ends with what `audit` returns, if that ended the epoch.
+            as *seen*. The last ends with what `audit` returns, if that ended the epoch.
         """
         ...
 

@@ -30,8 +30,8 @@ class ReadPlace(NamedTuple):
         shard: its name.
         buckets: their numbers, and those of shard keys that have a shard of their own, their *pieces*; None: all.
         seen: the map that says so.
-        row: a table and an id that are all that names a row of the bucket `buckets[0]`, whose piece is `buckets[1]`:
-            the row is of either, and perhaps on another shard.
+        row: a table and an id that are all that names a row of the bucket `buckets[0]`, whose piece is `buckets[1]`.
+            The row is of either, and perhaps on another shard.
     """
 
     shard: str

@@ -3,8 +3,8 @@
 The host's reserve of row ids: a block of each bucket's counters, for processes that find Redis away.
 Invariant: a counter of the reserve is given to one process only, and that is on the disk before an id is made.
 
-Invariant: while an op waits to be sent, the marker file is there; it is made before the op is committed and removed
-only inside a transaction that sees none waiting. So every process of the host knows where ops go by
+Invariant: while an op waits to be sent, the marker file is there. The file is made before the op is committed, and is
+removed only inside a transaction that sees none waiting. So every process of the host knows where ops go by
 one check for a file. An op that comes for the marker's sake alone checks again once nobody else writes.
 """
 

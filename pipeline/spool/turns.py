@@ -1,15 +1,15 @@
 """Who may write to the spool's file, and when: never a stranger; threads share a commit, processes take turns.
 
 Open the spool's files: never through a link, never a stranger's; and rescue what a removed or damaged file holds.
-The folder says who shares a spool. Where its group may write, as web processes and workers of two users need it, so
-may the group write each file; else only the owner may. Ops wait in there, and the secret that signs tokens.
+The folder says who shares a spool. Where its group may write, as web processes and workers of two users need it,
+the group may write each file, too. Else only the owner may. Ops wait in there, and the secret that signs tokens.
 
 Threads that come while another one's commit is on its way to the disk share the next. One thread at a time leads. It
 commits the writes of every thread queued so far, in arrival order, and wakes them. Then the first thread that queued
 during the commit leads. A thread waits for the commit under way and for its own, and for no other.
 
-A host's lock belongs to one process at a time, and dies with its process. It is a POSIX record lock, since a child that
-forks off does not inherit it; the lock does not distinguish threads, so a second lock does. Its file is opened once per
+A host's lock belongs to one process at a time, and ends with its process. It is a POSIX record lock, since a child that
+forks off does not inherit it. The lock does not distinguish threads, so a second lock does. Its file is opened once per
 process and never closed: to close any descriptor of it would end the lock.
 """
 

@@ -1,7 +1,7 @@
 """Find the rows of buckets that move, in each table; copy, compare and delete them.
 
-A copy is an attempt: each of its chunks is written only while the attempt counts, so that a mover that was thought
-dead writes nothing into the copy of its successor.
+A copy is an attempt: each of its chunks is written only while the attempt counts. So a mover that was thought dead
+writes nothing into the copy of its successor.
 """
 
 from __future__ import annotations

@@ -303,7 +303,7 @@ def packed(payloads: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
     """Yield the texts of the entries that hold ops, in order, each with the number of its ops.
 
     Args:
-        payloads: encoded ops of one bucket, or a sheet; an op of `MOST_BYTES` or more has an entry of its own, as has
+        payloads: encoded ops of one bucket, or a sheet. An op of `MOST_BYTES` or more has an entry of its own, as has
             what is no op.
     """
     if isinstance(payloads, Sheet):
