@@ -168,13 +168,15 @@ class Spool:
             PipelineFull, SpoolUnavailable: none was taken in, but for those that are `numbered`.
             WrongDeployment: none was taken in: the configuration places ops otherwise than what was compared last.
         """
-        wish = _Wish(runs, int(kept), dict(numbered or {}), behind)
+        wish = _Wish(runs, int(kept), dict(numbered) if numbered else {}, behind)
         self._together().done(wish)
         if wish.error is not None:
             if isinstance(wish.error, Unavailable):  # others may send what a failing disk took
                 wish.error.numbered = wish.numbers if wish.committed else {}
             raise wish.error
-        return {bucket: wish.numbers[bucket] for bucket in runs} if wish.taken else {}
+        if not wish.taken:
+            return {}
+        return {bucket: wish.numbers[bucket] for bucket in runs} if numbered else wish.numbers
 
     def agree(self, deployment: Fingerprint | None) -> None:
         """Note how the deployment places ops, which this process's configuration fits: so this host does from now on.

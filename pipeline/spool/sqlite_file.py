@@ -155,8 +155,10 @@ class SpoolFile:
             SpoolUnavailable: it is not known whether it is.
         """
         if (journal := self._journal) is not None:
-            with _Translated(self):
+            try:
                 os.fdatasync(journal.file)
+            except OSError as error:
+                raise self.as_ours(error) from error
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
