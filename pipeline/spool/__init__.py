@@ -47,6 +47,8 @@ _MOVE = (
     "UPDATE buckets SET next = next + ?, used_ms = ? WHERE bucket = ?"
     " AND (used_ms > ? OR EXISTS (SELECT 1 FROM entries WHERE bucket = ?)) RETURNING producer, next - ?"
 )
+# an op that is sent again under its number is in here already, or not
+_INSERT = "INSERT OR IGNORE INTO entries (bucket, producer, seq, kept, payload) VALUES (?, ?, ?, ?, ?)"
 
 
 class IdReserve:
@@ -133,6 +135,7 @@ class Spool:
     def __init__(self, path: Path, max_bytes: int, placing: Fingerprint | None = None):
         self.path = path
         self._placing = placing.placing if placing else None
+        self._compared: tuple[str, dict[str, str]] = "", {}  # a noted fingerprint, and what it places otherwise
         self.file = SpoolFile(path, max_bytes)
         self.reserve = IdReserve(self.file)
         #: Threads of one process share an fsync.
@@ -165,13 +168,15 @@ class Spool:
             PipelineFull, SpoolUnavailable: none was taken in, but for those that are `numbered`.
             WrongDeployment: none was taken in: the configuration places ops otherwise than what was compared last.
         """
-        wish = _Wish(runs, kept, dict(numbered or {}), behind)
+        wish = _Wish(runs, int(kept), dict(numbered) if numbered else {}, behind)
         self._together().done(wish)
         if wish.error is not None:
             if isinstance(wish.error, Unavailable):  # others may send what a failing disk took
                 wish.error.numbered = wish.numbers if wish.committed else {}
             raise wish.error
-        return {bucket: wish.numbers[bucket] for bucket in runs} if wish.taken else {}
+        if not wish.taken:
+            return {}
+        return {bucket: wish.numbers[bucket] for bucket in runs} if numbered else wish.numbers
 
     def agree(self, deployment: Fingerprint | None) -> None:
         """Note how the deployment places ops, which this process's configuration fits: so this host does from now on.
@@ -187,10 +192,10 @@ class Spool:
             return
         mine = replace(deployment.placing, source=self._placing.source)
         with self.file.reading() as db:
-            if mine == _agreed(db):
+            if mine == Fingerprint.noted(_agreed(db)):
                 return
         with self.file.writing(room=DRAINING_ROOM) as db:
-            for table, fault in placed_otherwise(mine, _agreed(db)).items():
+            for table, fault in placed_otherwise(mine, Fingerprint.noted(_agreed(db))).items():
                 of_table = "SELECT COUNT(*) FROM entries WHERE instr(payload, ?)"
                 if ops := db.execute(of_table, (_named(table),)).fetchone()[0]:
                     raise WrongDeployment([ASTRAY.format(ops=ops, path=self.path, fault=fault)])
@@ -328,11 +333,12 @@ class Spool:
         committed = False
         try:
             with self.file.writing(synced=False) as db:
-                for wish in wishes:
-                    wish.taken = self.waiting() or not wish.behind
-                    if wish.taken:
-                        self._refuse_misplaced(db, wish)
+                marked = self.waiting()
+                if marked or not all(wish.behind for wish in wishes):
+                    self._refuse_misplaced(db, wishes)
+                    if not marked:
                         self.file.mark()
+                    for wish in wishes:
                         wish.insert(db)
             committed = True
             self.file.sync()
@@ -340,11 +346,14 @@ class Spool:
             for wish in wishes:
                 wish.error, wish.committed = error, committed
 
-    def _refuse_misplaced(self, db: sqlite3.Connection, wish: _Wish) -> None:
+    def _refuse_misplaced(self, db: sqlite3.Cursor, wishes: Sequence[_Wish]) -> None:
         """Raise where ops are new that the configuration which was compared last would place elsewhere."""
-        noted = _agreed(db)
-        for table, fault in placed_otherwise(self._placing, noted).items() if self._placing else ():
-            new = (ops for bucket, ops in wish.runs.items() if bucket not in wish.numbers)
+        if self._placing is None:
+            return
+        if (text := _agreed(db)) != self._compared[0]:
+            self._compared = text, placed_otherwise(self._placing, Fingerprint.noted(text))
+        for table, fault in self._compared[1].items():
+            new = (ops for wish in wishes for bucket, ops in wish.runs.items() if bucket not in wish.numbers)
             if any(_named(table) in op for ops in new for op in ops):
                 raise WrongDeployment([REFUSED.format(path=self.path, fault=fault)])
 
@@ -354,27 +363,28 @@ class _Wish:
     """What one caller wants to be taken in, and what became of it."""
 
     runs: Mapping[int, Sequence[bytes]]
-    kept: bool
+    kept: int  # a bool would be converted for each row
     numbers: dict[int, Number]
     behind: bool = False
     taken: bool = False
     committed: bool = False
     error: BaseException | None = None
 
-    def insert(self, db: sqlite3.Connection) -> None:
+    def insert(self, db: sqlite3.Cursor) -> None:
         """Number the ops and insert them."""
+        self.taken = True
         for bucket, payloads in self.runs.items():
             if bucket not in self.numbers:
                 self.numbers[bucket] = _next(db, bucket, len(payloads))
             producer, first = self.numbers[bucket]
-            db.executemany(
-                # an op that is sent again under its number is in here already, or not
-                "INSERT OR IGNORE INTO entries (bucket, producer, seq, kept, payload) VALUES (?, ?, ?, ?, ?)",
-                ((bucket, producer, first + nth, self.kept, payload) for nth, payload in enumerate(payloads)),
-            )
+            if len(payloads) == 1:
+                db.execute(_INSERT, (bucket, producer, first, self.kept, payloads[0]))
+            else:
+                rows = ((bucket, producer, first + nth, self.kept, payload) for nth, payload in enumerate(payloads))
+                db.executemany(_INSERT, rows)
 
 
-def _next(db: sqlite3.Connection, bucket: int, count: int) -> Number:
+def _next(db: sqlite3.Cursor, bucket: int, count: int) -> Number:
     """Give out the next sequences of a bucket."""
     now = clock.wall_ms()
     row = db.execute(_MOVE, (count, now, bucket, now - FRESH_MS, bucket, count)).fetchone()
@@ -385,7 +395,7 @@ def _next(db: sqlite3.Connection, bucket: int, count: int) -> Number:
     return producer, 1
 
 
-def _producer(db: sqlite3.Connection, bucket: int, now: int) -> int:
+def _producer(db: sqlite3.Cursor, bucket: int, now: int) -> int:
     """Return a producer that this bucket has never had: the newest, or a new one."""
     newest = db.execute("SELECT producer, made_ms FROM producers ORDER BY nth DESC LIMIT 1").fetchone()
     before = db.execute(f"SELECT producer FROM buckets WHERE bucket = {bucket}").fetchone()
@@ -396,10 +406,10 @@ def _producer(db: sqlite3.Connection, bucket: int, now: int) -> int:
     return producer
 
 
-def _agreed(db: sqlite3.Connection) -> Fingerprint | None:
-    """Return what was compared last on this host."""
+def _agreed(db: sqlite3.Connection | sqlite3.Cursor) -> str:
+    """Return the fingerprint that was compared last on this host, as text; none yet: an empty one."""
     found = db.execute("SELECT text FROM agreed").fetchone()
-    return Fingerprint.noted(found[0]) if found else None
+    return str(found[0]) if found else ""
 
 
 def _named(table: str) -> bytes:

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from weakref import WeakSet
@@ -29,25 +29,57 @@ NO_ROOM_BYTES = 1_000_000
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
+class _Journal:
+    """The journal of a connection, open for as long as a thread may sync it: another may close the connection."""
+
+    __slots__ = ("file",)
+
+    def __init__(self, file: int):
+        self.file = file
+
+    def __del__(self) -> None:
+        os.close(self.file)
+
+
+class _Translated:
+    """Raises errors of SQLite and of the system as ours; a function with a `yield` takes ten times as long for it."""
+
+    __slots__ = ("_file",)
+
+    def __init__(self, file: SpoolFile):
+        self._file = file
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (sqlite3.Error, OSError)):
+            raise self._file.as_ours(error) from error
+
+
 class SpoolFile:
     """A SQLite file, and its journal."""
 
     def __init__(self, path: Path, max_bytes: int):
         self.path, self._max_bytes = path, max_bytes
         self._left_behind: list[sqlite3.Connection] = []  # a parent's: to close them here could end its locks
-        self._marker = f"{path}.waiting"
+        self._marker, self._where = f"{path}.waiting", str(path)
         self._reset()
         _files.add(self)
 
     def _reset(self) -> None:
         self._pid, self._lock = os.getpid(), threading.RLock()
+        self._own_turn: HostLock | None = None
         self._db: sqlite3.Connection | None = None
+        self._journal: _Journal | None = None
         self._room = 0.0
         self._inode = self._damaged = 0
 
     def _turn(self) -> HostLock:
         """Return this process's lock for writing."""
-        return host_lock(Path(f"{self.path}.turn"))
+        if self._own_turn is None:
+            self._own_turn = host_lock(Path(f"{self.path}.turn"))
+        return self._own_turn
 
     @property
     def there(self) -> bool:
@@ -81,11 +113,11 @@ class SpoolFile:
         Raises:
             SpoolUnavailable: another process does not give its turn back, or the file cannot be used.
         """
-        with self._one_at_a_time(), self._translated(), self._turn().held(BUSY_S):
+        with self._one_at_a_time(), _Translated(self), self._turn().held(BUSY_S):
             yield
 
     @contextmanager
-    def writing(self, *, room: float = 1.0, synced: bool = True) -> Iterator[sqlite3.Connection]:
+    def writing(self, *, room: float = 1.0, synced: bool = True) -> Iterator[sqlite3.Cursor]:
         """Give a write transaction: committed at the end, or not at all.
 
         Its turn ends with the commit, before the sync: so the syncs of processes that come together are one for the
@@ -99,28 +131,8 @@ class SpoolFile:
             PipelineFull: the file is at its limit, or its disk is full.
             SpoolUnavailable: it cannot be used.
         """
-        with self._transaction(room) as db:
-            yield db
-        if synced:
-            self.sync()
-
-    def sync(self) -> None:
-        """Return once everything that was committed so far is on the disk.
-
-        Raises:
-            SpoolUnavailable: it is not known whether it is.
-        """
-        with self._translated(), suppress(FileNotFoundError):  # no journal: SQLite has synced the file and removed it
-            journal = os.open(f"{self.path}-wal", os.O_RDONLY)
-            try:
-                os.fdatasync(journal)
-            finally:
-                os.close(journal)
-
-    @contextmanager
-    def _transaction(self, room: float) -> Iterator[sqlite3.Connection]:
-        with self.alone():
-            db = self._connected()
+        with self._one_at_a_time(), _Translated(self), self._turn().held(BUSY_S):
+            db = self._connected().cursor()  # one for all statements: each takes a microsecond to make
             if room != self._room:
                 [page_bytes] = db.execute("PRAGMA page_size").fetchone()
                 db.execute(f"PRAGMA max_page_count = {int(self._max_bytes * room) // page_bytes}")
@@ -130,14 +142,28 @@ class SpoolFile:
                 yield db
                 db.execute("COMMIT")
             except BaseException:
-                if db.in_transaction:
+                if db.connection.in_transaction:
                     db.execute("ROLLBACK")
                 raise
+        if synced:
+            self.sync()
+
+    def sync(self) -> None:
+        """Return once everything that was committed so far is on the disk.
+
+        Raises:
+            SpoolUnavailable: it is not known whether it is.
+        """
+        if (journal := self._journal) is not None:
+            try:
+                os.fdatasync(journal.file)
+            except OSError as error:
+                raise self.as_ours(error) from error
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """Give the connection for queries."""
-        with self._one_at_a_time(), self._translated():
+        with self._one_at_a_time(), _Translated(self):
             yield self._connected()
 
     def shed(self) -> None:
@@ -173,14 +199,13 @@ class SpoolFile:
             self._db.close()
         self._db = None
 
-    @contextmanager
-    def _one_at_a_time(self) -> Iterator[None]:
+    def _one_at_a_time(self) -> AbstractContextManager[bool]:
+        """Return this process's lock among threads; a child forked without Python's hooks begins anew."""
         if self._pid != os.getpid():
             if self._db is not None:
                 self._left_behind.append(self._db)
             self._reset()
-        with self._lock:
-            yield
+        return self._lock
 
     # the connection -----------------------------------------------------------------------------------------
 
@@ -196,21 +221,22 @@ class SpoolFile:
         if self._damaged == self._inode_there():
             old = moved_aside(self.path)
         try:
-            db = self._opened()
+            db, journal = self._opened()
         except sqlite3.DatabaseError as error:
             if _code(error) not in _DAMAGED:
                 raise
             if not self.marked and not os.path.exists(f"{self.path}.lock"):  # never a file of somebody else
                 raise SpoolUnavailable(self.path, f"it is no spool ({error})", "give another [spool] path") from error
-            old, db = moved_aside(self.path), self._opened()
-        self._db, self._room, self._inode, self._damaged = db, 0.0, self._inode_there(), 0
+            old, (db, journal) = moved_aside(self.path), self._opened()
+        self._db, self._journal = db, journal
+        self._room, self._inode, self._damaged = 0.0, self._inode_there(), 0
         if old is not None:
             take_over(old, db, self.path)
         if db.execute("SELECT 1 FROM entries WHERE sent = 0 LIMIT 1").fetchone():
             self.mark()  # a power failure may have taken the marker
         return db
 
-    def _opened(self) -> sqlite3.Connection:
+    def _opened(self) -> tuple[sqlite3.Connection, _Journal | None]:
         if not self.there:  # SQLite must not take what was beside the old one for the new one's
             for suffix in BESIDE:
                 Path(f"{self.path}{suffix}").unlink(missing_ok=True)
@@ -218,7 +244,7 @@ class SpoolFile:
         refuse_planted([Path(f"{self.path}{suffix}") for suffix in (*BESIDE, "-journal")], self.path)
         db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
-            db.execute("PRAGMA journal_mode = WAL")
+            [mode] = db.execute("PRAGMA journal_mode = WAL").fetchone()
             db.execute("PRAGMA synchronous = NORMAL")
             db.execute("PRAGMA secure_delete = ON")  # what was sent, or replaced, is overwritten
             if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'agreed'").fetchone():
@@ -226,32 +252,31 @@ class SpoolFile:
                 [own] = db.execute("PRAGMA user_version").fetchone()
                 own = own or int.from_bytes(os.urandom(4), "big") >> 1
                 db.executescript(f"BEGIN IMMEDIATE;\nPRAGMA user_version = {own};\n{sql}\nCOMMIT;")
+            # on a disk that cannot have this journal SQLite syncs the file itself
+            journal = _Journal(os.open(f"{self.path}-wal", os.O_RDONLY)) if mode == "wal" else None
         except BaseException:
             db.close()
             raise
-        return db
+        return db, journal
 
     def _inode_there(self) -> int:
         try:
-            return os.stat(self.path).st_ino
+            return os.stat(self._where).st_ino
         except FileNotFoundError:
             return -1
 
     # errors -------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise self._judged(error) from error
-        except TimeoutError as error:
+    def as_ours(self, error: sqlite3.Error | OSError) -> PipelineFull | SpoolUnavailable:
+        """Return our error for one of SQLite's or of the system's."""
+        if isinstance(error, sqlite3.Error):
+            return self._judged(error)
+        if isinstance(error, TimeoutError):
             why = f"another process has kept its turn for {BUSY_S:.0f} s"
-            raise SpoolUnavailable(self.path, why, f"see which with `fuser {self.path}.turn`, and end it") from error
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise self._no_room() from error
-            raise SpoolUnavailable(self.path, error.strerror or str(error)) from error
+            return SpoolUnavailable(self.path, why, f"see which with `fuser {self.path}.turn`, and end it")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return self._no_room()
+        return SpoolUnavailable(self.path, error.strerror or str(error))
 
     def _judged(self, error: sqlite3.Error) -> PipelineFull | SpoolUnavailable:
         """Return our error for one of SQLite's; the next call connects anew where that may help."""

@@ -13,7 +13,7 @@ import pytest
 from support.sandbox.spooled import payloads
 
 from pipeline import clock
-from pipeline.errors import PipelineFull, SpoolUnavailable
+from pipeline.errors import PipelineFull, SpoolUnavailable, WrongDeployment
 from pipeline.model.fingerprint import Fingerprint
 from pipeline.spool import FRESH_MS, Spool
 from pipeline.spool.turns import GroupCommit
@@ -245,6 +245,23 @@ def test_a_file_of_before_configurations_were_noted_goes_on_under_its_number(spo
     newer.close()
 
 
+def test_an_op_is_refused_as_soon_as_another_process_has_noted_another_configuration(spool: Spool):
+    mine, other = (Fingerprint(64, (), (("sale", by),), "pl", f"{by}.toml") for by in ("by customer", "by its own id"))
+    ours, theirs = (Spool(spool.path, 1_000_000, one) for one in (mine, other))
+    ours.agree(mine)
+    ours.add({3: [b'["sale"]']})
+    ours.sent(ours.head(), 101)
+
+    theirs.agree(other)
+
+    with pytest.raises(WrongDeployment, match=r"\[tables.sale\] is spread by customer in by customer.toml"):
+        ours.add({3: [b'["sale"]']})
+    assert payloads(ours, 3) == []
+    ours.agree(mine)
+    ours.add({3: [b'["sale"]']})
+    assert payloads(ours, 3) == [b'["sale"]']
+
+
 def test_an_op_is_on_the_disk_before_its_caller_goes_on_and_before_anybody_sends_it(
     spool: Spool, monkeypatch: pytest.MonkeyPatch
 ):
@@ -265,6 +282,42 @@ def test_an_op_is_on_the_disk_before_its_caller_goes_on_and_before_anybody_sends
 
     assert payloads(spool, 3) == [b"a", b"b"]
     assert synced[-1] == (journal.st_ino, os.stat(f"{spool.path}-wal").st_size)
+
+
+def test_an_op_is_on_the_disk_also_where_the_journal_has_lost_its_name(spool: Spool, monkeypatch: pytest.MonkeyPatch):
+    spool.add({3: [b"a"]})
+    journal = os.stat(f"{spool.path}-wal").st_ino
+    synced, sync = list[int](), os.fdatasync
+
+    def noted(file: int) -> None:
+        sync(file)
+        synced.append(os.fstat(file).st_ino)
+
+    monkeypatch.setattr(os, "fdatasync", noted)
+    os.unlink(f"{spool.path}-wal")  # as SQLite does when it closes a file that had this name before
+    spool.add({3: [b"b"]})
+
+    assert synced == [journal]
+
+
+def test_a_connection_that_is_closed_while_a_thread_syncs_takes_no_file_from_under_it(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+):
+    spool.add({3: [b"a"]})
+    journal, sync = os.stat(f"{spool.path}-wal").st_ino, os.fdatasync
+    synced: list[int] = []
+
+    def close_first(file: int) -> None:
+        spool.close()
+        sync(file)
+        synced.append(os.fstat(file).st_ino)
+
+    monkeypatch.setattr(os, "fdatasync", close_first)
+    spool.add({3: [b"b"]})
+
+    assert synced == [journal]
+    monkeypatch.undo()
+    assert payloads(spool, 3) == [b"a", b"b"]
 
 
 def test_others_cannot_read_the_file(spool: Spool):

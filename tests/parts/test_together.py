@@ -6,7 +6,10 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
+import pytest
+
 from pipeline.clock import polls
+from pipeline.spool import turns
 from pipeline.spool.turns import GroupCommit
 
 THREADS, TIMES = 8, 50
@@ -32,6 +35,32 @@ def test_threads_that_come_during_a_commit_share_the_next_in_their_order():
         thread.join(20)
 
     assert batches == [[0], [1, 2, 3, 4]]
+
+
+def test_threads_that_shared_a_commit_share_the_next_though_one_comes_before_the_other(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(turns, "EARLY_S", 20)
+    batches: list[list[str]] = []
+    together = GroupCommit(lambda wishes: batches.append(list(wishes)))
+    together._shared, together._took_s = 2, 40
+
+    first = threading.Thread(target=together.done, args=("first",))
+    first.start()
+    assert any(together._waiting for _ in polls(20))
+    together.done("second")
+    first.join(20)
+
+    assert batches == [["first", "second"]]
+
+
+def test_who_leads_goes_on_alone_where_those_that_shared_the_last_commit_do_not_come():
+    batches: list[list[str]] = []
+    together = GroupCommit(lambda wishes: batches.append(list(wishes)))
+    together._shared, together._took_s = 2, 0.001
+
+    together.done("first")
+    together.done("second")
+
+    assert batches == [["first"], ["second"]]
 
 
 def test_every_wish_is_done_once_and_before_its_thread_goes_on():

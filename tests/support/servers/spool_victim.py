@@ -33,9 +33,12 @@ def _main(config: str, output: str, step: str, row: int, owner: int) -> None:
             return numbers
 
     class MortalFile(SpoolFile):
-        def mark(self) -> None:
-            super().mark()
-            die("marked")
+        @property
+        def marked(self) -> bool:
+            there = super().marked
+            if there and self._db is not None and self._db.in_transaction:
+                die("marked")
+            return there
 
     client, db = Client(config), define()
     client.spool.__class__ = Mortal  # type: ignore[union-attr]  # the configuration has a spool
