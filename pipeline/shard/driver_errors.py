@@ -212,7 +212,7 @@ def connection_lost(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return True
     from_driver = type(error).__module__.startswith(("pymysql.", "sqlite3"))
-    return from_driver and fault_of(error) in (Fault.TRANSIENT, Fault.TABLE, Fault.OVERTIME)
+    return from_driver and fault_of(error) in (Fault.TRANSIENT, Fault.OVERTIME)
 
 
 def ended_abruptly(error: BaseException) -> bool:
