@@ -58,10 +58,12 @@ _MYSQL_BRIEFLY = {1213, 1020, 1412, 1615}
 #: than a session's sort buffer has (1038).
 _MYSQL_OVERTIME = {1038, 1317, 1969, 3024}
 #: One table's file, or its disk: full (1021, 1114), not to be opened or written (1016, 1017, 1033, 1035, 1036),
-#: damaged (1034, 1194, 1195, 1712, 1877), gone (1812, 1814, 1932), or its storage engine fails (1030). Below 1000 are
-#: the engines' own numbers: 126, 127, 144, 145 and 175 tell of a damaged file.
-_MYSQL_TABLE = {1016, 1017, 1021, 1030, 1033, 1034, 1035, 1036, 1114, 1194, 1195, 1712, 1812, 1814, 1877, 1932}
-_MYSQL_OWN = 1000
+#: damaged (1034, 1194, 1195, 1712, 1877), gone (1812, 1814, 1932), or its storage engine fails (1030). MyISAM
+#: and Aria tell of a damaged file with numbers of their own (126, 127, 144, 145, 175).
+_MYSQL_TABLE = {
+    126, 127, 144, 145, 175,
+    1016, 1017, 1021, 1030, 1033, 1034, 1035, 1036, 1114, 1194, 1195, 1712, 1812, 1814, 1877, 1932,
+}  # fmt: skip
 #: The server or its machine is at fault: connections are used up, refused or cut (1040, 1042 to 1045, 1129, 1130,
 #: 1203, 1226, 1158 to 1161), the database is away (1049), memory is full (1037, 1041), the server is going down or not
 #: ready (1053, 1927, 1047), it only reads (1290, 1836, 1792), COMMIT failed (1180), too many transactions run (1637).
@@ -93,7 +95,7 @@ def fault_of(error: BaseException) -> Fault:
 def _of_code(code: int, error: BaseException) -> Fault:
     if code in _MYSQL_SCHEMA:
         return Fault.SCHEMA
-    if code in _MYSQL_TABLE or 0 < code < _MYSQL_OWN:
+    if code in _MYSQL_TABLE:
         return Fault.TABLE
     if code in _MYSQL_PERMANENT:
         return Fault.PERMANENT

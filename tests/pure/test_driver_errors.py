@@ -39,6 +39,7 @@ from pipeline.shard.driver_errors import Fault, fault_of, required_column
         (1449, Fault.UNKNOWN),
         (1526, Fault.UNKNOWN),
         (1906, Fault.UNKNOWN),
+        (500, Fault.UNKNOWN),
         (30001, Fault.UNKNOWN),
     ],
 )
