@@ -374,6 +374,25 @@ CASES: dict[str, tuple[Case, str | None]] = {
         "schema",
     ),
     "a table away for a moment (1146)": (_table_away, "schema"),
+    "a table that is full (1114)": (
+        odd(
+            "SET SESSION max_heap_table_size = 16384",
+            ODD.format(", body VARCHAR(200), pad VARCHAR(2000) DEFAULT ''") + " ENGINE = MEMORY",
+            "INSERT INTO odd (id) VALUES (1)",
+            times=3,
+            mend=("ALTER TABLE odd ENGINE = InnoDB",),
+        ),
+        "unwritable",
+    ),
+    "a table whose file is gone (1814)": (
+        odd(
+            ODD.format(", body TEXT"),
+            "ALTER TABLE odd DISCARD TABLESPACE",
+            times=3,
+            mend=("DROP TABLE odd", ODD.format(", body TEXT")),
+        ),
+        "unwritable",
+    ),
     "junk in the log": (_raw(b'\xff\xfe{"an op of": "nobody"'), "rejected"),
     "idempotency keys alike but for blanks and case": (_keys, None),
     "a unique index added meanwhile": (_index_added, None),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
+from uuid import uuid4
 
 from pipeline import clock, tracing
 from pipeline.apply import tell
@@ -24,7 +26,7 @@ from pipeline.errors import LogUnavailable, Unavailable
 from pipeline.events import Event
 from pipeline.model import INSERT, Position, TracedOp
 from pipeline.model.wait_reason import WaitReason
-from pipeline.oplog import Work
+from pipeline.oplog import Log
 from pipeline.oplog.shared_state import (
     APPLIED,
     BATCH_MS,
@@ -61,6 +63,9 @@ ARRIVING_DELAY_MS = 1000
 WHOLE_S = 10.0
 #: How often others are rung while more buckets are due than one batch takes, s: a message costs as much as 500 rows.
 RING_S = 0.5
+#: The turn of large ops, one process of a host at a time: the others have time for small ones. It ends by itself, if
+#: who has it is killed. A bucket for which it is taken rests so long.
+LARGE_TURN, LARGE_TURN_MS, LARGE_REST_MS = f"large ops at {socket.gethostname()}", 5_000, 100
 #: The longest detail that is noted, characters: a note is for each bucket.
 _DETAIL = 300
 logger = logging.getLogger("pipeline.apply")
@@ -89,7 +94,7 @@ class Applier(ShardTurns):
         self,
         shard: str,
         session: NodeSession,
-        log: Work,
+        log: Log,
         settings: ApplySettings,
         step: Callable[[str], None] = lambda name: None,
         tables: Mapping[str, TableSettings] = MappingProxyType({}),
@@ -97,6 +102,7 @@ class Applier(ShardTurns):
         transaction = ApplyTransaction(shard, session, log, settings, step, tables)
         super().__init__(shard, session, log, transaction)
         self._settings, self._failures = settings, 0
+        self._leases, self._token = log, uuid4().hex
         #: How many turns in a row had ops that may be early.
         self._early = 0
         #: Whether ops need ops of other buckets, so that the oldest of all buckets are applied together: until all is.
@@ -163,12 +169,31 @@ class Applier(ShardTurns):
         self._transaction.elsewhere = {}
         least = self._settings.max_bytes // LARGE
         large = {} if self._whole else {bucket: size for bucket, size in due.items() if size >= least}
-        if len(large) in (0, len(due)):
+        if not large:
             return self._turn(Take(due, whole=self._whole), started)
-        outcome = self._turn(Take({bucket: size for bucket, size in due.items() if bucket not in large}), started)
-        if not outcome.crossed:
-            outcome.add(self._turn(Take(large), started))
+        outcome = Outcome()
+        if small := {bucket: size for bucket, size in due.items() if bucket not in large}:
+            outcome = self._turn(Take(small), started)
+        if outcome.crossed:
+            return outcome
+        with self._large_turn() as mine:
+            if mine:
+                outcome.add(self._turn(Take(large), started))
+            else:
+                self._log.postpone(self.shard, large, LARGE_REST_MS)
+                outcome.left += len(large)
         return outcome
+
+    @contextmanager
+    def _large_turn(self) -> Iterator[bool]:
+        """Take the host's turn of large ops; yield whether it was free."""
+        mine = self._leases.hold_lease(LARGE_TURN, self._token, LARGE_TURN_MS)
+        try:
+            yield mine
+        finally:
+            if mine:
+                with suppress(Unavailable):
+                    self._leases.release_lease(LARGE_TURN, self._token)
 
     def listen(self, for_s: float) -> Generator[bool | None]:
         """Wait for an op; yield False meanwhile, then True, or None where nothing is due and another holds the bell.

@@ -132,13 +132,14 @@ class Attempt(NamedTuple):
 
 
 class SchemaBehind(PipelineError):
-    """The database lacks a column, a table, an index or a right that ops of one schema need; these ops wait.
+    """The database lacks a column, a table, an index or a right that ops of one schema need, or cannot write to their
+    table; these ops wait.
 
     Attributes:
         schema: the hash of the schema.
         table: its table.
         why: what is lacking.
-        kind: `right` or `schema`, as in `model.wait_reason.KINDS`.
+        kind: `right`, `unwritable` or `schema`, as in `model.wait_reason.KINDS`.
     """
 
     retryable = True
@@ -146,7 +147,11 @@ class SchemaBehind(PipelineError):
     def __init__(self, facts: Facts, why: str, cause: Exception | None = None):
         super().__init__(f"the shard is behind the schema of {facts.schema.name} ({facts.schema.hash}): {why}")
         self.schema, self.table, self.why = facts.schema.hash, facts.schema.name, why
-        self.kind = "right" if cause is not None and lacks_right(cause) else "schema"
+        self.kind = "schema"
+        if cause is not None and lacks_right(cause):
+            self.kind = "right"
+        elif cause is not None and fault_of(cause) is Fault.TABLE:
+            self.kind = "unwritable"
 
 
 class ConstraintsChanged(PipelineError):
@@ -257,7 +262,7 @@ class Judge:
         if isinstance(error, PipelineError) or not is_driver_error(error):
             return False
         fault = fault_of(error)
-        if fault is Fault.SCHEMA and not facts.has(required_column(error)):
+        if fault is Fault.TABLE or (fault is Fault.SCHEMA and not facts.has(required_column(error))):
             raise SchemaBehind(facts, sentence_of(error), error) from error
         if fault in (Fault.TRANSIENT, Fault.LOCKED, Fault.OVERTIME):
             return False

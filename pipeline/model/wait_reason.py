@@ -48,6 +48,10 @@ KINDS = {
     "no-worker": Kind("no worker of {shard} runs", "run: celery -A workers worker -Q shard.{shard}"),
     "schema": Kind("{shard} is behind the schema of {scope} ({detail})", "run: pipeline migrate"),
     "right": Kind("the account of {shard} may not write to {scope} ({detail})", "run: pipeline check, then its GRANT"),
+    "unwritable": Kind(
+        "the database of {shard} cannot write to {scope} ({detail})",
+        "make room for it, or repair it: see CHECK TABLE; workers retry",
+    ),
     "unpublished": Kind(
         "no process has published the schema of {scope} ({detail})",
         "run pipeline.define_tables(db) in the application; then run: pipeline check",

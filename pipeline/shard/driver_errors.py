@@ -1,7 +1,7 @@
-"""Classify a driver's error: retry, wait for the schema, reject the op, or unknown.
+"""Classify a driver's error: retry, wait for a schema or a table, reject the op, or unknown.
 
-The lists name what concerns a server, a lock or a schema. Everything else concerns the op that met the error. An error
-that no list names rejects its op after a few tries: a wrong guess then costs one op and never stops a shard.
+The lists name what concerns a server, a lock, a table or a schema. Everything else concerns the op that met the error.
+An error that no list names rejects its op after a few tries: a wrong guess then costs one op and never stops a shard.
 
 Sources: MariaDB's error codes (https://mariadb.com/kb/en/mariadb-error-codes/), MySQL 8.0's server error reference
 (https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html), SQLite's result codes
@@ -22,6 +22,7 @@ class Fault(Enum):
     LOCKED = "retry the op: another transaction holds what it needs"
     OVERTIME = "retry the op a few times: its statement took too long, or was interrupted"
     SCHEMA = "wait: the shard has not the table, the column or the right that the op's schema needs"
+    TABLE = "wait: the server cannot write to the table, and it can to others"
     PERMANENT = "reject the op"
     UNKNOWN = "reject the op, after a few tries"
 
@@ -53,15 +54,22 @@ _SQLITE_OWN_VALUES = ("NOT NULL constraint", "CHECK constraint", "datatype misma
 _MYSQL_LOCKED = {1205, 1206, 1213, 1020, 3572, 1412, 1615}
 #: The other transaction goes on at once, so that a retry in place succeeds: deadlock, snapshot conflict, changed table.
 _MYSQL_BRIEFLY = {1213, 1020, 1412, 1615}
-#: The statement was interrupted (1317), or took longer than the server lets it (MariaDB 1969, MySQL 3024).
-_MYSQL_OVERTIME = {1317, 1969, 3024}
+#: The statement was interrupted (1317), took longer than the server lets it (MariaDB 1969, MySQL 3024), or more memory
+#: than a session's sort buffer has (1038).
+_MYSQL_OVERTIME = {1038, 1317, 1969, 3024}
+#: One table's file, or its disk: full (1021, 1114), not to be opened or written (1016, 1017, 1033, 1035, 1036),
+#: damaged (1034, 1194, 1195, 1712, 1877), gone (1812, 1814, 1932), or its storage engine fails (1030). MyISAM
+#: and Aria tell of a damaged file with numbers of their own (126, 127, 144, 145, 175).
+_MYSQL_TABLE = {
+    126, 127, 144, 145, 175,
+    1016, 1017, 1021, 1030, 1033, 1034, 1035, 1036, 1114, 1194, 1195, 1712, 1812, 1814, 1877, 1932,
+}  # fmt: skip
 #: The server or its machine is at fault: connections are used up, refused or cut (1040, 1042 to 1045, 1129, 1130,
-#: 1203, 1226, 1158 to 1161), the database is away (1049), memory or disk is full (1021, 1037, 1038, 1041, 1114), the
-#: storage engine fails (1030), the server is going down or not ready (1053, 1927, 1047), it only reads (1290, 1836,
-#: 1792), COMMIT failed (1180), too many transactions run (1637).
+#: 1203, 1226, 1158 to 1161), the database is away (1049), memory is full (1037, 1041), the server is going down or not
+#: ready (1053, 1927, 1047), it only reads (1290, 1836, 1792), COMMIT failed (1180), too many transactions run (1637).
 _MYSQL_SERVER = {
-    0, 1021, 1030, 1037, 1038, 1040, 1041, 1042, 1043, 1044, 1045, 1047, 1049, 1053, 1114, 1129, 1130, 1158, 1159, 1160,
-    1161, 1180, 1203, 1226, 1290, 1637, 1792, 1836, 1927,
+    0, 1037, 1040, 1041, 1042, 1043, 1044, 1045, 1047, 1049, 1053, 1129, 1130, 1158, 1159, 1160, 1161, 1180, 1203, 1226,
+    1290, 1637, 1792, 1836, 1927,
 }  # fmt: skip
 #: Numbers of the client library: it lost, or did not reach, the server.
 _MYSQL_CLIENT = range(2000, 2100)
@@ -87,6 +95,8 @@ def fault_of(error: BaseException) -> Fault:
 def _of_code(code: int, error: BaseException) -> Fault:
     if code in _MYSQL_SCHEMA:
         return Fault.SCHEMA
+    if code in _MYSQL_TABLE:
+        return Fault.TABLE
     if code in _MYSQL_PERMANENT:
         return Fault.PERMANENT
     if code in _MYSQL_LOCKED:
@@ -223,4 +233,4 @@ def passes_by_itself(error: BaseException) -> bool:
     Args:
         error: as the driver raised it.
     """
-    return code_of(error) in _MYSQL_BRIEFLY or fault_of(error) is Fault.TRANSIENT
+    return code_of(error) in _MYSQL_BRIEFLY or fault_of(error) in (Fault.TRANSIENT, Fault.TABLE)

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 from support.chance import SOAK
+from support.fixtures import needs_mariadb
+from support.oracle import nodes
 from support.sandbox.spooled import payloads
 from support.servers.rig import rig_of
 from support.servers.spooled import Spooled
 
+from pipeline.admin.why import why
+from pipeline.clock import polls
 from pipeline.errors import PipelineFull
 from pipeline.spool import Spool
 
@@ -92,3 +96,42 @@ def test_servers_whose_disk_is_full_go_on_by_themselves_once_there_is_room(
             assert receipt.wait(120) in ("applied", "durable")
         assert spooled.found() == (len(spooled.tokens), "".join(spooled.tokens))
         assert rig.cluster.is_alive("worker-0")
+
+
+def test_a_table_whose_own_disk_is_full_stops_its_own_ops_alone_and_they_are_applied_once_there_is_room(
+    tmp_path: Path,
+) -> None:
+    needs_mariadb()
+    with (
+        small_disk(tmp_path / "disk", 8) as disk,
+        rig_of(tmp_path / "cluster", "mariadb", shards=1, replicas=0, workers=1) as rig,
+        closing(Spooled(rig, tmp_path)) as spooled,
+    ):
+        spooled.row.wait(30)
+        with nodes.connection(rig.primaries["s0"]) as made, made.cursor() as cursor:
+            cursor.execute("SHOW CREATE TABLE event")
+            [(_, definition)] = cursor.fetchall()
+            cursor.execute("DROP TABLE event")
+            cursor.execute(f"{definition} DATA DIRECTORY = '{disk}'")
+        ballast = fill(disk)
+
+        bucket_of = rig.client.topology.bucket_of
+        owner = next(one for one in rig.owners(MOST) if bucket_of("event", one) != spooled.row.bucket)
+        rows = [{"owner": owner, "body": "x" * 200}] * MOST
+        receipts = spooled.client.enqueue_bulk_insert("event", rows)
+        stuck = (one for _ in polls(30) for one in receipts[-1:] if told(spooled, str(one)) == {"unwritable"})
+        assert next(stuck, None)
+        bumps = [spooled.bump() for _ in range(20)]
+        spooled.holds(bumps)
+        assert {one.status() for one in receipts} <= {"queued", "applied"}
+
+        ballast.unlink()
+        for receipt in receipts:
+            assert receipt.wait(60) in ("applied", "durable")
+        [(count,)] = nodes.rows(rig.primaries["s0"], "SELECT COUNT(*) FROM event")
+        assert count == MOST
+
+
+def told(spooled: Spooled, receipt: str) -> set[str]:
+    """Return the kinds of reasons for which an op waits."""
+    return {reason.kind for reason in why(spooled.client, receipt).reasons}

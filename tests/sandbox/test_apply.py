@@ -11,7 +11,7 @@ from pydal import DAL, Field
 import pipeline
 from pipeline import clock
 from pipeline.admin.upkeep import unapplied
-from pipeline.apply.applier import RING_S, Applier
+from pipeline.apply.applier import LARGE_REST_MS, LARGE_TURN, LARGE_TURN_MS, RING_S, Applier
 from pipeline.config.settings import ApplySettings
 from pipeline.errors import ShardUnavailable
 from pipeline.model import START, Position
@@ -187,6 +187,27 @@ def test_what_came_behind_large_ops_is_applied_before_them(db: Any):
 
         assert seen == ["queued", "applied"]
         assert [receipt.status() for receipt in large].count("applied") == 1
+
+
+def test_while_a_process_of_the_host_applies_large_ops_the_others_apply_small_ones(db: Any):
+    with sandbox({"text": {"shard_key": "who"}}, shards=1, buckets=64) as box:
+        db.define_table("text", Field("who", "integer"), Field("body", "text"))
+        pipeline.define_tables(db)
+        large = pipeline.enqueue_insert(db.text, who=0, body="x" * 200_000)
+        small = [pipeline.enqueue_insert(db.text, who=who, body="x") for who in range(1, 9)]
+        small = [receipt for receipt in small if receipt.bucket != large.bucket]
+        worker = applier(box, max_bytes=100_000)
+        assert box.log.hold_lease(LARGE_TURN, "another process", LARGE_TURN_MS)
+
+        outcome = worker.apply()
+
+        assert (outcome.applied, large.status()) == (len(small), "queued")
+        assert worker.apply().buckets == 0  # it rests, and is not tried at each turn
+        box.log.release_lease(LARGE_TURN, "another process")
+        box.log.ahead_ms += LARGE_REST_MS
+        worker.apply()
+        assert large.status() == "applied"
+        assert box.log.hold_lease(LARGE_TURN, "another process", LARGE_TURN_MS)  # it is free again
 
 
 def test_a_statement_that_the_server_cannot_take_is_rejected_alone(

@@ -39,13 +39,15 @@ class Died(BaseException):
 def db() -> Iterator[Any]:
     db = DAL("sqlite:memory")
     db.define_table("event", Field("who", "integer"), Field("note"))
+    db.define_table("other", Field("who", "integer"), Field("note"))
     yield db
     db.close()
 
 
 @pytest.fixture
 def box(db: Any) -> Iterator[Sandbox]:
-    with sandbox({"event": {"shard_key": "who"}}, shards=1, buckets=32) as box:
+    tables = {"event": {"shard_key": "who"}, "other": {"shard_key": "who"}}
+    with sandbox(tables, shards=1, buckets=32) as box:
         pipeline.define_tables(db)
         yield box
 
@@ -390,6 +392,40 @@ def test_a_server_that_is_full_is_no_fault_of_any_op(db: Any, box: Sandbox, meet
     turns(box, most=3)
 
     assert states([bad, *others, *behind]) == {"applied"}
+
+
+@pytest.mark.parametrize("code", [1114, 1814, 175])
+def test_a_table_that_cannot_be_written_stops_its_own_ops_alone_which_wait_in_order(
+    db: Any, box: Sandbox, meet: Meet, code: int
+):
+    _, others, _ = queue(db, "good")
+    full = [pipeline.enqueue_insert(db.other, who=who, note="first") for who in range(4)]
+    behind = [pipeline.enqueue_update(db.other.id == one.id, note=db.other.note + ", second") for one in full]
+    held = {one.bucket for one in full}
+    meet('INTO "other"', mysql_error(code))
+    worker = applier(box)
+    for _ in range(20):
+        worker.apply()
+        box.log.ahead_ms += LATER_MS
+
+    assert states([one for one in others if one.bucket not in held]) == {"applied"}
+    assert states([*full, *behind]) == {"queued"}
+    assert reasons(box, full[0]) == ["unwritable"]
+
+    meet("", Died)
+    turns(box, most=3)
+    assert states([*others, *full, *behind]) == {"applied"}
+    assert {row["note"] for row in box.rows("other")} == {"first, second"}
+
+
+def test_an_op_whose_statement_needs_too_much_memory_is_rejected_and_stops_no_other(db: Any, box: Sandbox, meet: Meet):
+    bad, others, behind = queue(db, "sorted")
+    meet("sorted", mysql_error(1038))
+
+    turns(box, most=20)
+
+    assert bad.status() == "rejected"
+    assert states(others + behind) == {"applied"}
 
 
 def test_a_redis_that_goes_away_again_and_again_is_no_fault_of_any_op(

@@ -88,7 +88,7 @@ FAMILIES: dict[str, tuple[tuple[str, ...], str]] = {
 }
 DEPLOYMENT_COUNTERS = frozenset(("ops_lost", "entries_forged", "reads"))
 #: Reasons of which each shard always has a number, so that an alert sees 0 before 1.
-ALWAYS = ("primary-away", "restored", "paused", "breaker", "no-worker", "schema", "right")
+ALWAYS = ("primary-away", "restored", "paused", "breaker", "no-worker", "schema", "right", "unwritable")
 #: How many ports a worker tries, from the configured one on: so many workers of one configuration fit on a host.
 PORTS = 16
 #: How long one client may take to send its request, or to take the answer, s.
