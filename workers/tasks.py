@@ -24,6 +24,7 @@ from pipeline.errors import LogUnavailable, PipelineError, Unavailable, WrongDep
 from pipeline.events import Event
 from pipeline.oplog import SLICE_S
 from pipeline.oplog.doorbell import APPLY_TASK, Bell, SilentBell, queue_of
+from pipeline.per_process import PerProcess
 from workers import app, process
 from workers.metrics import count_batch
 from workers.process import process_client
@@ -38,12 +39,58 @@ TOGETHER = 3
 NEW = 0.1
 #: A batch of so many ops gathers for none more.
 MANY = 200
+#: Ops are gathered once so many batches have had several ops each, until so many pauses in a row bring no two together:
+#: whoever sends the next op only after the last is visible would wait for nothing.
+BEGIN, IN_VAIN = 10, 6
 #: The time between two looks at whether others wait, s, while ops come; and where processes of this worker are at all
 #: other shards, for which it leaves only if these are gone or hang.
 LOOK_S, SELDOM_S = 0.05, 0.25
 #: How long one wait for an op lasts, s. Then the dirty set is looked at, for buckets that have rested.
 LISTEN_S = 0.1
 logger = logging.getLogger("pipeline.worker")
+
+
+class Gathering:
+    """When the next batch at a shard begins: at once, or a while after the last, if several ops come meanwhile."""
+
+    def __init__(self) -> None:
+        self._began_s, self._paused = 0.0, False
+        #: The mean time from one batch to the next of late, and the ops that came in it.
+        self._spent_s, self._came = 0.0, 0.0
+        #: How many batches had several ops before ops are gathered; how many pauses in a row were in vain since.
+        self._several, self._in_vain = 0, 0
+
+    def learn(self, did: int, began_s: float) -> None:
+        """Learn from a look at what is due.
+
+        Args:
+            did: how many ops were applied.
+            began_s: when the look began.
+        """
+        paused, self._paused = self._paused, False
+        if paused:
+            self._in_vain = 0 if did > 1 else self._in_vain + 1
+            if self._in_vain == IN_VAIN:
+                self._several = self._in_vain = 0
+        elif 1 < did < MANY:
+            self._several += 1
+        if did:
+            if self._began_s:
+                new = NEW if self._came else 1.0
+                self._spent_s += new * (min(1.0, began_s - self._began_s) - self._spent_s)
+                self._came += new * (did - self._came)
+            self._began_s = began_s
+
+    def pause_s(self) -> float:
+        """Return how long to wait until the next batch, s."""
+        if self._several < BEGIN or not self._came:
+            return 0.0
+        pause_s = max(0.0, self._began_s + gather_s(self._spent_s / self._came) - clock.mono_s())
+        self._paused = pause_s > 0
+        return pause_s
+
+
+_gatherings = PerProcess[dict[str, Gathering]](dict)
 
 
 class Stay:
@@ -58,9 +105,8 @@ class Stay:
     def __init__(self, shard: str, bell: Bell | SilentBell, others: Collection[str] = ()):
         self._shard, self._bell, self._others = shard, bell, others
         self._name, self._deadline, self._looked_s = uuid4().hex, clock.Deadline(STAY_S), 0.0
-        self._all, self._batches, self._began_s = Outcome(), 0, 0.0
-        #: The mean time from one batch to the next of late, and the ops that came in it.
-        self._spent_s, self._came = 0.0, 0.0
+        self._all, self._batches = Outcome(), 0
+        self._gathering = _gatherings().setdefault(shard, Gathering())
 
     def run(self) -> dict[str, int | str]:
         """Apply until it is time to leave; return what all batches did, for Flower."""
@@ -99,17 +145,11 @@ class Stay:
         did = ops_of(outcome)
         if not (outcome.ring or did or not outcome.waiting):
             return False
-        if did:
-            if self._batches > 1:
-                new = NEW if self._came else 1.0
-                self._spent_s += new * (min(1.0, began_s - self._began_s) - self._spent_s)
-                self._came += new * (did - self._came)
-            self._began_s = began_s
-        elif not outcome.ring and (self._is_over(self._idle_look_s, idle=True) or not self._listen(applier)):
+        self._gathering.learn(did, began_s)
+        if not did and not outcome.ring and (self._is_over(self._idle_look_s, idle=True) or not self._listen(applier)):
             return False
         if did < MANY:
-            between_s = self._spent_s / self._came if self._came else 0.0
-            clock.sleep_s(max(0.0, min(self._began_s + gather_s(between_s) - clock.mono_s(), self._deadline.left_s)))
+            clock.sleep_s(min(self._gathering.pause_s(), self._deadline.left_s))
         return not self._is_over(SELDOM_S if process.are_stayed_at(self._others) else LOOK_S)
 
     def _listen(self, applier: Applier) -> bool:
