@@ -39,9 +39,10 @@ TOGETHER = 3
 NEW = 0.1
 #: A batch of so many ops gathers for none more.
 MANY = 200
-#: Ops are gathered once so many batches have had several ops each, until so many pauses in a row bring no two together:
-#: whoever sends the next op only after the last is visible would wait for nothing.
-BEGIN, IN_VAIN = 10, 6
+#: Ops are gathered once so many batches have had several ops, or one that came during the batch before. That ends when so
+#: many pauses in a row bring no two together: who sends the next op once the last is visible would wait for nothing. Each
+#: time it ends so, twice as many batches are needed until it begins again, up to the most.
+BEGIN, IN_VAIN, MOST = 3, 6, 200
 #: The time between two looks at whether others wait, s, while ops come; and where processes of this worker are at all
 #: other shards, for which it leaves only if these are gone or hang.
 LOOK_S, SELDOM_S = 0.05, 0.25
@@ -57,23 +58,26 @@ class Gathering:
         self._began_s, self._paused = 0.0, False
         #: The mean time from one batch to the next of late, and the ops that came in it.
         self._spent_s, self._came = 0.0, 0.0
-        #: How many batches had several ops before ops are gathered; how many pauses in a row were in vain since.
-        self._several, self._in_vain = 0, 0
+        #: How many batches had ops that could have come together, and how many are needed; how many pauses were in vain.
+        self._close, self._needed, self._in_vain = 0, BEGIN, 0
 
-    def learn(self, did: int, began_s: float) -> None:
+    def learn(self, did: int, began_s: float, *, waited: bool) -> None:
         """Learn from a look at what is due.
 
         Args:
             did: how many ops were applied.
             began_s: when the look began.
+            waited: whether the look followed a wait for an op, and not the last batch.
         """
         paused, self._paused = self._paused, False
-        if paused:
-            self._in_vain = 0 if did > 1 else self._in_vain + 1
+        if paused and did > 1:
+            self._in_vain, self._needed = 0, BEGIN
+        elif paused:
+            self._in_vain += 1
             if self._in_vain == IN_VAIN:
-                self._several = self._in_vain = 0
-        elif 1 < did < MANY:
-            self._several += 1
+                self._close, self._needed, self._in_vain = 0, min(2 * self._needed, MOST), 0
+        elif did < MANY:
+            self._close += did > 1 or (did == 1 and not waited)
         if did:
             if self._began_s:
                 new = NEW if self._came else 1.0
@@ -83,7 +87,7 @@ class Gathering:
 
     def pause_s(self) -> float:
         """Return how long to wait until the next batch, s."""
-        if self._several < BEGIN or not self._came:
+        if self._close < self._needed or not self._came:
             return 0.0
         pause_s = max(0.0, self._began_s + gather_s(self._spent_s / self._came) - clock.mono_s())
         self._paused = pause_s > 0
@@ -105,7 +109,7 @@ class Stay:
     def __init__(self, shard: str, bell: Bell | SilentBell, others: Collection[str] = ()):
         self._shard, self._bell, self._others = shard, bell, others
         self._name, self._deadline, self._looked_s = uuid4().hex, clock.Deadline(STAY_S), 0.0
-        self._all, self._batches = Outcome(), 0
+        self._all, self._batches, self._waited = Outcome(), 0, True
         self._gathering = _gatherings().setdefault(shard, Gathering())
 
     def run(self) -> dict[str, int | str]:
@@ -145,8 +149,9 @@ class Stay:
         did = ops_of(outcome)
         if not (outcome.ring or did or not outcome.waiting):
             return False
-        self._gathering.learn(did, began_s)
-        if not did and not outcome.ring and (self._is_over(self._idle_look_s, idle=True) or not self._listen(applier)):
+        self._gathering.learn(did, began_s, waited=self._waited)
+        self._waited = not did and not outcome.ring
+        if self._waited and (self._is_over(self._idle_look_s, idle=True) or not self._listen(applier)):
             return False
         if did < MANY:
             clock.sleep_s(min(self._gathering.pause_s(), self._deadline.left_s))

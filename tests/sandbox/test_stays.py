@@ -138,13 +138,13 @@ def test_who_has_work_asks_the_broker_seldom_while_processes_of_its_worker_are_a
     assert (1_000 - bell.wanted < 3) == there
 
 
-def pauses_after(monkeypatch: pytest.MonkeyPatch, batches: Sequence[int]) -> list[float]:
+def pauses_after(monkeypatch: pytest.MonkeyPatch, batches: Sequence[int], *, waited: bool = False) -> list[float]:
     """Return how long a worker pauses after each of some batches, by their ops; one begins every 20 ms."""
     gathering, now_s, found = Gathering(), 100.0, list[float]()
     for ops in batches:
         now_s += 0.02
         monkeypatch.setattr(tasks.clock, "mono_s", lambda now=now_s: now)
-        gathering.learn(ops, now_s)
+        gathering.learn(ops, now_s, waited=waited)
         found.append(gathering.pause_s())
     return found
 
@@ -158,26 +158,27 @@ def test_the_time_between_two_ops_is_that_of_many_batches_however_uneven(monkeyp
     assert seen[-1] == pytest.approx(0.004, rel=0.2), "and not the mean of 0.01 and 0.0025"
 
 
-def test_ops_that_come_one_by_one_wait_for_no_others(monkeypatch: pytest.MonkeyPatch):
-    assert not any(pauses_after(monkeypatch, [1, 0] * 200))
+def test_ops_of_which_each_comes_after_the_last_was_applied_wait_for_no_others(monkeypatch: pytest.MonkeyPatch):
+    assert not any(pauses_after(monkeypatch, [1, 0] * 200, waited=True))
 
 
-def test_ops_are_gathered_once_batches_have_had_several(monkeypatch: pytest.MonkeyPatch):
-    pauses = pauses_after(monkeypatch, [1, 2] * BEGIN + [1, 3, 1, 0, 2] * 40)
+@pytest.mark.parametrize(("ops", "waited"), [(1, False), (2, True)])
+def test_ops_are_gathered_once_some_came_close_together(monkeypatch: pytest.MonkeyPatch, ops: int, waited: bool):
+    pauses = pauses_after(monkeypatch, [ops] * BEGIN + [3, 1, 0, 1, 2] * 40, waited=waited)
 
-    assert not any(pauses[: 2 * BEGIN - 1])
-    assert all(pauses[2 * BEGIN :])
+    assert not any(pauses[: BEGIN - 1])
+    assert all(pauses[BEGIN - 1 :])
 
 
-def test_no_ops_are_gathered_any_more_once_that_is_in_vain(monkeypatch: pytest.MonkeyPatch):
-    pauses = pauses_after(monkeypatch, [2] * BEGIN + [1] * 50)
+def test_ops_are_gathered_ever_more_seldom_while_that_is_in_vain(monkeypatch: pytest.MonkeyPatch):
+    pauses = pauses_after(monkeypatch, [1] * 2000)
 
-    assert all(pauses[BEGIN : BEGIN + IN_VAIN - 1])
-    assert not any(pauses[BEGIN + IN_VAIN :])
+    assert all(pauses[BEGIN - 1 : BEGIN + IN_VAIN - 1])
+    assert sum(map(bool, pauses)) < 2000 * 0.05
 
 
 def test_a_bulk_call_has_no_ops_gathered(monkeypatch: pytest.MonkeyPatch):
-    assert not any(pauses_after(monkeypatch, [MANY] * 50 + [150] + [1] * 50))
+    assert not any(pauses_after(monkeypatch, [MANY] * 50 + [150] + [1] * 50, waited=True))
 
 
 def test_a_worker_that_is_asked_to_stop_leaves_after_its_batch(box: Sandbox):
