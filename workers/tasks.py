@@ -39,9 +39,9 @@ TOGETHER = 3
 NEW = 0.1
 #: A batch of so many ops gathers for none more.
 MANY = 200
-#: Ops are gathered once so many batches have had several ops, or one that came during the batch before. That ends when so
-#: many pauses in a row bring no two together: who sends the next op once the last is visible would wait for nothing. Each
-#: time it ends so, twice as many batches are needed until it begins again, up to the most.
+#: Ops are gathered once so many batches have had several ops, or one that came during the batch before. That ends when
+#: so many pauses in a row bring no two together: who sends the next op once the last is visible would wait for nothing.
+#: Each time it ends so, twice as many batches are needed until it begins again, up to the most.
 BEGIN, IN_VAIN, MOST = 3, 6, 200
 #: The time between two looks at whether others wait, s, while ops come; and where processes of this worker are at all
 #: other shards, for which it leaves only if these are gone or hang.
@@ -58,7 +58,7 @@ class Gathering:
         self._began_s, self._paused = 0.0, False
         #: The mean time from one batch to the next of late, and the ops that came in it.
         self._spent_s, self._came = 0.0, 0.0
-        #: How many batches had ops that could have come together, and how many are needed; how many pauses were in vain.
+        #: How many batches had ops that came close together, and how many are needed; how many pauses were in vain.
         self._close, self._needed, self._in_vain = 0, BEGIN, 0
 
     def learn(self, did: int, began_s: float, *, waited: bool) -> None:

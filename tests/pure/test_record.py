@@ -214,11 +214,11 @@ def test_a_queue_of_any_length_is_measured_by_its_ends_and_its_head_read_once():
 
 
 def test_between_two_looks_at_all_logs_only_those_are_looked_at_that_may_have_a_queue(monkeypatch: pytest.MonkeyPatch):
-    class Spied(MemoryLog):
-        asked: list[set[int]] = []
+    asked = list[set[int]]()
 
+    class Spied(MemoryLog):
         def queued(self, after: Mapping[int, Position], up_to: Mapping[int, Position] = {}) -> dict[int, int]:
-            self.asked.append(set(after))
+            asked.append(set(after))
             return super().queued(after, up_to)
 
     log, payload, now_s = Spied(), encode(Op(INSERT, "t", "0" * 64, 1_000.0, id=1)), 100.0
@@ -234,7 +234,7 @@ def test_between_two_looks_at_all_logs_only_those_are_looked_at_that_may_have_a_
     now_s += ENDS_S
     depths.append(queues.queue("s0", marks).depth)
 
-    assert log.asked == [set(range(10)), {3, 5}, set(range(10))]
+    assert asked == [set(range(10)), {3, 5}, set(range(10))]
     assert depths == [1, 2, 3], "the last one's mark was lost"
 
 

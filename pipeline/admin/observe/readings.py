@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from heapq import nlargest
 from typing import TypeVar
@@ -34,7 +35,7 @@ from pipeline.model import START, Position, enqueued_ms
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
 from pipeline.oplog.shared_state import APPLIED, BATCH_MS, BATCHES, REJECTED, Noted, quantile
-from pipeline.shard import brief
+from pipeline.shard import BRIEF_CONNECT_S, BRIEF_STATEMENT_S, NodeSession, brief
 from pipeline.shard.records import OWNED, ledger_queries, moves
 from pipeline.shard.records.moves import Leg
 from pipeline.shard.records.stops import stop_reasons
@@ -112,9 +113,80 @@ def ask_primary(shard: str, uri: str) -> OnPrimary:
         ShardUnavailable: it does not answer in time.
     """
     with brief(shard, uri) as session:
-        counts = ledger_queries.counts(session)
-        refused = ledger_queries.newest_refused(session) if counts["rejected"] else ""
-        return OnPrimary(counts, stop_reasons(session, shard), moves.legs(session), refused)
+        return told_by(session, shard)
+
+
+def told_by(session: NodeSession, shard: str) -> OnPrimary:
+    """Return what only a primary knows; see `ask_primary`.
+
+    Args:
+        session: of the primary.
+        shard: the shard's name.
+    """
+    counts = ledger_queries.counts(session)
+    refused = ledger_queries.newest_refused(session) if counts["rejected"] else ""
+    return OnPrimary(counts, stop_reasons(session, shard), moves.legs(session), refused)
+
+
+class Primaries:
+    """Asks primaries again and again, each in a thread and over a connection that stay, and never twice at once.
+
+    A new session of each question takes 2 ms of the process and 1 ms of the server.
+    """
+
+    def __init__(self) -> None:
+        self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._running: dict[str, Future[OnPrimary | PipelineError]] = {}
+        #: By shard, the address of its primary of late, and the session; each is its thread's.
+        self._sessions: dict[str, tuple[str, NodeSession]] = {}
+
+    def ask(self, uris: Mapping[str, str], timeout_s: float = ASK_S) -> dict[str, OnPrimary | PipelineError]:
+        """Return what each shard's primary says, or the error in its place.
+
+        Args:
+            uris: the address of each shard's primary.
+            timeout_s: how long all answers together may take.
+        """
+        asked, deadline = dict[str, Future[OnPrimary | PipelineError]](), Deadline(timeout_s)
+        for shard, uri in uris.items():
+            if shard not in self._threads:
+                self._threads[shard] = ThreadPoolExecutor(1, thread_name_prefix=f"pipeline-ask-{shard}")
+            elif not self._running[shard].done():
+                continue
+            asked[shard] = self._running[shard] = self._threads[shard].submit(self._ask, shard, uri)
+        wait(asked.values(), deadline.left_s)
+        silent = Unavailable(f"nothing came within {timeout_s:g} s")
+        return {shard: asked[shard].result() if shard in asked and asked[shard].done() else silent for shard in uris}
+
+    def close(self) -> None:
+        """Close the connections as soon as they are free; does not wait."""
+        for shard, thread in self._threads.items():
+            thread.submit(self._discard, shard)
+            thread.shutdown(wait=False)
+
+    def _ask(self, shard: str, uri: str) -> OnPrimary | PipelineError:
+        try:
+            before, session = self._sessions.get(shard, ("", None))
+            if session is None or before != uri:
+                self._discard(shard)
+                session = NodeSession(
+                    shard,
+                    uri,
+                    read_only=True,
+                    autocommit=True,  # else each query would be followed by the end of its transaction
+                    connect_s=BRIEF_CONNECT_S,
+                    statement_s=BRIEF_STATEMENT_S,
+                )
+                self._sessions[shard] = uri, session
+            return told_by(session, shard)
+        except PipelineError as error:
+            return error
+        except Exception as error:  # a driver's unexpected error concerns one server, and must not hide the others
+            return Unavailable(f"{type(error).__name__}: {error}")
+
+    def _discard(self, shard: str) -> None:
+        if shard in self._sessions:
+            self._sessions.pop(shard)[1].discard()
 
 
 def reported(node: str, news: News) -> Reached | PipelineError:
