@@ -30,7 +30,7 @@ from workers.metrics import count_batch
 from workers.process import process_client
 
 #: The longest stay, s; far below the task's soft limit, which a last batch may still need.
-STAY_S = 5.0
+STAY_S = 10.0
 #: From the start of a batch to the next, s, so that ops share a transaction: as long as so many ops need to come, with
 #: these bounds. Ops that come so seldom that the longest time brings no two together are applied at once.
 GATHER_S, LEAST_GATHER_S = 0.06, 0.01
@@ -45,7 +45,7 @@ MANY = 200
 BEGIN, IN_VAIN, MOST = 3, 6, 200
 #: The time between two looks at whether others wait, s, while ops come; and where processes of this worker are at all
 #: other shards, for which it leaves only if these are gone or hang.
-LOOK_S, SELDOM_S = 0.05, 0.25
+LOOK_S, SELDOM_S = 0.05, 0.5
 #: How long one wait for an op lasts, s. Then the dirty set is looked at, for buckets that have rested.
 LISTEN_S = 0.1
 logger = logging.getLogger("pipeline.worker")

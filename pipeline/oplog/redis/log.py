@@ -415,7 +415,7 @@ class RedisWork(RedisEntries):
 
     def dirty_buckets(self, shard: str) -> set[int]:
         with translated():
-            found = self._client.zrange(self.keys.dirty(shard), 0, -1)
+            found = self._client.zrangebyscore(self.keys.dirty(shard), "-inf", "+inf")
         return {number for one in found for number in numbers_of(text_of(one), " ", 1) or ()}
 
     def _rest(self, shard: str, which: str, until_ms: int, buckets: Iterable[int]) -> None:
