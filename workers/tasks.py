@@ -31,10 +31,11 @@ from workers.process import process_client
 
 #: The longest stay, s; far below the task's soft limit, which a last batch may still need.
 STAY_S = 10.0
-#: From the start of a batch to the next, s, so that ops share a transaction: as long as so many ops need to come, with
-#: these bounds. Ops that come so seldom that the longest time brings no two together are applied at once.
-GATHER_S, LEAST_GATHER_S = 0.06, 0.01
-TOGETHER = 3
+#: From the start of a batch to the next, s, so that ops share a transaction: as long as some ops need to come, with
+#: these bounds. Where the longest time brings no two together, each op is applied at once.
+GATHER_S, LEAST_GATHER_S = 0.1, 0.01
+#: So many ops are waited for, and more if more time than this passes between two, s: there a batch costs an op most.
+TOGETHER, MORE_TOGETHER, SELDOM_OPS_S = 3, 5, 0.01
 #: How much the last batch counts in the time between two ops.
 NEW = 0.1
 #: A batch of so many ops gathers for none more.
@@ -203,9 +204,10 @@ def gather_s(between_s: float) -> float:
     Args:
         between_s: the time between two ops of late.
     """
-    if between_s > GATHER_S:
+    if 2 * between_s > GATHER_S:
         return 0.0
-    return min(max(LEAST_GATHER_S, TOGETHER * between_s), GATHER_S)
+    ops = TOGETHER if between_s <= SELDOM_OPS_S else MORE_TOGETHER
+    return min(max(LEAST_GATHER_S, ops * between_s), GATHER_S)
 
 
 def leave_to_others(control: Any, worker: str, shard: str, error: Exception) -> None:
