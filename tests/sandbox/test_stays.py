@@ -162,6 +162,20 @@ def test_ops_of_which_each_comes_after_the_last_was_applied_wait_for_no_others(m
     assert not any(pauses_after(monkeypatch, [1, 0] * 200, waited=True))
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_worker_pauses_where_ops_come_while_it_applies_and_not_where_they_come_while_it_waits(
+    box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch, waits: bool
+):
+    monkeypatch.setattr(tasks, "LOOK_S", 60.0 if waits else -1.0)
+    monkeypatch.setattr(tasks, "gather_s", lambda between_s: 60.0)
+    pauses, pause_s = list[float](), Gathering.pause_s
+    monkeypatch.setattr(Gathering, "pause_s", lambda self: pauses.append(pause_s(self)) or 0.0)
+
+    done = Stay("s0", Watched(box, db, ops=9, wanted=20), ["s1"]).run()
+
+    assert (done["applied"], any(pauses)) == (10, not waits)
+
+
 @pytest.mark.parametrize(("ops", "waited"), [(1, False), (2, True)])
 def test_ops_are_gathered_once_some_came_close_together(monkeypatch: pytest.MonkeyPatch, ops: int, waited: bool):
     pauses = pauses_after(monkeypatch, [ops] * BEGIN + [3, 1, 0, 1, 2] * 40, waited=waited)
