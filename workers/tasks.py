@@ -36,8 +36,8 @@ STAY_S = 10.0
 GATHER_S, LEAST_GATHER_S = 0.12, 0.01
 #: So many ops are waited for, and more if more time than this passes between two, s: there a batch costs an op most.
 TOGETHER, MORE_TOGETHER, SELDOM_OPS_S = 3, 6, 0.01
-#: How much the last batch counts in the time between two ops.
-NEW = 0.1
+#: How much the last batch counts in the time between two ops; one that comes after so long a rest, s, does not.
+NEW, REST_S = 0.1, 0.25
 #: A batch of so many ops gathers for none more.
 MANY = 200
 #: Ops are gathered once so many batches have had several ops, or one that came during the batch before. That ends when
@@ -80,9 +80,9 @@ class Gathering:
         elif did < MANY:
             self._close += did > 1 or (did == 1 and not waited)
         if did:
-            if self._began_s:
+            if (spent_s := began_s - self._began_s) < REST_S:
                 new = NEW if self._came else 1.0
-                self._spent_s += new * (min(1.0, began_s - self._began_s) - self._spent_s)
+                self._spent_s += new * (spent_s - self._spent_s)
                 self._came += new * (did - self._came)
             self._began_s = began_s
 

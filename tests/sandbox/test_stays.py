@@ -158,6 +158,15 @@ def test_the_time_between_two_ops_is_that_of_many_batches_however_uneven(monkeyp
     assert seen[-1] == pytest.approx(0.004, rel=0.2), "and not the mean of 0.01 and 0.0025"
 
 
+def test_a_rest_between_two_loads_is_no_time_between_two_ops(monkeypatch: pytest.MonkeyPatch):
+    seen = list[float]()
+    monkeypatch.setattr(tasks, "gather_s", lambda between_s: seen.append(between_s) or 0.0)
+
+    pauses_after(monkeypatch, [2] * 20 + [0] * 50 + [2])
+
+    assert seen == pytest.approx([0.01] * len(seen))
+
+
 def test_ops_of_which_each_comes_after_the_last_was_applied_wait_for_no_others(monkeypatch: pytest.MonkeyPatch):
     assert not any(pauses_after(monkeypatch, [1, 0] * 200, waited=True))
 
