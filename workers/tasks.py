@@ -30,7 +30,7 @@ from workers.metrics import count_batch
 from workers.process import process_client
 
 #: The longest stay, s; far below the task's soft limit, which a last batch may still need.
-STAY_S = 10.0
+STAY_S = 5.0
 #: From the start of a batch to the next, s, so that ops share a transaction: as long as some ops need to come, with
 #: these bounds. Where the longest time brings no two together, each op is applied at once.
 GATHER_S, LEAST_GATHER_S = 0.12, 0.01
