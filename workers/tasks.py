@@ -24,26 +24,78 @@ from pipeline.errors import LogUnavailable, PipelineError, Unavailable, WrongDep
 from pipeline.events import Event
 from pipeline.oplog import SLICE_S
 from pipeline.oplog.doorbell import APPLY_TASK, Bell, SilentBell, queue_of
+from pipeline.per_process import PerProcess
 from workers import app, process
 from workers.metrics import count_batch
 from workers.process import process_client
 
 #: The longest stay, s; far below the task's soft limit, which a last batch may still need.
 STAY_S = 5.0
-#: From the start of a batch to the next, s, so that ops share a transaction: as long as so many ops need to come, with
-#: these bounds. Ops that come so seldom that the longest time brings no two together are applied at once.
-GATHER_S, LEAST_GATHER_S = 0.06, 0.01
-TOGETHER = 3
-#: How much the last batch counts in the time between two ops.
-NEW = 0.1
+#: From the start of a batch to the next, s, so that ops share a transaction: as long as some ops need to come, with
+#: these bounds. Where the longest time brings no two together, each op is applied at once.
+GATHER_S, LEAST_GATHER_S = 0.12, 0.01
+#: So many ops are waited for, in the mean; more if more time than this passes between two, s: a batch costs them most.
+TOGETHER, MORE_TOGETHER, SELDOM_OPS_S = 3.5, 6, 0.01
+#: How much the last batch counts in the time between two ops; one that comes after so long a rest, s, does not.
+NEW, REST_S = 0.1, 0.25
 #: A batch of so many ops gathers for none more.
 MANY = 200
+#: Ops are gathered once so many batches have had several ops, or one that came during the batch before. That ends when
+#: so many pauses in a row bring no two together: who sends the next op once the last is visible would wait for nothing.
+#: Each time it ends so, twice as many batches are needed until it begins again, up to the most.
+BEGIN, IN_VAIN, MOST = 3, 6, 200
 #: The time between two looks at whether others wait, s, while ops come; and where processes of this worker are at all
 #: other shards, for which it leaves only if these are gone or hang.
-LOOK_S, SELDOM_S = 0.05, 0.25
+LOOK_S, SELDOM_S = 0.05, 0.5
 #: How long one wait for an op lasts, s. Then the dirty set is looked at, for buckets that have rested.
 LISTEN_S = 0.1
 logger = logging.getLogger("pipeline.worker")
+
+
+class Gathering:
+    """When the next batch at a shard begins: at once, or a while after the last, if several ops come meanwhile."""
+
+    def __init__(self) -> None:
+        self._began_s, self._paused = 0.0, False
+        #: The mean time from one batch to the next of late, and the ops that came in it.
+        self._spent_s, self._came = 0.0, 0.0
+        #: How many batches had ops that came close together, and how many are needed; how many pauses were in vain.
+        self._close, self._needed, self._in_vain = 0, BEGIN, 0
+
+    def learn(self, did: int, began_s: float, *, waited: bool) -> None:
+        """Learn from a look at what is due.
+
+        Args:
+            did: how many ops were applied.
+            began_s: when the look began.
+            waited: whether the look followed a wait for an op, and not the last batch.
+        """
+        paused, self._paused = self._paused, False
+        if paused and did > 1:
+            self._in_vain, self._needed = 0, BEGIN
+        elif paused:
+            self._in_vain += 1
+            if self._in_vain == IN_VAIN:
+                self._close, self._needed, self._in_vain = 0, min(2 * self._needed, MOST), 0
+        elif did < MANY:
+            self._close += did > 1 or (did == 1 and not waited)
+        if did:
+            if (spent_s := began_s - self._began_s) < REST_S:
+                new = NEW if self._came else 1.0
+                self._spent_s += new * (spent_s - self._spent_s)
+                self._came += new * (did - self._came)
+            self._began_s = began_s
+
+    def pause_s(self) -> float:
+        """Return how long to wait until the next batch, s."""
+        if self._close < self._needed or not self._came:
+            return 0.0
+        pause_s = max(0.0, self._began_s + gather_s(self._spent_s / self._came) - clock.mono_s())
+        self._paused = pause_s > 0
+        return pause_s
+
+
+_gatherings = PerProcess[dict[str, Gathering]](dict)
 
 
 class Stay:
@@ -58,9 +110,8 @@ class Stay:
     def __init__(self, shard: str, bell: Bell | SilentBell, others: Collection[str] = ()):
         self._shard, self._bell, self._others = shard, bell, others
         self._name, self._deadline, self._looked_s = uuid4().hex, clock.Deadline(STAY_S), 0.0
-        self._all, self._batches, self._began_s = Outcome(), 0, 0.0
-        #: The mean time from one batch to the next of late, and the ops that came in it.
-        self._spent_s, self._came = 0.0, 0.0
+        self._all, self._batches, self._waited = Outcome(), 0, True
+        self._gathering = _gatherings().setdefault(shard, Gathering())
 
     def run(self) -> dict[str, int | str]:
         """Apply until it is time to leave; return what all batches did, for Flower."""
@@ -99,17 +150,12 @@ class Stay:
         did = ops_of(outcome)
         if not (outcome.ring or did or not outcome.waiting):
             return False
-        if did:
-            if self._batches > 1:
-                new = NEW if self._came else 1.0
-                self._spent_s += new * (min(1.0, began_s - self._began_s) - self._spent_s)
-                self._came += new * (did - self._came)
-            self._began_s = began_s
-        elif not outcome.ring and (self._is_over(self._idle_look_s, idle=True) or not self._listen(applier)):
+        self._gathering.learn(did, began_s, waited=self._waited)
+        self._waited = not did and not outcome.ring
+        if self._waited and (self._is_over(self._idle_look_s, idle=True) or not self._listen(applier)):
             return False
         if did < MANY:
-            between_s = self._spent_s / self._came if self._came else 0.0
-            clock.sleep_s(max(0.0, min(self._began_s + gather_s(between_s) - clock.mono_s(), self._deadline.left_s)))
+            clock.sleep_s(min(self._gathering.pause_s(), self._deadline.left_s))
         return not self._is_over(SELDOM_S if process.are_stayed_at(self._others) else LOOK_S)
 
     def _listen(self, applier: Applier) -> bool:
@@ -158,9 +204,10 @@ def gather_s(between_s: float) -> float:
     Args:
         between_s: the time between two ops of late.
     """
-    if between_s > GATHER_S:
+    if 2 * between_s > GATHER_S:
         return 0.0
-    return min(max(LEAST_GATHER_S, TOGETHER * between_s), GATHER_S)
+    ops = TOGETHER if between_s <= SELDOM_OPS_S else MORE_TOGETHER
+    return min(max(LEAST_GATHER_S, ops * between_s), GATHER_S)
 
 
 def leave_to_others(control: Any, worker: str, shard: str, error: Exception) -> None:

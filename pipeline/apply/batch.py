@@ -439,6 +439,8 @@ class FactBook:
         epoch, seq = entry.position
         if epoch == before.epoch and seq == before.seq + 1:
             return True
+        if seq == 0 and before.epoch == 0:  # a bucket's first op: nothing could be between
+            return True
         deleted = deleted_behind(before, entry.position, self._log.mark(self.shard, entry.bucket))
         return not (deleted and self._log.trimmed(entry.bucket))
 

@@ -50,7 +50,7 @@ logger = logging.getLogger("pipeline.door")
 #: The time between two publications by one process, s.
 EVERY_S = 5.0
 host_logger = logging.getLogger("pipeline.spool")
-#: So many calls are noted at most until they are added up; a fifth of a second of a busy process has less.
+#: So many calls are noted at most until they are added up; 0.6 s of a process that becomes busy have less.
 MOST_TAKEN = 10_000
 #: How many ops there are of each bucket, kind and table.
 What = Mapping[tuple[int, str, str], int]
@@ -284,8 +284,9 @@ class Sends(Later):
         self.asked = True
         bell.later(self)
 
-    def gather(self) -> None:
-        """Add up what calls have noted: at a tenth of the time that names of counters would take."""
+    def gather(self) -> int:
+        """Add up what calls have noted, at a tenth of the time that names of counters would take; return how many."""
+        found = len(self.single) + len(self.taken) + len(self.noted)
         self._gather_single()
         ops, calls, took = self._ops, self._calls, self._took_s
         ways: dict[tuple[int, bool], Way] = {}  # asking the map for each op takes a third of the time
@@ -309,6 +310,7 @@ class Sends(Later):
             words, what = self.noted.popleft()
             for (bucket, kind, table), n in what.items():
                 self._add(self._shards(bucket), f"{words} {kind} {table}", n)
+        return found
 
     def _gather_single(self) -> None:
         """Sort the calls with one op by what they are first: 0.14 µs for each, where adding each up takes 0.5."""

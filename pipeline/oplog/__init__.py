@@ -337,6 +337,14 @@ class Work(Entries, Waits, Protocol):
         """
         ...
 
+    def dirty_buckets(self, shard: str) -> set[int]:
+        """Return which buckets are marked dirty.
+
+        Args:
+            shard: the shard's name.
+        """
+        ...
+
 
 class Log(Appends, Work, SharedState, Protocol):
     """The logs of all buckets, the dirty sets and the bells, and what processes share."""

@@ -385,6 +385,9 @@ class GroupedLog(RedisLog):
     def dirty(self, shard: str) -> int:
         return sum(log.dirty(shard) for log in {self.at(shard), self.first})
 
+    def dirty_buckets(self, shard: str) -> set[int]:
+        return self.at(shard).dirty_buckets(shard) | self.first.dirty_buckets(shard)
+
     def note_waits(self, shard: str, notes: Mapping[int, tuple[str, str]], for_ms: int) -> None:
         self.at(shard).note_waits(shard, notes, for_ms)
 

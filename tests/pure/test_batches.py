@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.model import START, Position
+from pipeline.apply.batch import FactBook
+from pipeline.model import START, Entry, Position, deleted_behind
 from pipeline.oplog.shared_state import MOST_NOTED, committed_in, note_of
 
 NOTES = [
@@ -42,3 +43,11 @@ def test_a_batch_that_applied_nothing_has_no_note_and_junk_says_nothing():
         committed_in(["", "x", "[]", '[1,"w",{},{"4":[9,9]}]', '[1,"w",{"4":"x"},{"4":[9,9]}]'], 4, Position(9, 1))
         is None
     )
+
+
+def test_before_the_first_op_of_a_bucket_nothing_can_be_deleted_so_the_log_is_not_asked():
+    first = Entry(3, Position(5, 0), 7, 1, b"")
+    published = [None, *(Position(epoch, seq) for epoch in range(8) for seq in range(-1, 3))]
+
+    assert not any(deleted_behind(START, first.position, one) for one in published)
+    assert FactBook("s0", None, None).follows(first, START)  # type: ignore[arg-type]  # neither is asked

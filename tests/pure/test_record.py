@@ -6,6 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+import pytest
+
+from pipeline import clock
 from pipeline.admin.observe import DAY_S, RECENT_S, Spans
 from pipeline.admin.observe.published import (
     FRESH_MS,
@@ -18,7 +21,7 @@ from pipeline.admin.observe.published import (
     summary,
     with_news,
 )
-from pipeline.admin.observe.readings import Queues
+from pipeline.admin.observe.readings import ENDS_S, Queues
 from pipeline.admin.observe.record import (
     DEEPEST,
     HOTTEST,
@@ -208,6 +211,31 @@ def test_a_queue_of_any_length_is_measured_by_its_ends_and_its_head_read_once():
     assert [one.bucket for one in first.deepest] == list(range(DEEPEST + 9, 9, -1))
     assert first.oldest_ms is not None
     assert log.wanted == DEEPEST + 10
+
+
+def test_between_two_looks_at_all_logs_only_those_are_looked_at_that_may_have_a_queue(monkeypatch: pytest.MonkeyPatch):
+    asked = list[set[int]]()
+
+    class Spied(MemoryLog):
+        def queued(self, after: Mapping[int, Position], up_to: Mapping[int, Position] = {}) -> dict[int, int]:
+            asked.append(set(after))
+            return super().queued(after, up_to)
+
+    log, payload, now_s = Spied(), encode(Op(INSERT, "t", "0" * 64, 1_000.0, id=1)), 100.0
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s)
+    log._server.logs[3] = [Entry(3, Position(1, 0), 0, 0, payload)]
+    queues, marks = Queues(log), dict.fromkeys(range(10), START)
+
+    depths = [queues.queue("s0", marks).depth]
+    log._server.logs[5] = [Entry(5, Position(1, 0), 0, 0, payload)]
+    log.mark_dirty("s0", [5, 99])
+    depths.append(queues.queue("s0", marks).depth)
+    log._server.logs[7] = [Entry(7, Position(1, 0), 0, 0, payload)]
+    now_s += ENDS_S
+    depths.append(queues.queue("s0", marks).depth)
+
+    assert asked == [set(range(10)), {3, 5}, set(range(10))]
+    assert depths == [1, 2, 3], "the last one's mark was lost"
 
 
 def test_a_replica_that_readers_avoid_has_the_time_since_which_it_lags():

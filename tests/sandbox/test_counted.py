@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ from pipeline.config.settings import load
 from pipeline.enqueue import held_ops, shipment
 from pipeline.enqueue.shipment import OpPlace, Sends
 from pipeline.errors import LogUnavailable, PipelineFull, Unavailable
-from pipeline.oplog.doorbell import Bell
+from pipeline.oplog import doorbell
+from pipeline.oplog.doorbell import LITTLE, LITTLE_PREPARE_S, PREPARE_S, Bell
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.spool import NullSpool
 from pipeline.testing import Sandbox, sandbox
@@ -220,6 +222,32 @@ def test_the_thread_of_a_bell_publishes_by_itself_and_again_for_what_comes_later
         assert log.counts("s0")["enqueued spool insert thing"] == ops
     assert log.counts("s0")["enqueue_ms spool 5"] == 2
     bell.close()
+
+
+class Asked(SimpleQueue[Any]):
+    """What a bell's thread is asked for, one after the other; nothing comes in place of the empty text."""
+
+    def __init__(self, *wishes: object):
+        self.wishes, self.waited_s = list(wishes), list[float | None]()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        self.waited_s.append(timeout)
+        if (wish := self.wishes.pop(0)) == "":
+            raise Empty
+        return wish
+
+
+@pytest.mark.parametrize(("calls", "again_s"), [(LITTLE, LITTLE_PREPARE_S), (LITTLE + 1, PREPARE_S)])
+def test_the_thread_of_a_bell_adds_up_few_calls_less_often(monkeypatch: pytest.MonkeyPatch, calls: int, again_s: float):
+    log, bell = MemoryLog(), Bell("redis://127.0.0.1:1/0", "pl", ["s0"])
+    sends = Sends(log, TOPOLOGY, NullSpool())
+    sends.single.extend([(3, "insert", "thing", False, 0.004)] * calls)
+    monkeypatch.setattr(doorbell, "LATER_S", 1e9)
+
+    bell._run(asked := Asked(sends, "", None))
+
+    assert asked.waited_s == [None, again_s, LITTLE_PREPARE_S]
+    assert log.counts("s0")["enqueued direct insert thing"] == calls
 
 
 def test_a_flush_waits_until_what_was_enqueued_is_counted():

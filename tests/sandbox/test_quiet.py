@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,15 @@ from pydal import DAL, Field
 from pipeline.admin import observe as observers
 from pipeline.admin import stops
 from pipeline.admin.moving import orders
-from pipeline.admin.observe import Observer
+from pipeline.admin.observe import Observer, readings
+from pipeline.admin.observe.readings import OnPrimary, Primaries
 from pipeline.admin.observe.record import Record
 from pipeline.errors import LogUnavailable
 from pipeline.oplog import doorbell
 from pipeline.oplog.doorbell import Quiet
 from pipeline.oplog.memory.log import MemoryLog
 from pipeline.reads.health.prober import QUIET_PROBES, Prober
+from pipeline.shard import NodeSession
 from pipeline.shard.nodes import Nodes
 from pipeline.testing import Sandbox, sandbox
 from workers import chores
@@ -166,8 +169,8 @@ def test_a_quiet_primary_is_asked_now_and_then_and_at_once_after_an_order(
     box: Sandbox, observer: Observer, monkeypatch: pytest.MonkeyPatch
 ):
     asked: list[str] = []
-    ask = observers.ask_primary
-    monkeypatch.setattr(observers, "ask_primary", lambda shard, uri: asked.append(shard) or ask(shard, uri))
+    ask = Primaries.ask
+    monkeypatch.setattr(Primaries, "ask", lambda self, uris: asked.extend(uris) or ask(self, uris))
     for _ in range(observers.QUIET_COUNTS):
         observer.follow()
     assert sorted(asked) == SHARDS
@@ -228,14 +231,58 @@ def test_a_primary_is_asked_at_each_time_while_a_bucket_of_its_shard_moves(
     orders.order_move(box.client, [box.client.topology.buckets_of("s0")[0]], "s1", "me", keep_s=0)
     observer.follow()
     asked: list[str] = []
-    ask = observers.ask_primary
-    monkeypatch.setattr(observers, "ask_primary", lambda shard, uri: asked.append(shard) or ask(shard, uri))
+    ask = Primaries.ask
+    monkeypatch.setattr(Primaries, "ask", lambda self, uris: asked.extend(uris) or ask(self, uris))
 
     for _ in range(observers.QUIET_COUNTS):
         observer.follow()
 
     assert asked.count("s0") == observers.QUIET_COUNTS
     assert asked.count("s1") == 1
+
+
+def test_a_primary_that_does_not_answer_is_not_asked_again_meanwhile_and_delays_no_other(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    asked, answers, told_by = list[str](), threading.Event(), readings.told_by
+
+    def told(session: NodeSession, shard: str) -> OnPrimary:
+        asked.append(shard)
+        assert shard == "s1" or answers.wait(5)
+        return told_by(session, shard)
+
+    monkeypatch.setattr(readings, "told_by", told)
+    primaries, uris = Primaries(), {shard: box.client.settings.shards[shard].primary for shard in SHARDS}
+
+    found = [primaries.ask(uris, 0.2) for _ in range(2)]
+    answers.set()
+    primaries._running["s0"].result(5)
+    found.append(primaries.ask(uris))
+    primaries.close()
+
+    assert [isinstance(one["s0"], OnPrimary) for one in found] == [False, False, True]
+    assert all(isinstance(one["s1"], OnPrimary) for one in found)
+    assert sorted(asked) == ["s0", "s0", "s1", "s1", "s1"]
+
+
+def test_a_primary_is_asked_over_one_connection_until_the_shard_has_another(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    made = list[str]()
+
+    class Counted(NodeSession):
+        def __init__(self, node: str, uri: str, **options: Any):
+            made.append(uri)
+            super().__init__(node, uri, **options)
+
+    monkeypatch.setattr(readings, "NodeSession", Counted)
+    primaries, first, second = Primaries(), *(box.client.settings.shards[shard].primary for shard in SHARDS)
+
+    for uri in (first, first, second, second):
+        assert isinstance(primaries.ask({"s0": uri})["s0"], OnPrimary)
+    primaries.close()
+
+    assert made == [first, second]
 
 
 # chores ----------------------------------------------------------------------------------------------------------

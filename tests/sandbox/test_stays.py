@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -14,9 +14,10 @@ from pipeline.admin import stops
 from pipeline.apply.transaction import Outcome
 from pipeline.clock import polls
 from pipeline.oplog.doorbell import SilentBell
+from pipeline.per_process import PerProcess
 from pipeline.testing import Sandbox, sandbox
 from workers import process, tasks
-from workers.tasks import Stay, gather_s
+from workers.tasks import BEGIN, IN_VAIN, MANY, Gathering, Stay, gather_s
 
 
 class Watched(SilentBell):
@@ -57,6 +58,7 @@ def box(db: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
         monkeypatch.setattr(tasks, "LOOK_S", -1.0)
         monkeypatch.setattr(tasks, "SLICE_S", -1.0)
         monkeypatch.setattr(tasks, "STAY_S", 30.0)
+        monkeypatch.setattr(tasks, "_gatherings", PerProcess[dict[str, Gathering]](dict))
         yield made
         process.ask_to_stop(False)
         process._stays[:] = type(process._stays)(bytes(process._stays.nbytes)).cast("H")
@@ -136,19 +138,70 @@ def test_who_has_work_asks_the_broker_seldom_while_processes_of_its_worker_are_a
     assert (1_000 - bell.wanted < 3) == there
 
 
-def test_the_time_between_two_ops_is_that_of_many_batches_however_uneven(box: Sandbox, monkeypatch: pytest.MonkeyPatch):
-    seen, now_s = list[float](), 100.0
-    monkeypatch.setattr(tasks.clock, "mono_s", lambda: now_s)
-    monkeypatch.setattr(tasks.clock, "sleep_s", lambda for_s: None)
-    monkeypatch.setattr(tasks, "gather_s", lambda between_s: seen.append(between_s) or 0.0)
-    monkeypatch.setattr(tasks, "STAY_S", 1e9)
-    here = Stay("s0", SilentBell())
-    for ops in [1, 9] * 100:
-        now_s += 0.05
-        here._count(outcome := Outcome(applied=ops, buckets=1))
-        here._goes_on(box._appliers["s0"], outcome, now_s)
+def pauses_after(monkeypatch: pytest.MonkeyPatch, batches: Sequence[int], *, waited: bool = False) -> list[float]:
+    """Return how long a worker pauses after each of some batches, by their ops; one begins every 20 ms."""
+    gathering, now_s, found = Gathering(), 100.0, list[float]()
+    for ops in batches:
+        now_s += 0.02
+        monkeypatch.setattr(tasks.clock, "mono_s", lambda now=now_s: now)
+        gathering.learn(ops, now_s, waited=waited)
+        found.append(gathering.pause_s())
+    return found
 
-    assert seen[-1] == pytest.approx(0.01, rel=0.2), "and not the mean of 0.05 and 0.0056"
+
+def test_the_time_between_two_ops_is_that_of_many_batches_however_uneven(monkeypatch: pytest.MonkeyPatch):
+    seen = list[float]()
+    monkeypatch.setattr(tasks, "gather_s", lambda between_s: seen.append(between_s) or 0.0)
+
+    pauses_after(monkeypatch, [2, 8] * 100)
+
+    assert seen[-1] == pytest.approx(0.004, rel=0.2), "and not the mean of 0.01 and 0.0025"
+
+
+def test_a_rest_between_two_loads_is_no_time_between_two_ops(monkeypatch: pytest.MonkeyPatch):
+    seen = list[float]()
+    monkeypatch.setattr(tasks, "gather_s", lambda between_s: seen.append(between_s) or 0.0)
+
+    pauses_after(monkeypatch, [2] * 20 + [0] * 50 + [2])
+
+    assert seen == pytest.approx([0.01] * len(seen))
+
+
+def test_ops_of_which_each_comes_after_the_last_was_applied_wait_for_no_others(monkeypatch: pytest.MonkeyPatch):
+    assert not any(pauses_after(monkeypatch, [1, 0] * 200, waited=True))
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_worker_pauses_where_ops_come_while_it_applies_and_not_where_they_come_while_it_waits(
+    box: Sandbox, db: Any, monkeypatch: pytest.MonkeyPatch, waits: bool
+):
+    monkeypatch.setattr(tasks, "LOOK_S", 60.0 if waits else -1.0)
+    monkeypatch.setattr(tasks, "gather_s", lambda between_s: 60.0)
+    pauses, pause_s = list[float](), Gathering.pause_s
+    monkeypatch.setattr(Gathering, "pause_s", lambda self: pauses.append(pause_s(self)) or 0.0)
+
+    done = Stay("s0", Watched(box, db, ops=9, wanted=20), ["s1"]).run()
+
+    assert (done["applied"], any(pauses)) == (10, not waits)
+
+
+@pytest.mark.parametrize(("ops", "waited"), [(1, False), (2, True)])
+def test_ops_are_gathered_once_some_came_close_together(monkeypatch: pytest.MonkeyPatch, ops: int, waited: bool):
+    pauses = pauses_after(monkeypatch, [ops] * BEGIN + [3, 1, 0, 1, 2] * 40, waited=waited)
+
+    assert not any(pauses[: BEGIN - 1])
+    assert all(pauses[BEGIN - 1 :])
+
+
+def test_ops_are_gathered_ever_more_seldom_while_that_is_in_vain(monkeypatch: pytest.MonkeyPatch):
+    pauses = pauses_after(monkeypatch, [1] * 2000)
+
+    assert all(pauses[BEGIN - 1 : BEGIN + IN_VAIN - 1])
+    assert sum(map(bool, pauses)) < 2000 * 0.05
+
+
+def test_a_bulk_call_has_no_ops_gathered(monkeypatch: pytest.MonkeyPatch):
+    assert not any(pauses_after(monkeypatch, [MANY] * 50 + [150] + [1] * 50, waited=True))
 
 
 def test_a_worker_that_is_asked_to_stop_leaves_after_its_batch(box: Sandbox):
@@ -224,9 +277,11 @@ def test_what_comes_between_the_end_of_a_wait_and_its_batch_is_rung_for_where_an
 
 
 @pytest.mark.parametrize(
-    ("between_s", "wait_s"), [(0.0001, 0.01), (0.005, 0.015), (0.015, 0.045), (0.03, 0.06), (0.07, 0.0)]
+    ("between_s", "wait_s"), [(0.0001, 0.01), (0.005, 0.0175), (0.015, 0.09), (0.03, 0.12), (0.07, 0.0)]
 )
-def test_a_batch_waits_for_three_ops_and_where_these_take_long_for_none(between_s: float, wait_s: float):
+def test_a_batch_waits_for_some_ops_for_six_that_come_seldom_and_for_none_that_come_more_so(
+    between_s: float, wait_s: float
+):
     assert gather_s(between_s) == pytest.approx(wait_s)
 
 

@@ -22,6 +22,7 @@ from pipeline.admin.observe.moves import moves_of
 from pipeline.admin.observe.published import News, Point, news_of, point_of, publish, read_record, summary, with_news
 from pipeline.admin.observe.readings import (
     OnPrimary,
+    Primaries,
     Queue,
     Queues,
     Reached,
@@ -99,7 +100,7 @@ class Observer:
         self._quiet = Quiet(self._log, settings.shards)
         self._strange: tuple[str, ...] = ()
         self._reads = Window()
-        self._queues_of = Queues(self._log)
+        self._queues_of, self._primaries = Queues(self._log), Primaries()
         self._uris = {name: shard.addresses for name, shard in settings.shards.items()}
 
     def newest(self) -> Record:
@@ -141,11 +142,11 @@ class Observer:
         if clock.mono_s() - self._counted_s >= COUNTS_S:
             self._round += 1
             asked = {
-                shard: partial(ask_primary, shard, self._uris[shard][node])
+                shard: self._uris[shard][node]
                 for number, (shard, node) in enumerate(primaries.items(), self._round)
                 if number % QUIET_COUNTS == 0 or not self._rests(shard)
             }
-            self._counts |= {shard: _counts_of(answer) for shard, answer in ask_all(asked).items()}
+            self._counts |= self._primaries.ask(asked)
             self._counted_s = clock.mono_s()
         return self._record(BY_WORKERS, redis, primaries, found, self._counts, news)
 
@@ -164,7 +165,8 @@ class Observer:
         return still and self._quiet.is_quiet(shard)
 
     def close(self) -> None:
-        """Close the connection to Redis."""
+        """Close the connections."""
+        self._primaries.close()
         self._log.close()
 
     def _redis(self) -> RedisRecord:

@@ -444,6 +444,10 @@ class MemoryWork(MemoryEntries):
         with self._lock:
             return len(self._server.dirty.get(shard, {}))
 
+    def dirty_buckets(self, shard: str) -> set[int]:
+        with self._lock:
+            return set(self._server.dirty.get(shard, {}))
+
 
 class MemoryLog(MemoryAppends, MemoryWork, MemoryWaits, MemorySharedState):
     """A `contract.Log` of one process: all roles on one `MemoryServer`; thread-safe."""

@@ -413,6 +413,11 @@ class RedisWork(RedisEntries):
         with translated():
             return int(self._client.zcard(self.keys.dirty(shard)))
 
+    def dirty_buckets(self, shard: str) -> set[int]:
+        with translated():
+            found = self._client.zrangebyscore(self.keys.dirty(shard), "-inf", "+inf")
+        return {number for one in found for number in numbers_of(text_of(one), " ", 1) or ()}
+
     def _rest(self, shard: str, which: str, until_ms: int, buckets: Iterable[int]) -> None:
         pairs = [word for bucket in buckets for word in (until_ms, bucket)]
         if pairs:

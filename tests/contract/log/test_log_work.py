@@ -178,6 +178,8 @@ def test_marking_dirty_never_shortens_a_rest(log: Log, line: Line):
     log.mark_dirty("s0", [])
 
     assert log.due("s0", 10) == {}
+    assert log.dirty_buckets("s0") == {3}
+    assert log.dirty_buckets("s1") == set()
 
 
 def test_a_sweep_rings_for_what_was_due_long_ago_and_nobody_is_on_the_way(log: Log):
