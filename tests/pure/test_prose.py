@@ -11,8 +11,6 @@ ROOT = Path(__file__).parents[2]
 TOP = ("README.md", "SECURITY.md", "CONTRIBUTING.md")
 NAMES = [*TOP, *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 MOST_WORDS = 25
-#: Pages that are still to be mended.
-LATER = {"docs/notes/13-containment.md", "docs/notes/27-trickle.md"}
 
 #: What is no prose: comments, blocks of code, headings, rows of tables, pictures.
 APART = re.compile(r"<!--.*?-->|^ *```.*?^ *```|^#.*?$|^ *\|.*?$|!\[[^]]*\]\([^)]*\)", re.DOTALL | re.MULTILINE)
@@ -49,12 +47,12 @@ def page(name: str) -> str:
     return text.partition("\n# Runs\n")[0] if name == "docs/benchmarks.md" else text
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in LATER])
+@pytest.mark.parametrize("name", NAMES)
 def test_no_sentence_is_long(name: str) -> None:
     assert [sentence for sentence in sentences(page(name)) if words(sentence) > MOST_WORDS] == []
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in LATER])
+@pytest.mark.parametrize("name", NAMES)
 def test_no_sentence_begins_with_a_pronoun_whose_noun_is_elsewhere(name: str) -> None:
     assert [sentence for sentence in sentences(page(name)) if PRONOUN.match(sentence)] == []
 
