@@ -116,6 +116,13 @@ GOALS: tuple[Goal, ...] = (
         "×",
         True,
     ),
+    Goal(
+        "CPU of a row, none / one in 1,000 refused that may be early",
+        plain("one in 1,000 refused by a SIGNAL that may be early"),
+        0.9,
+        "×",
+        True,
+    ),
     Goal("processor time of a single insert", plain("cpu, inserts in all"), 100, "µs"),
     Goal("processor time of an update by id, one at a time", plain("cpu, updates in all"), 120, "µs"),
     Goal("processor time of an upsert, one at a time", plain("cpu, upserts in all"), 130, "µs"),

@@ -225,7 +225,7 @@ def test_no_ops_of_a_few_wait_for_each_other_for_ever() -> None:
     of_four = some(((ops, order) for ops in programs(4) for order in of_two_hosts(4)), 200 if THOROUGH else 2_000)
     of_three = ((ops, (0, 1, 2)) for ops in programs(3))
 
-    assert sum(judged(ops, order, queued=(True,), kept=False) for ops, order in chain(of_three, of_four)) > 300
+    assert sum(judged(ops, order, queued=(True,), kept=False) for ops, order in chain(of_three, of_four)) > 200
 
 
 def test_whatever_two_hosts_enqueue_and_spool_no_op_is_rejected_that_follows_what_it_needs() -> None:
