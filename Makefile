@@ -39,11 +39,11 @@ test: system $(READY) $(READY3)  ## everything: real MariaDB, real Redis, real w
 
 servers thorough: export HYPOTHESIS_PROFILE = thorough
 
-# crash tests meet the real disk. With the second line of pyDAL, commands and workers run beside a web2py on the first one
+# crash tests meet the real disk, and wait the most. With the second line of pyDAL, commands and workers run beside a web2py on the first one
 servers: system $(READY) $(READY3)  ## of `make test`, what starts servers
 	$(IN_MEMORY) $(BIN)/python -m pytest $(BY_FILE) tests/applications tests/storm/test_server_storm.py tests/integration
 	$(IN_MEMORY) $(VENV3)/bin/python -m pytest -q tests/applications/test_erp.py
-	$(BIN)/python -m pytest $(BY_FILE) tests/crash
+	$(BIN)/python -m pytest $(BY_FILE) -n 6 tests/crash
 
 # the second line of pyDAL runs what pyDAL takes part in, with the examples of `make check`
 thorough: $(READY) $(READY3)  ## of `make test`, what runs in one process: with more examples than in `make check`
