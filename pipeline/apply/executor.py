@@ -412,13 +412,15 @@ class Executor:
         """
         left, again = self._doubtful, len(self._doubtful)
         while again and self._earlier is not None:
-            helped = [nth for nth, item in enumerate(left[:again]) if self._is_helped(item)]
-            for item in map(left.__getitem__, helped):
-                first = self._early.get(item.entry.bucket)
+            still, before = list[Item](), 0  # how many were tried before the last that was taken
+            for item in left[:again]:
+                if not self._is_helped(item):
+                    still.append(item)
+                    continue
+                before, first = len(still), self._early.get(item.entry.bucket)
                 if first is None or item.entry.position < first[0]:
                     self._early[item.entry.bucket] = item.entry.position, self._earlier.put_off(item)
-            left = [item for nth, item in enumerate(left) if nth not in set(helped)]
-            again = helped[-1] + 1 - len(helped) if helped else 0  # these were tried before the last that was taken
+            left, again = [*still, *left[again:]], before
         if self._early and self._earlier is not None:
             for item in left:
                 self._earlier.settle(item)

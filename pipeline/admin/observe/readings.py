@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from functools import partial
 from heapq import nlargest
 from typing import TypeVar
 
@@ -153,10 +154,13 @@ class Primaries:
                 self._threads[shard] = ThreadPoolExecutor(1, thread_name_prefix=f"pipeline-ask-{shard}")
             elif not self._running[shard].done():
                 continue
-            asked[shard] = self._running[shard] = self._threads[shard].submit(self._ask, shard, uri)
+            question = partial(self._ask, shard, uri)
+            asked[shard] = self._running[shard] = self._threads[shard].submit(_answer_to, question)
         wait(asked.values(), deadline.left_s)
-        silent = Unavailable(f"nothing came within {timeout_s:g} s")
-        return {shard: asked[shard].result() if shard in asked and asked[shard].done() else silent for shard in uris}
+        return {
+            shard: asked[shard].result() if shard in asked and asked[shard].done() else _silence(timeout_s)
+            for shard in uris
+        }
 
     def close(self) -> None:
         """Close the connections as soon as they are free; does not wait."""
@@ -164,25 +168,20 @@ class Primaries:
             thread.submit(self._discard, shard)
             thread.shutdown(wait=False)
 
-    def _ask(self, shard: str, uri: str) -> OnPrimary | PipelineError:
-        try:
-            before, session = self._sessions.get(shard, ("", None))
-            if session is None or before != uri:
-                self._discard(shard)
-                session = NodeSession(
-                    shard,
-                    uri,
-                    read_only=True,
-                    autocommit=True,  # else each query would be followed by the end of its transaction
-                    connect_s=BRIEF_CONNECT_S,
-                    statement_s=BRIEF_STATEMENT_S,
-                )
-                self._sessions[shard] = uri, session
-            return told_by(session, shard)
-        except PipelineError as error:
-            return error
-        except Exception as error:  # a driver's unexpected error concerns one server, and must not hide the others
-            return Unavailable(f"{type(error).__name__}: {error}")
+    def _ask(self, shard: str, uri: str) -> OnPrimary:
+        before, session = self._sessions.get(shard, ("", None))
+        if session is None or before != uri:
+            self._discard(shard)
+            session = NodeSession(
+                shard,
+                uri,
+                read_only=True,
+                autocommit=True,  # else each query would be followed by the end of its transaction
+                connect_s=BRIEF_CONNECT_S,
+                statement_s=BRIEF_STATEMENT_S,
+            )
+            self._sessions[shard] = uri, session
+        return told_by(session, shard)
 
     def _discard(self, shard: str) -> None:
         if shard in self._sessions:
@@ -276,12 +275,7 @@ def ask_all(questions: Mapping[str, Callable[[], _T]], timeout_s: float = ASK_S)
     answers: dict[str, _T | PipelineError] = {}
 
     def answer(name: str) -> None:
-        try:
-            answers[name] = questions[name]()
-        except PipelineError as error:
-            answers[name] = error
-        except Exception as error:  # a driver's unexpected error concerns one server, and must not hide the others
-            answers[name] = Unavailable(f"{type(error).__name__}: {error}")
+        answers[name] = _answer_to(questions[name])
 
     threads = [
         threading.Thread(target=answer, args=(name,), name=f"pipeline-ask-{name}", daemon=True) for name in questions
@@ -291,8 +285,20 @@ def ask_all(questions: Mapping[str, Callable[[], _T]], timeout_s: float = ASK_S)
     deadline = Deadline(timeout_s)
     for thread in threads:
         thread.join(deadline.left_s)
-    silent = Unavailable(f"nothing came within {timeout_s:g} s")
-    return {name: answers.get(name, silent) for name in questions}
+    return {name: answers.get(name, _silence(timeout_s)) for name in questions}
+
+
+def _answer_to(question: Callable[[], _T]) -> _T | PipelineError:
+    try:
+        return question()
+    except PipelineError as error:
+        return error
+    except Exception as error:  # a driver's unexpected error concerns one server, and must not hide the others
+        return Unavailable(f"{type(error).__name__}: {error}")
+
+
+def _silence(timeout_s: float) -> PipelineError:
+    return Unavailable(f"nothing came within {timeout_s:g} s")
 
 
 class Window:
