@@ -176,14 +176,19 @@ def test_a_move_goes_on_when_its_mover_dies_at_any_step(world: World) -> None:
     assert dict(world.rows(world.home, world.other))[0] == added
 
 
-def test_a_move_that_is_given_up_leaves_both_as_they_were(world: World) -> None:
-    mover = world.move(world.away)
+def give_up_while_comparing(world: World, mover: Any) -> None:
+    """Give a move up as it compares, and let what is under way go on to its end."""
     for step in mover.steps():
         if step.stage == "comparing":
             break
     mover.give_up("enough")
     for under_way in orders.under_way(world.client):
         list(under_way.steps())
+
+
+def test_a_move_that_is_given_up_leaves_both_as_they_were(world: World) -> None:
+    mover = world.move(world.away)
+    give_up_while_comparing(world, mover)
 
     assert world.states() == ["active", None, "gone"]
     assert world.rows(world.away, KEY) == []
@@ -194,12 +199,7 @@ def test_a_move_that_is_given_up_leaves_both_as_they_were(world: World) -> None:
 def test_a_way_back_that_is_given_up_leaves_the_key_away(world: World) -> None:
     world.moved(world.away)
     mover = world.move(world.home)
-    for step in mover.steps():
-        if step.stage == "comparing":
-            break
-    mover.give_up("enough")
-    for under_way in orders.under_way(world.client):
-        list(under_way.steps())
+    give_up_while_comparing(world, mover)
 
     assert world.states() == ["lent", "gone", "active"]
     assert world.rows(world.home, KEY) == []

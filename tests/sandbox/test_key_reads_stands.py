@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from pydal import DAL, Field
 from support.examples import THOROUGH
-from support.sandbox.kinds_of_reads import COUNTS, MOMENTS, ROWS, SUMS, assert_true
+from support.sandbox.kinds_of_reads import COUNTS, MOMENTS, ROWS, SUMS, Customers, assert_true
 
 import pipeline
 from pipeline import clock
@@ -62,7 +62,7 @@ STANDS = [
 NOT_TRUE = {"": {}, "copying": {0: 90, 3: 93}, "catching": {0: 90, 1: 91}, "gone": {3: 93}, "moved": {0: 70, 3: 73}}
 
 
-class World:
+class World(Customers):
     """Two shards, a customer of the first that moves to the second, and others, one of them of the same bucket."""
 
     others = 3
@@ -93,10 +93,6 @@ class World:
         box.drain()
         of_bucket = f"WHERE bucket = {self.bucket}"
         [self.mark] = box.client.nodes.primary(HOME).query(f"SELECT epoch, seq FROM pipeline_watermarks {of_bucket}")
-
-    def _customer(self, shard: str, nth: int) -> int:
-        buckets = self.topology.buckets_of(shard)
-        return next(n for n in range(1, 9999) if self.topology.bucket_of("sale", n) == buckets[nth])
 
     def stand(self, stand: Stand) -> dict[int, int]:
         """Make both shards as they are then; return which rows of the customer there are in truth."""
@@ -136,38 +132,11 @@ class World:
             if state:
                 moves.place_mark(session, number, Position(*self.mark), state)
 
-    def go_on(self, shard: str, number: int) -> None:
-        """Let a shard have passed one more op of the bucket's log."""
-        session = self.box.client.nodes.primary(shard)
-        with session.transaction():
-            session.execute(f"UPDATE pipeline_watermarks SET seq = seq + 1 WHERE bucket = {number}")
-
-    @property
-    def later(self) -> Token:
-        """What shows that the bucket's log has gone on by one op."""
-        epoch, seq = self.mark
-        return Token({self.bucket: Need(Position(epoch, seq + 1))})
-
-    def rows(self, shard: str, rows: dict[int, int]) -> None:
-        """Let these be the customer's rows on a shard, by their numbers, each with a line."""
-        session, customer = self.box.client.nodes.primary(shard), self.customer
-        with session.transaction():
-            session.execute(f"DELETE FROM sale WHERE customer = {customer}")
-            session.execute(f"DELETE FROM line WHERE customer = {customer}")
-            for n, qty in rows.items():
-                sale, line = self.ids[n], self.lines[n]
-                session.execute(f"INSERT INTO sale (id, customer, qty) VALUES ({sale}, {customer}, {qty})")
-                session.execute(f"INSERT INTO line (id, customer, sale) VALUES ({line}, {customer}, {sale})")
-
     def map(self, shard: str, *, moving: bool = True, back: bool = False) -> None:
         """Let readers act on a map by which a shard has the customer; an empty name: the map does not know of it."""
         pieces = {self.piece: Piece(self.piece, self.of, shard)} if shard else {}
         pair = (AWAY, HOME) if back else (HOME, AWAY)
         self.topology.follow(Placement(9, {}, {self.piece: pair} if moving else {}, pieces))
-
-    def forget_news(self) -> None:
-        """Let nothing have been heard of the map for long."""
-        self.topology.heard_at_s = -math.inf
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,12 @@ from typing import Any
 
 import pytest
 from pydal import DAL, Field
-from support.sandbox.kinds_of_reads import MOMENTS, assert_true, by_n
+from support.sandbox.kinds_of_reads import MOMENTS, Customers, assert_true, by_n
 
 import pipeline
 from pipeline import clock
 from pipeline.config.buckets import NOWHERE, Placement
 from pipeline.errors import PartialResult, ShardUnavailable
-from pipeline.model import Position
-from pipeline.reads import Need, Token
 from pipeline.reads.routing.moving import Elsewhere
 from pipeline.testing import Sandbox, sandbox
 
@@ -33,7 +31,7 @@ PAIRS = {
 TARGETS = {"": {}, "copying": {0: 90, 3: 93}, "catching": {0: 90, 1: 91}, "gone": {3: 93}}
 
 
-class World:
+class World(Customers):
     """Two shards, a customer of the first whose bucket moves to the second, and others that stay."""
 
     others = 2
@@ -59,10 +57,6 @@ class World:
         #: Where the customer's log ends.
         [self.mark] = box.client.nodes.primary("s0").query(f"SELECT epoch, seq FROM pipeline_watermarks {of_bucket}")
 
-    def _customer(self, shard: str, nth: int) -> int:
-        buckets = self.topology.buckets_of(shard)
-        return next(n for n in range(1, 999) if self.topology.bucket_of("sale", n) == buckets[nth])
-
     def stand(self, states: tuple[str, str]) -> dict[int, int]:
         """Make both shards as they are in these states; return which rows of the customer there are in truth."""
         truth = PAIRS.get(states)
@@ -87,37 +81,10 @@ class World:
                 into = "INSERT INTO pipeline_watermarks (bucket, epoch, seq, state, committed_ms)"
                 session.execute(f"{into} VALUES ({self.bucket}, {self.mark[0]}, {self.mark[1]}, '{state}', 0)")
 
-    @property
-    def later(self) -> Token:
-        """What shows that the customer's log has gone on by one op."""
-        epoch, seq = self.mark
-        return Token({self.bucket: Need(Position(epoch, seq + 1))})
-
-    def go_on(self, shard: str) -> None:
-        """Let a shard have applied one more op of the bucket."""
-        session = self.box.client.nodes.primary(shard)
-        with session.transaction():
-            session.execute(f"UPDATE pipeline_watermarks SET seq = seq + 1 WHERE bucket = {self.bucket}")
-
-    def rows(self, shard: str, rows: dict[int, int]) -> None:
-        """Let these be the customer's rows on a shard, by their numbers, each with a line."""
-        session, customer = self.box.client.nodes.primary(shard), self.customer
-        with session.transaction():
-            session.execute(f"DELETE FROM sale WHERE customer = {customer}")
-            session.execute(f"DELETE FROM line WHERE customer = {customer}")
-            for n, qty in rows.items():
-                sale, line = self.ids[n], self.lines[n]
-                session.execute(f"INSERT INTO sale (id, customer, qty) VALUES ({sale}, {customer}, {qty})")
-                session.execute(f"INSERT INTO line (id, customer, sale) VALUES ({line}, {customer}, {sale})")
-
     def map(self, owner: str, *, moves: bool = True) -> None:
         """Let readers act on a map."""
         moving = {self.bucket: ("s0", "s1")} if moves else {}
         self.topology.follow(Placement(9, {self.bucket: owner} if owner == "s1" else {}, moving))
-
-    def forget_news(self) -> None:
-        """Let nothing have been heard of the map for long."""
-        self.topology.heard_at_s = -math.inf
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +323,7 @@ def test_what_the_source_will_never_have_is_not_waited_for_there(world: World, s
     """The map of the reader is of before the target began."""
     world.stand(("moved", "active"))
     world.map("s0")
-    world.go_on("s1")
+    world.go_on("s1", world.bucket)
 
     row = pipeline.get(world.db.sale, world.ids[0], after=world.later, wait_s=1)
 
@@ -374,7 +341,7 @@ def test_what_goes_to_the_target_meanwhile_is_waited_for_there(world: World, mon
         slept.append(seconds)
         if len(slept) == 3:
             world.stand(("moved", "active"))
-            world.go_on("s1")
+            world.go_on("s1", world.bucket)
 
     monkeypatch.setattr(clock, "mono_s", lambda: began_s + sum(slept))
     monkeypatch.setattr(clock, "sleep_s", sleep_s)

@@ -6,11 +6,59 @@ rows, whose `qty` is 50 each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pipeline
+from pipeline.config import Topology
+from pipeline.model import Position
+from pipeline.reads import Need, Token
 from pipeline.reads.routing.moving import Elsewhere
+from pipeline.testing import Sandbox
+
+
+class Customers:
+    """A world's customer, who moves: the customer's rows on a shard, and how far shards have applied the log."""
+
+    box: Sandbox
+    topology: Topology
+    customer: int
+    bucket: int
+    ids: list[int]
+    lines: list[int]
+    mark: tuple[int, int]
+
+    def _customer(self, shard: str, nth: int) -> int:
+        buckets = self.topology.buckets_of(shard)
+        return next(n for n in range(1, 9999) if self.topology.bucket_of("sale", n) == buckets[nth])
+
+    @property
+    def later(self) -> Token:
+        """What shows that the bucket's log has gone on by one op."""
+        epoch, seq = self.mark
+        return Token({self.bucket: Need(Position(epoch, seq + 1))})
+
+    def go_on(self, shard: str, number: int) -> None:
+        """Let a shard have passed one more op of the log of a bucket, or of a piece."""
+        session = self.box.client.nodes.primary(shard)
+        with session.transaction():
+            session.execute(f"UPDATE pipeline_watermarks SET seq = seq + 1 WHERE bucket = {number}")
+
+    def rows(self, shard: str, rows: dict[int, int]) -> None:
+        """Let these be the customer's rows on a shard, by their numbers, each with a line."""
+        session, customer = self.box.client.nodes.primary(shard), self.customer
+        with session.transaction():
+            session.execute(f"DELETE FROM sale WHERE customer = {customer}")
+            session.execute(f"DELETE FROM line WHERE customer = {customer}")
+            for n, qty in rows.items():
+                sale, line = self.ids[n], self.lines[n]
+                session.execute(f"INSERT INTO sale (id, customer, qty) VALUES ({sale}, {customer}, {qty})")
+                session.execute(f"INSERT INTO line (id, customer, sale) VALUES ({line}, {customer}, {sale})")
+
+    def forget_news(self) -> None:
+        """Let nothing have been heard of the map for long."""
+        self.topology.heard_at_s = -math.inf
 
 
 def _got(world: Any, **options: Any) -> dict[int, int]:
