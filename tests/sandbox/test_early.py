@@ -648,6 +648,29 @@ def test_an_op_is_put_off_no_more_where_what_it_waits_for_waits_for_it(
     assert states(doubled, parent, child) == ["rejected", "applied", "applied"]
 
 
+def test_an_older_op_is_put_off_as_long_as_a_younger_one_before_what_it_needs(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    taken = pipeline.enqueue_insert(db.event, who=second, note="a")
+    box.drain()
+    at = after(monkeypatch)
+    at(100)
+    pipeline.enqueue_insert(db.event, who=second)  # is committed: the younger one's bucket may yet be helped
+    at(300)
+    doubled = pipeline.enqueue_insert(db.event, who=first, note="a")
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    at(200)  # from another host, whose clock is behind
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    at(500)
+    pipeline.enqueue_delete((db.event.id == taken.id) & (db.event.who == second))
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    look(box, monkeypatch, worker, 20, due=[doubled.bucket, child.bucket], each_s=1)
+    monkeypatch.undo()
+
+    assert states(doubled, parent, child) == ["rejected", "applied", "applied"]
+
+
 def test_what_a_whole_transaction_refuses_for_good_waits_for_nothing_that_it_puts_off(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
