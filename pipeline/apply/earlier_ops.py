@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from math import inf
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pipeline import clock
 from pipeline.apply.batch import Batch
@@ -17,12 +17,14 @@ from pipeline.apply.grouping import Item
 from pipeline.apply.order import sent_ms_of
 from pipeline.errors import PipelineError
 from pipeline.model import Entry, Op, Position
+from pipeline.model.sheet import Read, SheetEntry, count_ops, last_seq
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
 from pipeline.shard import NodeSession, records
 from pipeline.shard.records.set_aside import written_row
 from pipeline.shard.table_facts import Facts, constraints_in
 
+AnyRead = TypeVar("AnyRead", Entry, Read)
 #: The bucket and the position of an op.
 Place = tuple[int, Position]
 #: By how much the clocks of two hosts may differ, ms: an op that is younger by no more counts as enqueued before, for
@@ -330,17 +332,17 @@ class EarlierOps:
         while wanted:
             found = self._next(wanted, entries)
             unseen = self._unseen(found)
-            hidden = [bucket for bucket, queued in found.items() if not unseen[bucket] and len(queued) == entries]
+            hidden = [bucket for bucket, queued in found.items() if not unseen[bucket] and count_ops(queued) == entries]
             if entries >= DEEP:
-                unseen |= {bucket: found[bucket] for bucket in hidden}
+                unseen |= {bucket: list(found[bucket]) for bucket in hidden}
             oldest |= {bucket: min(map(sent_ms_of, queued)) for bucket, queued in unseen.items() if queued}
             wanted, entries = {bucket: wanted[bucket] for bucket in hidden if entries < DEEP}, DEEP
         return {bucket: min(sent_ms, (some or {}).get(bucket, inf)) for bucket, sent_ms in oldest.items()}
 
-    def _next(self, wanted: Mapping[int, Position], entries: int) -> Mapping[int, Sequence[Entry]]:
+    def _next(self, wanted: Mapping[int, Position], entries: int) -> Mapping[int, Sequence[Read]]:
         """Return the next entries of buckets; of one, how it begins says when it was enqueued."""
         if entries > 1:
-            return self._log.read(wanted, dict.fromkeys(wanted, entries))
+            return self._log.read_whole(wanted, dict.fromkeys(wanted, entries))
         heads = self._log.heads(wanted)
         return {bucket: [heads[bucket]] if bucket in heads else [] for bucket in wanted}
 
@@ -349,13 +351,13 @@ class EarlierOps:
         after = self._batch.after if self._batch is not None else {}
         return {bucket: after.get(bucket, self._marks[bucket]) for bucket in self._owned}
 
-    def _unseen(self, found: Mapping[int, Sequence[Entry]]) -> dict[int, Sequence[Entry]]:
+    def _unseen(self, found: Mapping[int, Sequence[AnyRead]]) -> dict[int, list[AnyRead]]:
         """Return the entries that are to be applied yet; others were sent again when an epoch had ended."""
         pairs = {(entry.bucket, entry.producer) for queued in found.values() for entry in queued}
         last = records.seen(self._session, pairs) if pairs else {}
         last |= self._batch.last if self._batch is not None else {}
         return {
-            bucket: [entry for entry in queued if entry.producer_seq > last[bucket, entry.producer]]
+            bucket: [entry for entry in queued if last_seq(entry) > last[bucket, entry.producer]]
             for bucket, queued in found.items()
         }
 

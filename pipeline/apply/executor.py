@@ -396,7 +396,9 @@ class Executor:
             self.rejects.append(self._rows.wait_all(item, why_needy(needs)))
 
     def _end_before(self, item: Item, reason: WaitReason) -> None:
-        self._early[item.entry.bucket] = item.entry.position, reason
+        first = self._early.get(item.entry.bucket)
+        if first is None or item.entry.position < first[0]:
+            self._early[item.entry.bucket] = item.entry.position, reason
         self._early_ms = min(self._early_ms, item.op.at_ms)
         if not self._patient:
             raise Early(self._early)

@@ -22,6 +22,7 @@ from pipeline.apply.turns import ShardTurns
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import PipelineError
 from pipeline.model import INSERT, Op, Position
+from pipeline.model.sheet import Read
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
 from pipeline.shard import NodeSession, records
@@ -249,7 +250,7 @@ class LevelTransaction(ApplyTransaction):
         batch = Batch(before, self.facts, blocked, stops, room, settings.max_rows, settings.max_bytes)
         for bucket, found in self._log.read(before, dict.fromkeys(before, self.pace.rows)).items():
             # what Redis has forgotten is never reached: then it goes on behind that, and the other has to follow
-            entries = [entry for entry in found if entry.position <= self.end] or found[:1]
+            entries: list[Read] = [entry for entry in found if entry.position <= self.end] or [*found[:1]]
             if bucket in take.early:
                 entries, batch.waiting[bucket] = take.before_early(bucket, entries), take.early[bucket][1]
             batch.take(entries)

@@ -20,7 +20,7 @@ from pipeline.apply.grouping import Item
 from pipeline.config.settings import TableSettings
 from pipeline.errors import PipelineError
 from pipeline.model import DELETE, GROUP, INSERT, Entry, Op, Position, enqueued_ms
-from pipeline.model.sheet import SheetEntry
+from pipeline.model.sheet import Read, SheetEntry, count_ops
 from pipeline.model.wait_reason import WaitReason
 from pipeline.shard import NodeSession
 from pipeline.shard.records import ACTIVE, HALTED, Mark, Reject, set_aside
@@ -32,18 +32,27 @@ Reach = Callable[[Op], Collection[int] | None]
 PARK, SKIP, HALT = "park", "skip", "halt"
 
 
-def oldest(entries: Mapping[int, Sequence[Entry]], counts: Mapping[int, int], most: int) -> dict[int, list[Entry]]:
+def oldest(entries: Mapping[int, Sequence[Read]], counts: Mapping[int, int], most: int) -> dict[int, list[Read]]:
     """Return the entries that were enqueued first of all, whatever their buckets.
 
     Args:
         entries: of each bucket the next ones, in order.
-        counts: how many of each bucket were asked for: where that many were found, there may be more.
-        most: how many to return; of one bucket's at least the first.
+        counts: how many ops of each bucket were asked for: where that many were found, there may be more.
+        most: how many ops to return, and more where others of the last one's call were enqueued with it.
     """
     times = {bucket: list(accumulate(map(sent_ms_of, found), max)) for bucket, found in entries.items()}
-    end_ms = min((sent[-1] for bucket, sent in times.items() if len(sent) >= counts[bucket]), default=inf)
-    every = sorted(sent_ms for sent in times.values() for sent_ms in sent if sent_ms <= end_ms)
-    end_ms = every[min(most, len(every)) - 1] if every else end_ms
+    end_ms = min((sent[-1] for bucket, sent in times.items() if count_ops(entries[bucket]) >= counts[bucket]), default=inf)
+    every = sorted(
+        (sent_ms, count_ops((entry,)))
+        for bucket, sent in times.items()
+        for sent_ms, entry in zip(sent, entries[bucket], strict=True)
+        if sent_ms <= end_ms
+    )
+    ops = 0
+    for sent_ms, count in every:
+        if (ops := ops + count) >= most:
+            end_ms = sent_ms
+            break
     return {bucket: list(found[: bisect_right(times[bucket], end_ms)]) for bucket, found in entries.items()}
 
 
@@ -152,13 +161,13 @@ def _bucket(item: Item) -> int:
     return item.entry.bucket
 
 
-def sent_ms_of(entry: Entry) -> float:
+def sent_ms_of(entry: Read) -> float:
     """Return when an op was enqueued, ms; of one that this release cannot read, that it was before all others.
 
     Args:
-        entry: of the op.
+        entry: of the op, or of a sheet.
     """
-    return enqueued_ms(entry.payload) or 0.0
+    return entry.sheet.at_ms if isinstance(entry, SheetEntry) else enqueued_ms(entry.payload) or 0.0
 
 
 class Halt(PipelineError):

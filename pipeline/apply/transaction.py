@@ -23,7 +23,7 @@ from pipeline.config.buckets import FIRST_PIECE
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.model import Entry, Op, Position
-from pipeline.model.sheet import Read, SheetEntry, count_ops, singly
+from pipeline.model.sheet import Read, SheetEntry, before, count_ops, singly
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
 from pipeline.shard import NodeSession, records
@@ -145,7 +145,7 @@ class Take:
         """Whether earlier notes are to be replaced: what they say is known."""
         return self.again or self.alone is not None
 
-    def before_early(self, bucket: int, entries: Sequence[Read]) -> list[Entry]:
+    def before_early(self, bucket: int, entries: Sequence[Read]) -> list[Read]:
         """Return the entries of a bucket that are before its first op that may be early.
 
         Args:
@@ -153,7 +153,7 @@ class Take:
             entries: of it, in order.
         """
         first = self.early.get(bucket)
-        return [entry for entry in singly(entries) if first is None or entry.position < first[0]]
+        return list(entries) if first is None else before(first[0], entries)
 
     def suspect(self, earlier: Mapping[int, str], void: Mapping[int, str] = NO_NOTES) -> None:
         """Leave out the buckets with which an earlier attempt failed.
@@ -399,7 +399,7 @@ class ApplyTransaction:
 
     def _stay(self, batch: Batch, locked: Mapping[int, Mark], take: Take) -> bool:
         """Return whether sheets are inserted as they are: nothing is unusual, and no other op is of their tables."""
-        unusual = take.alone is not None or take.whole or take.ends or take.early or batch.halted
+        unusual = take.alone is not None or take.ends or batch.halted
         if unusual or not may_stay(batch.sheets, batch.items, self.facts.known):
             return False
         holding = [entry for entry in batch.sheets if locked[entry.bucket].state in HELD_IN]

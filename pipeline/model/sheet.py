@@ -208,6 +208,32 @@ def singly(entries: Iterable[Read]) -> list[Entry]:
     return [one for entry in entries for one in (entry.entries() if isinstance(entry, SheetEntry) else (entry,))]
 
 
+def last_seq(entry: Read) -> int:
+    """Return the producer's sequence of the last op of an entry.
+
+    Args:
+        entry: read from a log.
+    """
+    return entry.producer_seq + (len(entry.sheet) - 1 if isinstance(entry, SheetEntry) else 0)
+
+
+def before(position: Position, entries: Iterable[Read]) -> list[Read]:
+    """Return the entries before a position; of a sheet, the part that is before it.
+
+    Args:
+        position: where they end.
+        entries: of one bucket, in order.
+    """
+    found: list[Read] = []
+    for entry in entries:
+        if entry.position >= position:
+            break
+        if isinstance(entry, SheetEntry) and entry.last >= position:
+            entry = entry.part(0, position.seq - entry.position.seq)
+        found.append(entry)
+    return found
+
+
 def in_sheets(entries: Iterable[Entry]) -> list[Read]:
     """Return entries, neighbours that may have been one sheet as one.
 

@@ -35,6 +35,15 @@ class Entries(Protocol):
         """
         ...
 
+    def read_whole(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Read]]:
+        """Return what `read` does, with sheets as they are; the last one is cut where `count` ends.
+
+        Args:
+            after: as for `read`.
+            count: of each bucket, the most ops to return.
+        """
+        ...
+
     def heads(self, after: Mapping[int, Position]) -> dict[int, Entry]:
         """Return the first entry of each bucket behind a position, where it has one, as it begins.
 

@@ -211,6 +211,9 @@ class MemoryEntries(MemoryServer):
         with self._lock:
             return {bucket: self._behind(bucket, mark, count[bucket]) for bucket, mark in after.items()}
 
+    def read_whole(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Read]]:
+        return {bucket: in_sheets(entries) for bucket, entries in self.read(after, count).items()}
+
     def heads(self, after: Mapping[int, Position]) -> dict[int, Entry]:
         first = {bucket: found[0] for bucket, found in self.read(after, dict.fromkeys(after, 1)).items() if found}
         return {bucket: entry._replace(payload=entry.payload[:HEAD_BYTES]) for bucket, entry in first.items()}
@@ -381,7 +384,7 @@ class MemoryWork(MemoryEntries):
         anew: bool,
     ) -> tuple[dict[int, list[Read]], dict[int, str]]:
         earlier = self.note_attempts(shard, notes, anew=anew)
-        return {bucket: in_sheets(entries) for bucket, entries in self.read(after, count).items()}, earlier
+        return self.read_whole(after, count), earlier
 
     def attempts(self, shard: str) -> dict[int, str]:
         with self._lock:

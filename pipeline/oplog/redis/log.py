@@ -56,9 +56,11 @@ class RedisEntries(RedisServer):
     _ops_an_entry = 1
 
     def read(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Entry]]:
+        return {bucket: singly(entries) for bucket, entries in self.read_whole(after, count).items()}
+
+    def read_whole(self, after: Mapping[int, Position], count: Mapping[int, int]) -> dict[int, list[Read]]:
         asked = self._asked(after, count)
-        found = self._read_on(after, count, asked, self._ranges(after, asked))
-        return {bucket: singly(entries) for bucket, entries in found.items()}
+        return self._read_on(after, count, asked, self._ranges(after, asked))
 
     def _asked(self, after: Iterable[int], count: Mapping[int, int]) -> dict[int, int]:
         """Return how many entries of each log to ask for at first: each has one op or many, see `packs`."""
