@@ -7,7 +7,8 @@ row to which others may refer is deleted then.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple, TypeVar
 
@@ -16,8 +17,8 @@ from pipeline.apply.batch import Batch
 from pipeline.apply.grouping import Item
 from pipeline.apply.order import sent_ms_of
 from pipeline.errors import PipelineError
-from pipeline.model import Entry, Op, Position
-from pipeline.model.sheet import Read, SheetEntry, count_ops, last_seq
+from pipeline.model import START, Entry, Op, Position
+from pipeline.model.sheet import Read, count_ops, last_of, last_seq
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
 from pipeline.shard import NodeSession, records
@@ -36,6 +37,8 @@ CLOCKS_MS, CLOCKS_S = 250.0, 1.0
 DELETES, NAMED_DELETES = 0.25, 0.5
 #: How many entries of a bucket are looked at before an op is rejected.
 DEEP = 100
+#: How long it is remembered what was queued, s: Redis may have lost it.
+AHEAD_S = 1.0
 #: How much is read behind those before a row is deleted to which older ops may refer, bytes.
 MOST_BYTES = 1_000_000
 #: How many waiting ops a process keeps in mind before it forgets those that are decided.
@@ -85,6 +88,60 @@ class Wait(NamedTuple):
         return Wait(now_s, self.waited_s + min(now_s - self.seen_s, LOOK_S), {**self.marks, **now})
 
 
+@dataclass(slots=True)
+class Ahead:
+    """What is queued in one bucket, as far as was looked at.
+
+    Attributes:
+        start: the queue begins behind it.
+        to: up to where it was read.
+        queued: its ops, each with its last position, how many are one sheet, the producer, and when it was enqueued.
+    """
+
+    start: Position
+    to: Position = START
+    queued: list[tuple[Position, int, int, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.to = max(self.to, self.start)
+
+    @property
+    def ops(self) -> int:
+        """How many ops are known."""
+        return sum(count for _, count, _, _ in self.queued)
+
+    def behind(self, start: Position) -> Ahead:
+        """Return what is queued once the queue begins elsewhere.
+
+        Args:
+            start: behind it; before the last one where a primary without the last commits was promoted.
+        """
+        return (
+            Ahead(start)
+            if start < self.start
+            else Ahead(start, self.to, [one for one in self.queued if one[0] > start])
+        )
+
+    def add(self, read: Sequence[Read], unseen: Iterable[Read]) -> None:
+        """Add what was read behind `to`.
+
+        Args:
+            read: the entries, in order.
+            unseen: those among them that are to be applied yet.
+        """
+        for entry in unseen:
+            self.queued.append((last_of(entry), count_ops((entry,)), entry.producer, sent_ms_of(entry)))
+        if read:
+            self.to = last_of(read[-1])
+
+    def oldest(self) -> dict[int, float]:
+        """Return when each producer's oldest op was enqueued, ms."""
+        found: dict[int, float] = {}
+        for _, _, producer, sent_ms in self.queued:
+            found[producer] = min(sent_ms, found.get(producer, inf))
+        return found
+
+
 class EarlierOps:
     """Tells what was enqueued before an op, and is neither applied on the shard nor in the open transaction.
 
@@ -116,7 +173,10 @@ class EarlierOps:
         self._batch: Batch | None = None
         self._marks: dict[int, Position] = {}
         self._owned: list[int] = []
-        self._queued: dict[int, float] | None = None
+        #: Of each bucket of the shard that has ops queued, when the oldest of each producer was enqueued, ms.
+        self._queued: dict[int, dict[int, float]] | None = None
+        #: By bucket, and since when, s.
+        self._ahead, self._ahead_from_s = dict[int, Ahead](), 0.0
         self._looked_deep = False
         #: By a table's name, see `named_row`: constraints may change between transactions.
         self._by_id: dict[str, bool] = {}
@@ -153,11 +213,13 @@ class EarlierOps:
         row = self.named_row(item.op, deletes_from) if deletes_from is not None else None
         younger_ms, share = (CLOCKS_MS, 1.0) if refused else (0.0, DELETES if row is None else NAMED_DELETES)
         most_s = share * self._wait_s
-        near = _until(at_ms + younger_ms, self._queued, bucket) if row is None else self._naming(item, row)
+        near = self._near(item, younger_ms) if row is None else self._naming(item, row)
         if row is None and not self._looked_deep and not any(sent_ms < at_ms for sent_ms in near.values()):
             self._looked_deep = True  # else the database's word would be final, and the row gone
-            self._queued = self._oldest_queued(self._queued, DEEP)
-            near = _until(at_ms + younger_ms, self._queued, bucket)
+            before, self._queued = self._queued, self._oldest_queued(deep=True)
+            for one in self._waiting & before.keys():
+                self._note_queued(one, before[one])
+            near = self._near(item, younger_ms)
         if not near:
             return None
         older = [one for one, sent_ms in near.items() if sent_ms < at_ms]
@@ -181,9 +243,32 @@ class EarlierOps:
         if not refused and (before_s < 0 or before_s < max(0.0, most_s - LOOK_S) <= waited_s):
             # it may rest because its server was away; and it is looked at before this one waits no longer
             self._log.postpone(self._shard, near, 0)
-        self._queued[bucket] = min(at_ms, self._queued.get(bucket, at_ms))  # this one is queued from now on
+        self._note_queued(bucket, {item.entry.producer: at_ms})  # this one is queued from now on
         self._waiting.add(bucket)
         return self._reason(item)
+
+    def _note_queued(self, bucket: int, oldest: Mapping[int, float]) -> None:
+        if self._queued is not None:
+            noted = self._queued.setdefault(bucket, {})
+            noted |= {producer: min(sent_ms, noted.get(producer, inf)) for producer, sent_ms in oldest.items()}
+
+    def _near(self, item: Item, younger_ms: float) -> dict[int, float]:
+        """Return the buckets with an op that was enqueued before another, or perhaps: clocks of hosts differ.
+
+        A producer is of one host: its own clock says which of its ops was before.
+
+        Args:
+            item: the other op.
+            younger_ms: by how much the clocks may differ.
+        """
+        at_ms, own, found = item.op.at_ms, item.entry.producer, dict[int, float]()
+        for bucket, oldest in (self._queued or {}).items():
+            if bucket == item.entry.bucket:
+                continue
+            before = [ms for producer, ms in oldest.items() if ms <= at_ms + (0.0 if producer == own else younger_ms)]
+            if before:
+                found[bucket] = min(before)
+        return found
 
     def named_row(self, delete: Op, facts: Facts) -> int | None:
         """Return the id of the row that a delete takes, if whatever it may reach refers to the row by its id.
@@ -310,14 +395,14 @@ class EarlierOps:
         detail = f"{item.entry.bucket}:{item.entry.position} for at most [apply] early_wait_s = {self._wait_s:g} s"
         return WaitReason("early", self._shard, self._shard, detail)
 
-    def _oldest_queued(self, some: Mapping[int, float] | None = None, entries: int = 1) -> dict[int, float]:
-        """Return when the oldest op was enqueued that is queued in each bucket of the shard, or in *some*.
+    def _oldest_queued(self, *, deep: bool = False) -> dict[int, dict[int, float]]:
+        """Return of each bucket when the oldest op of each producer was enqueued that is queued in the shard, ms.
 
         The logs say so: a bucket that a worker drained on a primary that died since is not marked dirty.
 
         Args:
-            some: buckets, and what is known of them.
-            entries: how many are looked at in each. An older one is behind a younger where a host has spooled it.
+            deep: whether more is looked at than the next op. An older one is behind a younger where a host has
+                spooled it.
         """
         marks = records.marks(self._session)
         now = {bucket: mark.position for bucket, mark in marks.items()}
@@ -326,23 +411,27 @@ class EarlierOps:
             self._waits, self._stuck, self._stuck_still, self._spent = {}, {}, {}, {}
         self._marks = now
         self._owned = [bucket for bucket, mark in marks.items() if mark.owned]
-        behind = self._behind()
-        wanted = behind if some is None else {bucket: after for bucket, after in behind.items() if bucket in some}
-        oldest = dict[int, float]()
+        behind, now_s = self._behind(), clock.mono_s()
+        if now_s >= self._ahead_from_s + AHEAD_S:
+            self._ahead, self._ahead_from_s = {}, now_s
+        self._ahead = {bucket: self._ahead.get(bucket, Ahead(after)).behind(after) for bucket, after in behind.items()}
+        most = DEEP if deep else 1
+        wanted = [bucket for bucket, ahead in self._ahead.items() if ahead.ops < most and (ahead.ops or not deep)]
         while wanted:
-            found = self._next(wanted, entries)
+            found = self._next({bucket: self._ahead[bucket].to for bucket in wanted}, most)
             unseen = self._unseen(found)
-            hidden = [bucket for bucket, queued in found.items() if not unseen[bucket] and count_ops(queued) == entries]
-            if entries >= DEEP:
-                unseen |= {bucket: list(found[bucket]) for bucket in hidden}
-            oldest |= {bucket: min(map(sent_ms_of, queued)) for bucket, queued in unseen.items() if queued}
-            wanted, entries = {bucket: wanted[bucket] for bucket in hidden if entries < DEEP}, DEEP
-        return {bucket: min(sent_ms, (some or {}).get(bucket, inf)) for bucket, sent_ms in oldest.items()}
+            full = {bucket for bucket, queued in found.items() if queued and count_ops(queued) == most}
+            # nothing but copies: what is behind these counts as if it were unseen
+            unseen |= {bucket: list(found[bucket]) for bucket in full if most >= DEEP and not unseen[bucket]}
+            for bucket, queued in found.items():
+                self._ahead[bucket].add(queued, unseen[bucket])
+            wanted, most = [bucket for bucket in full if most < DEEP and not unseen[bucket]], DEEP
+        return {bucket: oldest for bucket, ahead in self._ahead.items() if (oldest := ahead.oldest())}
 
-    def _next(self, wanted: Mapping[int, Position], entries: int) -> Mapping[int, Sequence[Read]]:
-        """Return the next entries of buckets; of one, how it begins says when it was enqueued."""
-        if entries > 1:
-            return self._log.read_whole(wanted, dict.fromkeys(wanted, entries))
+    def _next(self, wanted: Mapping[int, Position], ops: int) -> Mapping[int, Sequence[Read]]:
+        """Return the next ops of buckets; of one, how it begins says when it was enqueued."""
+        if ops > 1:
+            return self._log.read_whole(wanted, {bucket: ops - self._ahead[bucket].ops for bucket in wanted})
         heads = self._log.heads(wanted)
         return {bucket: [heads[bucket]] if bucket in heads else [] for bucket in wanted}
 
@@ -360,8 +449,3 @@ class EarlierOps:
             bucket: [entry for entry in queued if last_seq(entry) > last[bucket, entry.producer]]
             for bucket, queued in found.items()
         }
-
-
-def _until(end_ms: float, queued: Mapping[int, float], but: int) -> dict[int, float]:
-    """Return the buckets but one whose oldest op was enqueued by then."""
-    return {bucket: sent_ms for bucket, sent_ms in queued.items() if bucket != but and sent_ms <= end_ms}

@@ -19,7 +19,7 @@ from math import inf
 from pipeline.apply.grouping import Item
 from pipeline.config.settings import TableSettings
 from pipeline.errors import PipelineError
-from pipeline.model import DELETE, GROUP, INSERT, Entry, Op, Position, enqueued_ms
+from pipeline.model import DELETE, GROUP, INSERT, Op, Position, enqueued_ms
 from pipeline.model.sheet import Read, SheetEntry, count_ops
 from pipeline.model.wait_reason import WaitReason
 from pipeline.shard import NodeSession
@@ -41,7 +41,9 @@ def oldest(entries: Mapping[int, Sequence[Read]], counts: Mapping[int, int], mos
         most: how many ops to return, and more where others of the last one's call were enqueued with it.
     """
     times = {bucket: list(accumulate(map(sent_ms_of, found), max)) for bucket, found in entries.items()}
-    end_ms = min((sent[-1] for bucket, sent in times.items() if count_ops(entries[bucket]) >= counts[bucket]), default=inf)
+    end_ms = min(
+        (sent[-1] for bucket, sent in times.items() if count_ops(entries[bucket]) >= counts[bucket]), default=inf
+    )
     every = sorted(
         (sent_ms, count_ops((entry,)))
         for bucket, sent in times.items()

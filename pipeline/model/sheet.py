@@ -208,6 +208,15 @@ def singly(entries: Iterable[Read]) -> list[Entry]:
     return [one for entry in entries for one in (entry.entries() if isinstance(entry, SheetEntry) else (entry,))]
 
 
+def last_of(entry: Read) -> Position:
+    """Return the position of the last op of an entry.
+
+    Args:
+        entry: read from a log.
+    """
+    return entry.last if isinstance(entry, SheetEntry) else entry.position
+
+
 def last_seq(entry: Read) -> int:
     """Return the producer's sequence of the last op of an entry.
 
