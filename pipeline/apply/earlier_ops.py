@@ -7,21 +7,23 @@ row to which others may refer is deleted then.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple, TypeVar
 
 from pipeline import clock
-from pipeline.apply.batch import Batch
+from pipeline.apply.batch import Batch, FactBook
+from pipeline.apply.footprint import EVENTS, EVENTS_OF
 from pipeline.apply.grouping import Item
 from pipeline.apply.order import sent_ms_of
-from pipeline.errors import PipelineError
-from pipeline.model import START, Entry, Op, Position
-from pipeline.model.sheet import Read, count_ops, last_of, last_seq
+from pipeline.errors import NewerOp, NotAnOp, PipelineError
+from pipeline.model import DELETE, INSERT, UPDATE, UPSERT, Entry, Op, Position, decode
+from pipeline.model.sheet import Read, SheetEntry, count_ops, last_of, last_seq, size_of
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
 from pipeline.shard import NodeSession, records
+from pipeline.shard.driver_errors import is_about_parents, is_signal, may_be_early
 from pipeline.shard.records.set_aside import written_row
 from pipeline.shard.table_facts import Facts, constraints_in
 
@@ -39,10 +41,14 @@ DELETES, NAMED_DELETES = 0.25, 0.5
 DEEP = 100
 #: How long it is remembered what was queued, s: Redis may have lost it.
 AHEAD_S = 1.0
+#: How many entries are kept in mind meanwhile.
+MOST_AHEAD = 20_000
 #: How much is read behind those before a row is deleted to which older ops may refer, bytes.
 MOST_BYTES = 1_000_000
 #: How many waiting ops a process keeps in mind before it forgets those that are decided.
 MOST_NOTED = 1_000
+#: How ops begin that make no row.
+_MAKE_NO_ROW = (b'["update"', b'["delete"')
 #: The most that one look at a waiting op adds to how long it has waited, s: a server that was away proves nothing.
 LOOK_S = 1.0
 
@@ -90,25 +96,21 @@ class Wait(NamedTuple):
 
 @dataclass(slots=True)
 class Ahead:
-    """What is queued in one bucket, as far as was looked at.
+    """What is queued in one bucket, as far as it was looked at.
 
     Attributes:
         start: the queue begins behind it.
         to: up to where it was read.
-        queued: its ops, each with its last position, how many are one sheet, the producer, and when it was enqueued.
+        entries: what is to be applied yet of what was read.
+        head: how the first entry begins, where nothing was read.
+        ended: whether nothing was behind `to`, within one transaction.
     """
 
     start: Position
-    to: Position = START
-    queued: list[tuple[Position, int, int, float]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.to = max(self.to, self.start)
-
-    @property
-    def ops(self) -> int:
-        """How many ops are known."""
-        return sum(count for _, count, _, _ in self.queued)
+    to: Position
+    entries: list[Read] = field(default_factory=list)
+    head: Entry | None = None
+    ended: bool = False
 
     def behind(self, start: Position) -> Ahead:
         """Return what is queued once the queue begins elsewhere.
@@ -116,30 +118,65 @@ class Ahead:
         Args:
             start: behind it; before the last one where a primary without the last commits was promoted.
         """
-        return (
-            Ahead(start)
-            if start < self.start
-            else Ahead(start, self.to, [one for one in self.queued if one[0] > start])
-        )
-
-    def add(self, read: Sequence[Read], unseen: Iterable[Read]) -> None:
-        """Add what was read behind `to`.
-
-        Args:
-            read: the entries, in order.
-            unseen: those among them that are to be applied yet.
-        """
-        for entry in unseen:
-            self.queued.append((last_of(entry), count_ops((entry,)), entry.producer, sent_ms_of(entry)))
-        if read:
-            self.to = last_of(read[-1])
+        if start < self.start:
+            return Ahead(start, start)
+        head = self.head if self.head is not None and self.head.position > start else None
+        return Ahead(start, max(start, self.to), [one for one in self.entries if last_of(one) > start], head)
 
     def oldest(self) -> dict[int, float]:
         """Return when each producer's oldest op was enqueued, ms."""
         found: dict[int, float] = {}
-        for _, _, producer, sent_ms in self.queued:
-            found[producer] = min(sent_ms, found.get(producer, inf))
+        for entry in self.entries or ([] if self.head is None else [self.head]):
+            found[entry.producer] = min(sent_ms_of(entry), found.get(entry.producer, inf))
         return found
+
+
+class NamedRow(NamedTuple):
+    """A row, for ops that name its id."""
+
+    row: int
+    until_ms: float
+
+    def fits(self, entry: Read) -> bool:
+        """Return whether an entry may be of such ops, enqueued by then.
+
+        Args:
+            entry: read from a log.
+        """
+        number = str(self.row).encode()
+        if isinstance(entry, SheetEntry):
+            named = self.row in entry.sheet.ids or number in entry.sheet.text
+        else:
+            named = number in entry.payload
+        return named and sent_ms_of(entry) <= self.until_ms
+
+
+class NeededRows(NamedTuple):
+    """Rows that a refused op refers to, by the names of their tables in the database, for ops that may make one."""
+
+    rows: Mapping[str, Collection[int]]
+    facts: FactBook
+
+    def fits(self, entry: Read) -> bool:
+        """Return whether an entry may be of such ops.
+
+        Args:
+            entry: read from a log.
+        """
+        if isinstance(entry, SheetEntry):
+            ids = self.rows.get(self.facts.database_name(entry.sheet.table).lower(), ())
+            return any(row in entry.sheet.ids for row in ids)
+        if entry.payload.startswith(_MAKE_NO_ROW):
+            return False
+        try:
+            members = decode(entry.payload).members
+        except (NewerOp, NotAnOp):
+            return True
+        return any(self._makes(op) for op in members if op.kind not in (UPDATE, DELETE))
+
+    def _makes(self, op: Op) -> bool:
+        ids = self.rows.get(self.facts.database_name(op.table).lower(), ())
+        return bool(ids) and (op.id is None or op.id in ids)
 
 
 class EarlierOps:
@@ -149,11 +186,12 @@ class EarlierOps:
         shard: its name.
         session: of the shard's primary.
         log: the logs.
+        facts: of the tables.
         wait_s: how long an op waits at most, while this process looks at it and nothing older moves.
     """
 
-    def __init__(self, shard: str, session: NodeSession, log: Work, wait_s: float):
-        self._shard, self._session, self._log, self._wait_s = shard, session, log, wait_s
+    def __init__(self, shard: str, session: NodeSession, log: Work, facts: FactBook, wait_s: float):
+        self._shard, self._session, self._log, self._facts, self._wait_s = shard, session, log, facts, wait_s
         self._waits: dict[Place, Wait] = {}
         #: Of each bucket for which an op has waited as long as it may, its watermark; and of those for which a delete
         #: has waited once more.
@@ -180,11 +218,7 @@ class EarlierOps:
         self._looked_deep = False
         #: By a table's name, see `named_row`: constraints may change between transactions.
         self._by_id: dict[str, bool] = {}
-        #: The next entries of each bucket that are to be applied yet, once they were asked for; up to where they were
-        #: read, which buckets have more, and how many bytes may still be read.
-        self._deep: dict[int, list[Entry]] = {}
-        self._read_to: dict[int, Position] = {}
-        self._further: set[int] = set()
+        #: How many bytes may still be read behind the next ops, and whether these were read of all buckets.
         self._left, self._looked_behind = 0, False
 
     def begin(self, batch: Batch, *, again: bool = False) -> None:
@@ -199,13 +233,21 @@ class EarlierOps:
         self._batch, self._queued, self._looked_deep, self._looked_behind = batch, None, False, False
         self._by_id = {}
 
-    def awaited_by(self, item: Item, *, deletes_from: Facts | None = None, refused: bool = True) -> WaitReason | None:
+    def awaited_by(
+        self,
+        item: Item,
+        *,
+        deletes_from: Facts | None = None,
+        refused: bool = True,
+        needed: Mapping[str, Collection[int]] = {},
+    ) -> WaitReason | None:
         """Return why an op that a constraint refuses, or that deletes, waits; None where it has its turn.
 
         Args:
             item: the op.
             deletes_from: of the table from which it deletes, if it does and is no group.
             refused: whether a constraint refuses it: then what is younger by `CLOCKS_MS` counts for a second.
+            needed: the rows one of which a refused op needs, see `needed_by`.
         """
         if self._queued is None:
             self._queued = self._oldest_queued()
@@ -213,13 +255,15 @@ class EarlierOps:
         row = self.named_row(item.op, deletes_from) if deletes_from is not None else None
         younger_ms, share = (CLOCKS_MS, 1.0) if refused else (0.0, DELETES if row is None else NAMED_DELETES)
         most_s = share * self._wait_s
-        near = self._near(item, younger_ms) if row is None else self._naming(item, row)
-        if row is None and not self._looked_deep and not any(sent_ms < at_ms for sent_ms in near.values()):
-            self._looked_deep = True  # else the database's word would be final, and the row gone
-            before, self._queued = self._queued, self._oldest_queued(deep=True)
-            for one in self._waiting & before.keys():
-                self._note_queued(one, before[one])
+        if row is not None:
+            near = self._naming(item, row)
+        elif needed:
+            near = self._making(item, needed, younger_ms)
+        else:
             near = self._near(item, younger_ms)
+            if not self._looked_deep and not any(sent_ms < at_ms for sent_ms in near.values()):
+                self._look_deep()  # else the database's word would be final, and the row gone
+                near = self._near(item, younger_ms)
         if not near:
             return None
         older = [one for one, sent_ms in near.items() if sent_ms < at_ms]
@@ -247,6 +291,12 @@ class EarlierOps:
         self._waiting.add(bucket)
         return self._reason(item)
 
+    def _look_deep(self) -> None:
+        self._looked_deep = True
+        before, self._queued = self._queued or {}, self._oldest_queued(deep=True)
+        for one in self._waiting & before.keys():
+            self._note_queued(one, before[one])
+
     def _note_queued(self, bucket: int, oldest: Mapping[int, float]) -> None:
         if self._queued is not None:
             noted = self._queued.setdefault(bucket, {})
@@ -261,14 +311,18 @@ class EarlierOps:
             item: the other op.
             younger_ms: by how much the clocks may differ.
         """
-        at_ms, own, found = item.op.at_ms, item.entry.producer, dict[int, float]()
+        found = dict[int, float]()
         for bucket, oldest in (self._queued or {}).items():
             if bucket == item.entry.bucket:
                 continue
-            before = [ms for producer, ms in oldest.items() if ms <= at_ms + (0.0 if producer == own else younger_ms)]
+            before = [ms for producer, ms in oldest.items() if ms <= self._until_ms(item, producer, younger_ms)]
             if before:
                 found[bucket] = min(before)
         return found
+
+    def _until_ms(self, item: Item, producer: int, younger_ms: float) -> float:
+        """Return up to when what a producer enqueued counts as before an op."""
+        return item.op.at_ms + (0.0 if producer == item.entry.producer else younger_ms)
 
     def named_row(self, delete: Op, facts: Facts) -> int | None:
         """Return the id of the row that a delete takes, if whatever it may reach refers to the row by its id.
@@ -291,37 +345,67 @@ class EarlierOps:
 
     def _naming(self, item: Item, row: int) -> dict[int, float]:
         """Return the buckets with an older op that may refer to the row that is deleted: such an op names its id."""
-        if not self._looked_behind:
-            self._looked_behind, queued = True, list(self._queued or ())
-            self._deep, self._read_to, self._left = {bucket: [] for bucket in queued}, self._behind(), MOST_BYTES
-            self._further = set(queued)
-            if queued:
-                self._look_further(queued)
-        return {one: 0.0 for one in self._deep if one != item.entry.bucket and self._names(one, row, item.op.at_ms)}
+        self._look_behind()
+        named, found = NamedRow(row, item.op.at_ms), dict[int, float]()
+        for bucket in self._queued or ():
+            if bucket == item.entry.bucket:
+                continue
+            entry = self._first(bucket, named)
+            # two deletes must not wait for each other for nothing
+            unknown = entry is None and not self._ahead[bucket].ended and bucket not in self._waiting
+            if entry is not None or (unknown and self._has_older(bucket, item)):
+                found[bucket] = 0.0
+        return found
 
-    def _names(self, bucket: int, row: int, at_ms: float) -> bool:
-        """Return whether an older op of a bucket names a row; also where one may that is too far behind to be seen."""
-        number, start = str(row).encode(), 0
+    def _making(self, item: Item, needed: Mapping[str, Collection[int]], younger_ms: float) -> dict[int, float]:
+        """Return of `_near` the buckets with an op that may make a row which an op refers to."""
+        self._look_behind()
+        making, found = NeededRows(needed, self._facts), dict[int, float]()
+        for bucket in self._queued or ():
+            if bucket == item.entry.bucket:
+                continue
+            entry = self._first(bucket, making)
+            if entry is not None and sent_ms_of(entry) <= self._until_ms(item, entry.producer, younger_ms):
+                found[bucket] = sent_ms_of(entry)
+            elif entry is None and not self._ahead[bucket].ended and self._has_older(bucket, item):
+                found[bucket] = 0.0
+        return found
+
+    def _has_older(self, bucket: int, item: Item) -> bool:
+        return any(sent_ms < item.op.at_ms for sent_ms in self._ahead[bucket].oldest().values())
+
+    def _first(self, bucket: int, what: NamedRow | NeededRows) -> Read | None:
+        """Return the first op in a bucket that fits; `ended` says whether all were looked at."""
+        looked = 0
         while True:
-            entries = self._deep[bucket]
-            if any(number in entry.payload and sent_ms_of(entry) <= at_ms for entry in entries[start:]):
-                return True
-            if bucket not in self._further:
-                return False
-            size = sum(len(entry.payload) for entry in entries[-DEEP:])
-            if size > self._left:  # two deletes must not wait for each other for nothing
-                return bucket not in self._waiting and any(sent_ms_of(entry) < at_ms for entry in entries)
-            self._left -= size
-            start = len(entries)
-            self._look_further([bucket])
+            ahead = self._ahead[bucket]
+            entry = next(filter(what.fits, ahead.entries[looked:]), None)
+            if entry is not None or ahead.ended or self._left <= 0:
+                return entry
+            looked = len(ahead.entries)
+            self._look_further({bucket: DEEP})
 
-    def _look_further(self, buckets: Collection[int]) -> None:
-        """Read the next entries of buckets, behind those that were looked at in this transaction."""
-        found = self._log.read({bucket: self._read_to[bucket] for bucket in buckets}, dict.fromkeys(buckets, DEEP))
-        self._read_to |= {bucket: entries[-1].position for bucket, entries in found.items() if entries}
-        self._further -= {bucket for bucket in buckets if len(found.get(bucket, ())) < DEEP}
-        for bucket, entries in self._unseen(found).items():
-            self._deep[bucket] += entries
+    def _look_behind(self) -> None:
+        """Read the next ops of all buckets that have any queued, once in a transaction."""
+        if not self._looked_behind:
+            self._looked_behind, self._left = True, MOST_BYTES
+            self._look_further(dict.fromkeys(self._queued or (), DEEP))
+
+    def _look_further(self, ops: Mapping[int, int]) -> None:
+        """Read the next ops of buckets, behind those that were looked at.
+
+        Args:
+            ops: of each bucket, how many.
+        """
+        wanted = {bucket: most for bucket, most in ops.items() if not self._ahead[bucket].ended}
+        found = self._log.read_whole({bucket: self._ahead[bucket].to for bucket in wanted}, wanted) if wanted else {}
+        unseen = self._unseen(found)
+        for bucket, entries in found.items():
+            ahead = self._ahead[bucket]
+            ahead.entries += unseen[bucket]
+            ahead.to = last_of(entries[-1]) if entries else ahead.to
+            ahead.ended = count_ops(entries) < wanted[bucket]
+            self._left -= sum(map(size_of, entries))
 
     def _waited_s(self, place: Place, older: Collection[int]) -> tuple[float, float]:
         """Return how long an op had waited at the last look, -1 where its wait begins, and how long it has now."""
@@ -412,28 +496,30 @@ class EarlierOps:
         self._marks = now
         self._owned = [bucket for bucket, mark in marks.items() if mark.owned]
         behind, now_s = self._behind(), clock.mono_s()
-        if now_s >= self._ahead_from_s + AHEAD_S:
+        if (
+            now_s >= self._ahead_from_s + AHEAD_S
+            or sum(len(ahead.entries) for ahead in self._ahead.values()) > MOST_AHEAD
+        ):
             self._ahead, self._ahead_from_s = {}, now_s
-        self._ahead = {bucket: self._ahead.get(bucket, Ahead(after)).behind(after) for bucket, after in behind.items()}
-        most = DEEP if deep else 1
-        wanted = [bucket for bucket, ahead in self._ahead.items() if ahead.ops < most and (ahead.ops or not deep)]
-        while wanted:
-            found = self._next({bucket: self._ahead[bucket].to for bucket in wanted}, most)
-            unseen = self._unseen(found)
-            full = {bucket for bucket, queued in found.items() if queued and count_ops(queued) == most}
-            # nothing but copies: what is behind these counts as if it were unseen
-            unseen |= {bucket: list(found[bucket]) for bucket in full if most >= DEEP and not unseen[bucket]}
-            for bucket, queued in found.items():
-                self._ahead[bucket].add(queued, unseen[bucket])
-            wanted, most = [bucket for bucket in full if most < DEEP and not unseen[bucket]], DEEP
+        known = {bucket: self._ahead.get(bucket, Ahead(after, after)) for bucket, after in behind.items()}
+        self._ahead = {bucket: ahead.behind(behind[bucket]) for bucket, ahead in known.items()}
+        if deep:
+            short = {bucket: DEEP - count_ops(ahead.entries) for bucket, ahead in self._ahead.items() if ahead.oldest()}
+            self._look_further({bucket: ops for bucket, ops in short.items() if ops > 0})
+        else:
+            self._look_at_heads()
         return {bucket: oldest for bucket, ahead in self._ahead.items() if (oldest := ahead.oldest())}
 
-    def _next(self, wanted: Mapping[int, Position], ops: int) -> Mapping[int, Sequence[Read]]:
-        """Return the next ops of buckets; of one, how it begins says when it was enqueued."""
-        if ops > 1:
-            return self._log.read_whole(wanted, {bucket: ops - self._ahead[bucket].ops for bucket in wanted})
-        heads = self._log.heads(wanted)
-        return {bucket: [heads[bucket]] if bucket in heads else [] for bucket in wanted}
+    def _look_at_heads(self) -> None:
+        """Look how the next op of each bucket begins of which none is known."""
+        bare = [bucket for bucket, ahead in self._ahead.items() if not ahead.oldest()]
+        heads = self._log.heads({bucket: self._ahead[bucket].to for bucket in bare})
+        unseen = self._unseen({bucket: [head] for bucket, head in heads.items()})
+        self._look_further({bucket: DEEP for bucket, queued in unseen.items() if not queued})
+        for bucket, head in heads.items():
+            ahead = self._ahead[bucket]
+            if not ahead.entries and not (unseen[bucket] == [] and ahead.ended):
+                ahead.head = head  # also where nothing but copies was seen: what is behind these may be older
 
     def _behind(self) -> dict[int, Position]:
         """Return of each bucket of the shard where its queue begins: behind what the transaction takes."""
@@ -449,3 +535,35 @@ class EarlierOps:
             bucket: [entry for entry in queued if last_seq(entry) > last[bucket, entry.producer]]
             for bucket, queued in found.items()
         }
+
+
+def needed_by(op: Op, facts: Facts, error: Exception) -> Mapping[str, Collection[int]] | None:
+    """Return which rows an op may lack that a constraint refuses, by the names of their tables in the database.
+
+    None: no other op can help. An empty mapping: any may.
+
+    Args:
+        op: a row write.
+        facts: of its table.
+        error: as the driver raised it.
+    """
+    if not may_be_early(error):
+        return None
+    events = EVENTS_OF.get(op.kind, EVENTS)
+    if is_signal(error):
+        return {} if facts.constraints.fired(*events) else None
+    if not is_about_parents(error) or op.kind not in (INSERT, UPSERT, UPDATE) or facts.constraints.fired(*events):
+        return {}
+    found: dict[str, set[int]] = {}
+    for column, parent in facts.parents:
+        if column is None or parent.lower() in facts.constraints.reached:
+            return {}
+        if column in op.columns:
+            value = op.values[op.columns.index(column)]
+            if type(value) is int:
+                found.setdefault(parent.lower(), set()).add(value)
+            elif value is not None:
+                return {}
+        elif op.kind != UPDATE or any(column == number for number, _ in op.expressions):
+            return {}
+    return found

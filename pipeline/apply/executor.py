@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from itertools import chain
 from math import inf
 
-from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early
+from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early, needed_by
 from pipeline.apply.footprint import versioned
 from pipeline.apply.grouping import SHEETS_ROWS, Group, Item, item_of, items_of, taken_sheets
 from pipeline.apply.judge import Judge, NeededOps, RolledBack, check_upsert
@@ -41,7 +41,6 @@ from pipeline.shard.driver_errors import (
     fault_of,
     is_about_related_rows,
     is_driver_error,
-    may_be_early,
     sentence_of,
 )
 from pipeline.shard.records import Reject
@@ -375,12 +374,16 @@ class Executor:
 
     def _refuse(self, item: Item, error: Exception, member: Op | None = None) -> None:
         """Reject an op, or set it aside if what it needs is, too; or let its bucket end before it, if that may come."""
-        early = self._earlier is not None and may_be_early(error) and not self._earlier.is_settled(item)
-        if early and self._earlier is not None and (reason := self._earlier.awaited_by(item)) is not None:
-            self._end_before(item, reason)
-            return
+        op, earlier = member or item.op, self._earlier
+        needed = None
+        if earlier is not None and not earlier.is_settled(item):
+            needed = needed_by(op, self._known[op.schema], error)
+            if needed is not None and (reason := earlier.awaited_by(item, needed=needed)) is not None:
+                self._end_before(item, reason)
+                return
+        early = needed is not None
         related = self._awaited is not None and is_about_related_rows(error)
-        needs = self._awaited.of(member or item.op) if self._awaited is not None and related else ""
+        needs = self._awaited.of(op) if self._awaited is not None and related else ""
         # another worker may have committed what the op needs between its refusal and the question what waits
         if (early or related) and self._taken(item):
             if item.op.kind == INSERT and item.op.id is None:

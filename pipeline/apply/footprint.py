@@ -33,7 +33,7 @@ ANY = None
 #: The events on which triggers are fired.
 EVENTS = ("INSERT", "UPDATE", "DELETE")
 #: Those of an op's statement.
-_EVENTS = {
+EVENTS_OF = {
     INSERT: ("INSERT",),
     COPY: ("INSERT",),
     UPSERT: ("INSERT", "UPDATE"),
@@ -269,7 +269,7 @@ def _fire(print_: Footprint, facts: Facts, op: Op) -> None:
     """
     joined = op.kind in (INSERT, UPSERT) or (op.kind != COPY and op.id is not None and facts.in_order)
     cls = ("fires", statement_shape(op)) if joined else ANY
-    print_.claims += [(table, cls) for table in facts.constraints.fired(*_EVENTS[op.kind])]
+    print_.claims += [(table, cls) for table in facts.constraints.fired(*EVENTS_OF[op.kind])]
 
 
 def reach(op: Op, facts: Facts) -> tuple[frozenset[str], int | None]:
@@ -282,7 +282,7 @@ def reach(op: Op, facts: Facts) -> tuple[frozenset[str], int | None]:
     Returns:
         The names in the database; the id, or None where it may be any row.
     """
-    tables = facts.constraints.fired(*_EVENTS[op.kind])
+    tables = facts.constraints.fired(*EVENTS_OF[op.kind])
     if op.kind == DELETE:
         tables |= {*facts.constraints.children}
     if op.kind in (UPDATE, DELETE):

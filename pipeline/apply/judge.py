@@ -24,6 +24,7 @@ from pipeline.shard.driver_errors import (
     fault_of,
     is_about_other_rows,
     is_driver_error,
+    is_signal,
     lacks_right,
     required_column,
     sentence_of,
@@ -269,7 +270,7 @@ class Judge:
         if fault is Fault.UNKNOWN:
             self._believe(error, facts)
             self.unlisted = error
-        elif is_about_other_rows(error):
+        elif is_about_other_rows(error) or is_signal(error):
             self._check_constraints(facts)
         return True
 

@@ -216,7 +216,7 @@ class ApplyTransaction:
         self.pace = Pace(settings, log)
         self._lessons, self._guess_from_s = Lessons(), 0.0
         #: None: a constraint's word is final.
-        self._earlier: EarlierOps | None = EarlierOps(shard, session, log, settings.early_wait_s)
+        self._earlier: EarlierOps | None = EarlierOps(shard, session, log, self.facts, settings.early_wait_s)
         #: Tells the ops of this shard from those of another that reads the same logs; None: no other reads any.
         self._own: OwnKeys | None = None
 

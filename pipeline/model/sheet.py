@@ -217,6 +217,15 @@ def last_of(entry: Read) -> Position:
     return entry.last if isinstance(entry, SheetEntry) else entry.position
 
 
+def size_of(entry: Read) -> int:
+    """Return about how many bytes the ops of an entry have.
+
+    Args:
+        entry: read from a log.
+    """
+    return entry.sheet.size_bytes if isinstance(entry, SheetEntry) else len(entry.payload)
+
+
 def last_seq(entry: Read) -> int:
     """Return the producer's sequence of the last op of an entry.
 

@@ -44,6 +44,7 @@ _MYSQL_PERMANENT = {
 #: list are about the values of the row itself.
 _MYSQL_OTHER_ROWS = {1062, 1216, 1217, 1451, 1452, 1586, 1761, 1762}
 #: Of these, what a foreign key says.
+_MYSQL_NO_PARENT = {1216, 1452}
 _MYSQL_RELATED_ROWS = {1216, 1217, 1451, 1452, 1761, 1762}
 #: SIGNAL: a trigger may have looked at other rows, too.
 _MYSQL_SIGNAL = 1644
@@ -164,6 +165,26 @@ def may_be_early(error: BaseException) -> bool:
     if code_of(error) is None:
         return "IntegrityError" in _names(error) and not str(error).startswith(_SQLITE_OWN_VALUES)
     return is_about_other_rows(error) or code_of(error) == _MYSQL_SIGNAL
+
+
+def is_signal(error: BaseException) -> bool:
+    """Return whether *error* is a trigger's own, which gives no number.
+
+    Args:
+        error: as the driver raised it.
+    """
+    return code_of(error) == _MYSQL_SIGNAL
+
+
+def is_about_parents(error: BaseException) -> bool:
+    """Return whether *error* is the word of a foreign key that finds no row which the op refers to.
+
+    SQLite says the same of a row that others refer to: then the op deletes.
+
+    Args:
+        error: as the driver raised it.
+    """
+    return is_about_related_rows(error) if code_of(error) is None else code_of(error) in _MYSQL_NO_PARENT
 
 
 def code_of(error: BaseException) -> int | None:

@@ -370,12 +370,14 @@ class Constraints:
         parents: its foreign keys.
         children: tables whose foreign keys point here, and their children: a delete may reach all of them.
         triggers: by event, the tables that its triggers may reach; all of them where the user may not see triggers.
+        reached: of its parents, in lower case, those that a trigger of any table may reach.
     """
 
     unique: tuple[tuple[str, ...], ...] = ()
     parents: tuple[ForeignKey, ...] = ()
     children: tuple[str, ...] = ()
     triggers: Reach = ()
+    reached: frozenset[str] = frozenset()
 
     def fired(self, *events: str) -> frozenset[str]:
         """Return the tables that triggers may read or write.
@@ -432,9 +434,15 @@ def _mysql(session: NodeSession, tables: Sequence[str]) -> dict[str, Constraints
             tuple(key for key in keys if key.table.lower() == table.lower()),
             descendants(table, children),
             reach.get(table.lower(), ()),
+            _reached_parents(table, keys, reach),
         )
         for table in tables
     }
+
+
+def _reached_parents(table: str, keys: Iterable[ForeignKey], reach: Mapping[str, Reach]) -> frozenset[str]:
+    parents = {key.parent.lower() for key in keys if key.table.lower() == table.lower()}
+    return frozenset(parents & {one.lower() for own in reach.values() for _, tables in own for one in tables})
 
 
 def _sqlite(session: NodeSession, table: str) -> Constraints:
@@ -451,8 +459,14 @@ def _sqlite(session: NodeSession, table: str) -> Constraints:
     for (other,) in session.rows("SELECT name FROM sqlite_master WHERE type = 'table'"):
         for row in session.rows(pragma(session.dialect, other, "foreign_key_list")):
             children.setdefault(row[2].lower(), []).append(other)
-    reach = reach_of_triggers(session, children).get(table.lower(), ())
-    return Constraints(tuple(unique), tuple(joined(keys, named=False)), descendants(table, children), reach)
+    reach, parents = reach_of_triggers(session, children), tuple(joined(keys, named=False))
+    return Constraints(
+        tuple(unique),
+        parents,
+        descendants(table, children),
+        reach.get(table.lower(), ()),
+        _reached_parents(table, parents, reach),
+    )
 
 
 def pragma(dialect: Dialect, table: str, what: str, of: str | None = None) -> str:
