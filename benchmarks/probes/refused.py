@@ -15,7 +15,7 @@ from benchmarks.peer import WARM_ROWS, WARM_S
 from benchmarks.peers import ours
 from benchmarks.probes.bad_things import BAD, SIGNAL, Bad, Case, everywhere, trigger
 from benchmarks.processes import running
-from benchmarks.rows import TABLE, Row, take
+from benchmarks.rows import TABLE, TALLY, Row, take
 from benchmarks.table import Table
 from benchmarks.target import Target
 from pipeline.admin.dead import HEADS, Where, chosen, replay
@@ -29,6 +29,16 @@ WARM_BAD, WARM_TIMES = 4, 4
 MANY = 10_000
 CHECK = f"ALTER TABLE {TABLE} ADD CONSTRAINT bad CHECK (note <> '{BAD}')"
 WELCOME = f"ALTER TABLE {TABLE} DROP CONSTRAINT bad"
+#: A statement of a trigger that looks at other rows.
+LOOKING = f"IF NOT EXISTS (SELECT 1 FROM {TALLY} WHERE id = -1) THEN SIGNAL SQLSTATE '45000'; END IF"
+#: A parent for each value of a column, and a value that has none.
+NO_QTY = 1_000_003
+REFER = (
+    "CREATE TABLE bench_qty (id INT PRIMARY KEY)",
+    f"INSERT INTO bench_qty SELECT DISTINCT seq FROM seq_0_to_1000",
+    f"ALTER TABLE {TABLE} ADD CONSTRAINT bad FOREIGN KEY (qty) REFERENCES bench_qty (id)",
+)
+UNREFER = (f"ALTER TABLE {TABLE} DROP FOREIGN KEY bad", "DROP TABLE bench_qty")
 #: What a round leaves behind that would slow the next.
 FORGET = (
     "DELETE FROM pipeline_held",
@@ -45,11 +55,13 @@ def measure(target: Target, table: Table, rows: int) -> list[Figure]:
     """
     purchase, count = ours.prepare(target), max(10_000, rows // 2)
     good = list(take(count))
-    some = [{**row, "note": BAD} if n % 1000 == 500 else row for n, row in enumerate(good)]
+    some = [{**row, "note": BAD, "qty": NO_QTY} if n % 1000 == 500 else row for n, row in enumerate(good)]
     kinds: dict[str, Case] = {
         "a CHECK": _checked,
         "a trigger's SIGNAL": trigger(SIGNAL),
-        "a SIGNAL that may be early": trigger("SIGNAL SQLSTATE '45000'"),  # 1644: it waits for older ops
+        "a SIGNAL without a number": trigger("SIGNAL SQLSTATE '45000'"),
+        "a trigger that looks at other rows": trigger(LOOKING),  # its word may wait for older ops, as the next one's
+        "a foreign key": _referring,
     }
     figures = []
     for kind, around in kinds.items():
@@ -148,6 +160,15 @@ def _refused_figures(kind: str, spent: dict[str, list[dict[str, float]]], count:
         )
         detail = f"CPU of a row, none / one, {count:,} ops, {ROUNDS} rounds in turn; {parts}"
         yield Figure(f"one in 1,000 refused by {kind}{label}", ratio, "×", detail, tuple(sums["one"]))
+
+
+@contextmanager
+def _referring(target: Target, purchase: Any) -> Iterator[Bad]:
+    everywhere(target, *REFER)
+    try:
+        yield Bad(list)
+    finally:
+        everywhere(target, *UNREFER)
 
 
 @contextmanager
