@@ -15,7 +15,7 @@ from benchmarks.peer import WARM_ROWS, WARM_S
 from benchmarks.peers import ours
 from benchmarks.probes.bad_things import BAD, SIGNAL, Bad, Case, everywhere, trigger
 from benchmarks.processes import running
-from benchmarks.rows import TABLE, TALLY, Row, take
+from benchmarks.rows import TABLE, Row, take
 from benchmarks.table import Table
 from benchmarks.target import Target
 from pipeline.admin.dead import HEADS, Where, chosen, replay
@@ -29,16 +29,14 @@ WARM_BAD, WARM_TIMES = 4, 4
 MANY = 10_000
 CHECK = f"ALTER TABLE {TABLE} ADD CONSTRAINT bad CHECK (note <> '{BAD}')"
 WELCOME = f"ALTER TABLE {TABLE} DROP CONSTRAINT bad"
-#: A statement of a trigger that looks at other rows.
-LOOKING = f"IF NOT EXISTS (SELECT 1 FROM {TALLY} WHERE id = -1) THEN SIGNAL SQLSTATE '45000'; END IF"
-#: A parent for each value of a column, and a value that has none.
+#: A parent for each value of a column, a value that has none, the key, and a trigger's statement that looks for one.
 NO_QTY = 1_000_003
-REFER = (
-    "CREATE TABLE bench_qty (id INT PRIMARY KEY)",
-    f"INSERT INTO bench_qty SELECT DISTINCT seq FROM seq_0_to_1000",
-    f"ALTER TABLE {TABLE} ADD CONSTRAINT bad FOREIGN KEY (qty) REFERENCES bench_qty (id)",
+QUANTITIES = (
+    "CREATE TABLE IF NOT EXISTS quantity (id INT PRIMARY KEY)",
+    "INSERT IGNORE INTO quantity SELECT seq FROM seq_0_to_1000",
 )
-UNREFER = (f"ALTER TABLE {TABLE} DROP FOREIGN KEY bad", "DROP TABLE bench_qty")
+REFER = f"ALTER TABLE {TABLE} ADD CONSTRAINT bad FOREIGN KEY (qty) REFERENCES quantity (id)"
+LOOK = "IF NOT EXISTS (SELECT 1 FROM quantity WHERE id = NEW.qty) THEN SIGNAL SQLSTATE '45000'; END IF"
 #: What a round leaves behind that would slow the next.
 FORGET = (
     "DELETE FROM pipeline_held",
@@ -60,7 +58,7 @@ def measure(target: Target, table: Table, rows: int) -> list[Figure]:
         "a CHECK": _checked,
         "a trigger's SIGNAL": trigger(SIGNAL),
         "a SIGNAL without a number": trigger("SIGNAL SQLSTATE '45000'"),
-        "a trigger that looks at other rows": trigger(LOOKING),  # its word may wait for older ops, as the next one's
+        "a trigger that looks at other rows": _looking,
         "a foreign key": _referring,
     }
     figures = []
@@ -164,11 +162,18 @@ def _refused_figures(kind: str, spent: dict[str, list[dict[str, float]]], count:
 
 @contextmanager
 def _referring(target: Target, purchase: Any) -> Iterator[Bad]:
-    everywhere(target, *REFER)
+    everywhere(target, *QUANTITIES, REFER)
     try:
         yield Bad(list)
     finally:
-        everywhere(target, *UNREFER)
+        everywhere(target, f"ALTER TABLE {TABLE} DROP FOREIGN KEY bad")
+
+
+@contextmanager
+def _looking(target: Target, purchase: Any) -> Iterator[Bad]:
+    everywhere(target, *QUANTITIES)
+    with trigger(LOOK)(target, purchase) as bad:
+        yield bad
 
 
 @contextmanager
