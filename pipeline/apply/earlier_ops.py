@@ -41,14 +41,14 @@ DELETES, NAMED_DELETES = 0.25, 0.5
 DEEP = 100
 #: How long it is remembered what was queued, s: Redis may have lost it.
 AHEAD_S = 1.0
-#: How many entries are kept in mind meanwhile.
+#: How many entries are kept in mind meanwhile, and how many bytes. A row may be deleted, or is missing, to which what
+#: is behind these may refer: that counts.
 MOST_AHEAD = 20_000
-#: How much is read behind those before a row is deleted to which older ops may refer, bytes.
-MOST_BYTES = 1_000_000
+MOST_BYTES = 8_000_000
 #: How many waiting ops a process keeps in mind before it forgets those that are decided.
 MOST_NOTED = 1_000
-#: How ops begin that make no row.
-_MAKE_NO_ROW = (b'["update"', b'["delete"')
+#: Kinds of ops that make no row, and that make one of the table with which they begin.
+_MAKE_NO_ROW, _MAKE_OWN_ROW = (b"update", b"delete"), (b"insert", b"upsert")
 #: The most that one look at a waiting op adds to how long it has waited, s: a server that was away proves nothing.
 LOOK_S = 1.0
 
@@ -166,13 +166,17 @@ class NeededRows(NamedTuple):
         if isinstance(entry, SheetEntry):
             ids = self.rows.get(self.facts.database_name(entry.sheet.table).lower(), ())
             return any(row in entry.sheet.ids for row in ids)
-        if entry.payload.startswith(_MAKE_NO_ROW):
+        kind, table = entry.payload.split(b'"', 4)[1:4:2] if entry.payload.count(b'"', 0, 200) >= 4 else (b"", b"")
+        if kind in _MAKE_NO_ROW or (kind in _MAKE_OWN_ROW and not self._is_needed(table)):
             return False
         try:
             members = decode(entry.payload).members
         except (NewerOp, NotAnOp):
             return True
         return any(self._makes(op) for op in members if op.kind not in (UPDATE, DELETE))
+
+    def _is_needed(self, table: bytes) -> bool:
+        return b"\\" in table or self.facts.database_name(table.decode(errors="replace")).lower() in self.rows
 
     def _makes(self, op: Op) -> bool:
         ids = self.rows.get(self.facts.database_name(op.table).lower(), ())
@@ -218,8 +222,8 @@ class EarlierOps:
         self._looked_deep = False
         #: By a table's name, see `named_row`: constraints may change between transactions.
         self._by_id: dict[str, bool] = {}
-        #: How many bytes may still be read behind the next ops, and whether these were read of all buckets.
-        self._left, self._looked_behind = 0, False
+        #: How many more bytes and entries may be kept in mind, and whether the next ops of all buckets were read.
+        self._room, self._looked_behind = (0, 0), False
 
     def begin(self, batch: Batch, *, again: bool = False) -> None:
         """Begin a transaction.
@@ -380,7 +384,7 @@ class EarlierOps:
         while True:
             ahead = self._ahead[bucket]
             entry = next(filter(what.fits, ahead.entries[looked:]), None)
-            if entry is not None or ahead.ended or self._left <= 0:
+            if entry is not None or ahead.ended or min(self._room) <= 0:
                 return entry
             looked = len(ahead.entries)
             self._look_further({bucket: DEEP})
@@ -388,7 +392,7 @@ class EarlierOps:
     def _look_behind(self) -> None:
         """Read the next ops of all buckets that have any queued, once in a transaction."""
         if not self._looked_behind:
-            self._looked_behind, self._left = True, MOST_BYTES
+            self._looked_behind = True
             self._look_further(dict.fromkeys(self._queued or (), DEEP))
 
     def _look_further(self, ops: Mapping[int, int]) -> None:
@@ -405,7 +409,8 @@ class EarlierOps:
             ahead.entries += unseen[bucket]
             ahead.to = last_of(entries[-1]) if entries else ahead.to
             ahead.ended = count_ops(entries) < wanted[bucket]
-            self._left -= sum(map(size_of, entries))
+            size_bytes, count = self._room
+            self._room = size_bytes - sum(map(size_of, unseen[bucket])), count - len(unseen[bucket])
 
     def _waited_s(self, place: Place, older: Collection[int]) -> tuple[float, float]:
         """Return how long an op had waited at the last look, -1 where its wait begins, and how long it has now."""
@@ -496,13 +501,12 @@ class EarlierOps:
         self._marks = now
         self._owned = [bucket for bucket, mark in marks.items() if mark.owned]
         behind, now_s = self._behind(), clock.mono_s()
-        if (
-            now_s >= self._ahead_from_s + AHEAD_S
-            or sum(len(ahead.entries) for ahead in self._ahead.values()) > MOST_AHEAD
-        ):
+        if now_s >= self._ahead_from_s + AHEAD_S:
             self._ahead, self._ahead_from_s = {}, now_s
         known = {bucket: self._ahead.get(bucket, Ahead(after, after)) for bucket, after in behind.items()}
         self._ahead = {bucket: ahead.behind(behind[bucket]) for bucket, ahead in known.items()}
+        kept = [size_of(entry) for ahead in self._ahead.values() for entry in ahead.entries]
+        self._room = MOST_BYTES - sum(kept), MOST_AHEAD - len(kept)
         if deep:
             short = {bucket: DEEP - count_ops(ahead.entries) for bucket, ahead in self._ahead.items() if ahead.oldest()}
             self._look_further({bucket: ops for bucket, ops in short.items() if ops > 0})
