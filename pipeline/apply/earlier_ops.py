@@ -18,7 +18,7 @@ from pipeline.apply.footprint import EVENTS, EVENTS_OF
 from pipeline.apply.grouping import Item
 from pipeline.apply.order import sent_ms_of
 from pipeline.errors import NewerOp, NotAnOp, PipelineError
-from pipeline.model import DELETE, INSERT, UPDATE, UPSERT, Entry, Op, Position, decode
+from pipeline.model import DELETE, HEAD_BYTES, INSERT, UPDATE, UPSERT, Entry, Op, Position, decode
 from pipeline.model.sheet import Read, SheetEntry, count_ops, last_of, last_seq, size_of
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
@@ -112,6 +112,11 @@ class Ahead:
     head: Entry | None = None
     ended: bool = False
 
+    @property
+    def is_large(self) -> bool:
+        """Whether the first op is so large that nobody reads all of it to know when it was enqueued."""
+        return self.head is not None and not self.entries and len(self.head.payload) >= HEAD_BYTES
+
     def behind(self, start: Position) -> Ahead:
         """Return what is queued once the queue begins elsewhere.
 
@@ -129,6 +134,17 @@ class Ahead:
         for entry in self.entries or ([] if self.head is None else [self.head]):
             found[entry.producer] = min(sent_ms_of(entry), found.get(entry.producer, inf))
         return found
+
+
+def until_ms(item: Item, producer: int, younger_ms: float) -> float:
+    """Return up to when what a producer enqueued counts as before an op: a producer is of one host, with one clock.
+
+    Args:
+        item: the op.
+        producer: its number.
+        younger_ms: by how much the clocks of two hosts may differ.
+    """
+    return item.op.at_ms + (0.0 if producer == item.entry.producer else younger_ms)
 
 
 class NamedRow(NamedTuple):
@@ -156,13 +172,17 @@ class NeededRows(NamedTuple):
 
     rows: Mapping[str, Collection[int]]
     facts: FactBook
+    refused: Item
+    younger_ms: float
 
     def fits(self, entry: Read) -> bool:
-        """Return whether an entry may be of such ops.
+        """Return whether an entry may be of such ops, enqueued before the refused one.
 
         Args:
             entry: read from a log.
         """
+        if sent_ms_of(entry) > until_ms(self.refused, entry.producer, self.younger_ms):
+            return False
         if isinstance(entry, SheetEntry):
             ids = self.rows.get(self.facts.database_name(entry.sheet.table).lower(), ())
             return any(row in entry.sheet.ids for row in ids)
@@ -222,8 +242,8 @@ class EarlierOps:
         self._looked_deep = False
         #: By a table's name, see `named_row`: constraints may change between transactions.
         self._by_id: dict[str, bool] = {}
-        #: How many more bytes and entries may be kept in mind, and whether the next ops of all buckets were read.
-        self._room, self._looked_behind = (0, 0), False
+        #: How many more bytes and entries may be kept in mind.
+        self._room = 0, 0
 
     def begin(self, batch: Batch, *, again: bool = False) -> None:
         """Begin a transaction.
@@ -234,7 +254,7 @@ class EarlierOps:
         """
         if not again:
             self._putting_off, self._settled, self._let_go, self._waiting = {}, set(), None, set()
-        self._batch, self._queued, self._looked_deep, self._looked_behind = batch, None, False, False
+        self._batch, self._queued, self._looked_deep = batch, None, False
         self._by_id = {}
 
     def awaited_by(
@@ -319,14 +339,10 @@ class EarlierOps:
         for bucket, oldest in (self._queued or {}).items():
             if bucket == item.entry.bucket:
                 continue
-            before = [ms for producer, ms in oldest.items() if ms <= self._until_ms(item, producer, younger_ms)]
+            before = [ms for producer, ms in oldest.items() if ms <= until_ms(item, producer, younger_ms)]
             if before:
                 found[bucket] = min(before)
         return found
-
-    def _until_ms(self, item: Item, producer: int, younger_ms: float) -> float:
-        """Return up to when what a producer enqueued counts as before an op."""
-        return item.op.at_ms + (0.0 if producer == item.entry.producer else younger_ms)
 
     def named_row(self, delete: Op, facts: Facts) -> int | None:
         """Return the id of the row that a delete takes, if whatever it may reach refers to the row by its id.
@@ -349,51 +365,43 @@ class EarlierOps:
 
     def _naming(self, item: Item, row: int) -> dict[int, float]:
         """Return the buckets with an older op that may refer to the row that is deleted: such an op names its id."""
-        self._look_behind()
-        named, found = NamedRow(row, item.op.at_ms), dict[int, float]()
-        for bucket in self._queued or ():
-            if bucket == item.entry.bucket:
-                continue
-            entry = self._first(bucket, named)
-            # two deletes must not wait for each other for nothing
-            unknown = entry is None and not self._ahead[bucket].ended and bucket not in self._waiting
-            if entry is not None or (unknown and self._has_older(bucket, item)):
-                found[bucket] = 0.0
-        return found
+        found = self._first_in_each(item, NamedRow(row, item.op.at_ms))
+        # two deletes must not wait for each other for nothing
+        unseen = [bucket for bucket in self._unread(item) if bucket not in found and bucket not in self._waiting]
+        return dict.fromkeys([*found, *unseen], 0.0)
 
     def _making(self, item: Item, needed: Mapping[str, Collection[int]], younger_ms: float) -> dict[int, float]:
         """Return of `_near` the buckets with an op that may make a row which an op refers to."""
-        self._look_behind()
-        making, found = NeededRows(needed, self._facts), dict[int, float]()
-        for bucket in self._queued or ():
-            if bucket == item.entry.bucket:
-                continue
-            entry = self._first(bucket, making)
-            if entry is not None and sent_ms_of(entry) <= self._until_ms(item, entry.producer, younger_ms):
-                found[bucket] = sent_ms_of(entry)
-            elif entry is None and not self._ahead[bucket].ended and self._has_older(bucket, item):
-                found[bucket] = 0.0
-        return found
+        found = self._first_in_each(item, NeededRows(needed, self._facts, item, younger_ms))
+        unseen = [bucket for bucket in self._unread(item) if bucket not in found]
+        return dict.fromkeys(unseen, 0.0) | {bucket: sent_ms_of(entry) for bucket, entry in found.items()}
 
-    def _has_older(self, bucket: int, item: Item) -> bool:
-        return any(sent_ms < item.op.at_ms for sent_ms in self._ahead[bucket].oldest().values())
+    def _unread(self, item: Item) -> list[int]:
+        """Return the other buckets with an older op of which more is queued than may be looked at."""
+        return [
+            bucket
+            for bucket in self._queued or ()
+            if bucket != item.entry.bucket
+            and not self._ahead[bucket].ended
+            and any(sent_ms < item.op.at_ms for sent_ms in self._ahead[bucket].oldest().values())
+        ]
 
-    def _first(self, bucket: int, what: NamedRow | NeededRows) -> Read | None:
-        """Return the first op in a bucket that fits; `ended` says whether all were looked at."""
-        looked = 0
+    def _first_in_each(self, item: Item, what: NamedRow | NeededRows) -> dict[int, Read]:
+        """Return the first op that fits of each other bucket that has one, as far as may be looked."""
+        found = dict[int, Read]()
+        looked = {bucket: 0 for bucket in self._queued or () if bucket != item.entry.bucket}
+        ops = DEEP
         while True:
-            ahead = self._ahead[bucket]
-            entry = next(filter(what.fits, ahead.entries[looked:]), None)
-            if entry is not None or ahead.ended or min(self._room) <= 0:
-                return entry
-            looked = len(ahead.entries)
-            self._look_further({bucket: DEEP})
-
-    def _look_behind(self) -> None:
-        """Read the next ops of all buckets that have any queued, once in a transaction."""
-        if not self._looked_behind:
-            self._looked_behind = True
-            self._look_further(dict.fromkeys(self._queued or (), DEEP))
+            for bucket, start in looked.items():
+                entries = self._ahead[bucket].entries
+                if (entry := next(filter(what.fits, entries[start:]), None)) is not None:
+                    found[bucket] = entry
+                looked[bucket] = len(entries)
+            looked = {b: n for b, n in looked.items() if b not in found and not self._ahead[b].ended}
+            if not looked or min(self._room) <= 0:
+                return found
+            self._look_further(dict.fromkeys(looked, ops))
+            ops *= 4
 
     def _look_further(self, ops: Mapping[int, int]) -> None:
         """Read the next ops of buckets, behind those that were looked at.
@@ -401,14 +409,20 @@ class EarlierOps:
         Args:
             ops: of each bucket, how many.
         """
-        wanted = {bucket: most for bucket, most in ops.items() if not self._ahead[bucket].ended}
-        found = self._log.read_whole({bucket: self._ahead[bucket].to for bucket in wanted}, wanted) if wanted else {}
+        after = {bucket: self._ahead[bucket].to for bucket in ops if not self._ahead[bucket].ended}
+        wanted = {bucket: ops[bucket] for bucket in after}
+        large = {bucket: mark for bucket, mark in after.items() if self._ahead[bucket].is_large}
+        if large:  # measured before it is read
+            sizes = self._log.sizes(large, DEEP, max(0, self._room[0]))
+            wanted |= {bucket: len(sizes.get(bucket, ())) for bucket in large}
+        wanted = {bucket: count for bucket, count in wanted.items() if count}
+        found = self._log.read_whole({bucket: after[bucket] for bucket in wanted}, wanted) if wanted else {}
         unseen = self._unseen(found)
         for bucket, entries in found.items():
             ahead = self._ahead[bucket]
             ahead.entries += unseen[bucket]
             ahead.to = last_of(entries[-1]) if entries else ahead.to
-            ahead.ended = count_ops(entries) < wanted[bucket]
+            ahead.ended = count_ops(entries) < ops[bucket] and bucket not in large
             size_bytes, count = self._room
             self._room = size_bytes - sum(map(size_of, unseen[bucket])), count - len(unseen[bucket])
 
