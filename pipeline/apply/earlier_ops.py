@@ -569,7 +569,8 @@ def needed_by(op: Op, facts: Facts, error: Exception) -> Mapping[str, Collection
         return None
     events = EVENTS_OF.get(op.kind, EVENTS)
     if is_signal(error):
-        return {} if facts.constraints.fired(*events) else None
+        seen = any(event in events for event, _ in facts.constraints.triggers)
+        return None if seen and not facts.constraints.fired(*events) else {}
     if not is_about_parents(error) or op.kind not in (INSERT, UPSERT, UPDATE) or facts.constraints.fired(*events):
         return {}
     found: dict[str, set[int]] = {}

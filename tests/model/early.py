@@ -12,6 +12,7 @@ from itertools import accumulate, chain, combinations
 
 from model.early_values import (
     CLOCKS,
+    NEVER,
     RULES,
     STOPPED,
     Bounds,
@@ -230,7 +231,8 @@ class _Shards:
         after = _put(s, take, early=take.early | early, refused=(), step="taken", put_off=put, **changes)
         noted = {(take.shard, e) for e in early}
         if not put_off:
-            dirty = {(take.shard, self.bucket[o]) for o in self._older(s, take, early)} if self._on("marked") else set()
+            older = self._older(s, take, early, refused=take.step == "run")
+            dirty = {(take.shard, self.bucket[o]) for o in older} if self._on("marked") else set()
             after = after._replace(awaited=s.awaited | noted, dirty=s.dirty | dirty)
         said = f"{self._ops(sorted(early))} of {self._ops(take.entries)} {'are put off' if put_off else 'may be early'}"
         return Move(said, after._replace(early=s.early | noted))
@@ -246,10 +248,10 @@ class _Shards:
         more = {e for e in before if turns[e] <= most} | set(take.entries)
         return tuple(sorted(more, key=lambda e: (self.bucket[e], e)))
 
-    def _older(self, s: State, take: Take, early: frozenset[int]) -> Iterator[int]:
-        for o in self._queued(s, take):
-            if any(self.bucket[o] != self.bucket[e] and self.op[o].at <= self.op[e].at + CLOCKS for e in early):
-                yield o
+    def _older(self, s: State, take: Take, early: frozenset[int], *, refused: bool) -> Iterator[int]:
+        queued = self._queued(s, take)
+        for e in early:
+            yield from (o for o in self._others(e, queued, refused=refused) if self.op[o].at <= self.op[e].at + CLOCKS)
 
     def _on_time(self, take: Take) -> tuple[int, ...]:
         """Return what a transaction takes: of each bucket, up to its first early op."""
@@ -347,12 +349,20 @@ class _Shards:
         """Return whether an op that is refused, or deletes, waits for others that are queued."""
         if not self._on("waits"):
             return False
-        at, row = self.op[e].at, self.op[e].deletes
-        others = [o for o in queued if self.bucket[o] != self.bucket[e]]
-        if not refused and row is not None and self._on("names") and self.database.named(row):
-            others = [o for o in others if self.op[o].needs == row]
+        at, others = self.op[e].at, self._others(e, queued, refused=refused)
         younger = refused and self._on("clocks") and (shard, e) not in s.seconds
         return any(self.op[o].at < at or (younger and self.op[o].at <= at + CLOCKS) for o in others)
+
+    def _others(self, e: int, queued: Iterable[int], *, refused: bool) -> list[int]:
+        """Return the queued ops that may count for one that is refused, or deletes."""
+        row, needs = self.op[e].deletes, self.op[e].needs
+        others = [o for o in queued if self.bucket[o] != self.bucket[e]]
+        if not refused and row is not None and self._on("names") and self.database.named(row):
+            return [o for o in others if self.op[o].needs == row]
+        refers = needs == NEVER or (needs is not None and needs >= 0 and self.ops[needs].deletes is None)
+        if refused and refers and self.bounds.related and self._on("parents"):
+            return [o for o in others if self.entries[o] == needs]
+        return others
 
     # what passes --------------------------------------------------------------------------------------------
 

@@ -79,6 +79,12 @@ HOLES = (
     (Op(0, 1), Op(1, 2, needs=0), Op(1, 3), Op(0, 4, needs=2)),
     (Call((0, 1), hole=0), Call((2, 3), hole=1)),
 )
+#: What refers to a row that never comes, before a parent; its child is before a parent, whose child is before an older
+#: op, which comes from another host's spool.
+IN_A_CIRCLE = (
+    (Op(2, 1), Op(0, 3, NEVER), Op(0, 5), Op(1, 7, needs=2), Op(1, 9), Op(2, 11, needs=4)),
+    in_logs(1, 2, 3, 4, 5, 0),
+)
 #: The parent's host has a clock that is behind.
 DELETED_SKEWED = (Op(0, 1), Op(1, 4, needs=0), Op(0, 3, deletes=0))
 #: A value that is taken: an op that wants it, and the delete that frees it afterwards, which waits for older ops.
@@ -162,7 +168,14 @@ CLEAN = (
     Bounds(*SENT_AGAIN, workers=1, together=True, room=1, prompt=True),
     Bounds(*HOLES, workers=1, together=True, deaths=1),
     Bounds(HELPED_BEFORE_A_PARENT, workers=1, together=True, queued=True, prompt=True),
+    Bounds(*IN_A_CIRCLE, workers=1, together=True, room=1, related=True, prompt=True),
+    Bounds(FAMILY, related=True, deaths=1, failovers=1),
+    Bounds(CROSSED, related=True, queued=True),
+    Bounds(SKEWED_CHAIN, related=True, queued=True, workers=3),
+    Bounds(PARENT_DELETED, related=True, deaths=1),
+    Bounds(*SPOOLED_BEHIND_A_DELETE_THAT_WAITS, related=True, queued=True),
     *(Bounds(ops, workers=1, together=True) for ops in TOGETHER),
+    *(Bounds(ops, workers=1, together=True, related=True) for ops in TOGETHER),
     REFERENCE,
 )
 #: What `docs/notes/20-early-ops.md` names as given up.
@@ -203,6 +216,7 @@ NEEDED = {
     "filled up": Bounds(*CHILD_BEHIND_ANOTHER, workers=1, together=True, room=1, prompt=True),
     "deletes wait": Bounds(PARENT_DELETED),
     "deletes first": Bounds(*SPOOLED_BEHIND_A_DELETE_THAT_WAITS, workers=1, together=True),
+    "parents": Bounds(*IN_A_CIRCLE, workers=1, together=True, room=1, related=True, prompt=True),
     "moves": Bounds(FAMILY),
 }
 
@@ -234,6 +248,7 @@ def test_whatever_two_hosts_enqueue_and_spool_no_op_is_rejected_that_follows_wha
     for ops in programs(3):
         for order in of_two_hosts(3):
             tried += judged(ops, order)
+            tried += judged(ops, order, queued=(False,), related=True)
             for sent in sent_again(order) if THOROUGH else ():
                 tried += judged(ops, sent, cascades=(True,), queued=(True,))
 
@@ -243,8 +258,9 @@ def test_whatever_two_hosts_enqueue_and_spool_no_op_is_rejected_that_follows_wha
 def test_nor_is_one_of_four_that_needs_nothing_which_comes_later() -> None:
     """Some programs of 4 ops."""
     in_turn = ((ops, order) for ops in programs(4) for order in of_two_hosts(4) if is_in_turn(ops, order))
+    tried = [*some(in_turn, 16 if THOROUGH else 80)]
 
-    assert sum(judged(ops, order) for ops, order in some(in_turn, 16 if THOROUGH else 80)) > 100
+    assert sum(judged(ops, order, related=related) for ops, order in tried for related in (False, True)) > 200
 
 
 def some(every: Iterable[Program], part: int) -> Iterator[Program]:
@@ -274,11 +290,13 @@ def judged(
     queued: tuple[bool, ...] = (True, False),
     *,
     kept: bool = True,
+    related: bool = False,
 ) -> int:
     """Assert that a program ends, and that it is clean if all *kept* is to be asked for; return in how many ways."""
     ways = [*product(cascades if any(op.deletes is not None for op in ops) else (True,), queued)]
     for cascade, at_once in ways:
-        bounds = Bounds(ops, in_logs(*order), workers=1, together=True, cascade=cascade, queued=at_once)
+        how = {"cascade": cascade, "queued": at_once, "related": related}
+        bounds = Bounds(ops, in_logs(*order), workers=1, together=True, **how)
         disaster = search(model_of(bounds)).disaster
         assert disaster is None or not (kept or "never ends" in disaster.why), f"{bounds}:\n{disaster}"
     return len(ways)

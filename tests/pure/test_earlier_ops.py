@@ -1,13 +1,22 @@
-"""How long an op waits that came early: only time counts in which this process looks, and nothing older moves."""
+"""How long an op waits that came early, and for what.
+
+Only time counts in which this process looks, and nothing older moves.
+"""
 
 from __future__ import annotations
 
-from itertools import accumulate
+from collections.abc import Collection, Mapping
+from itertools import accumulate, starmap
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
+from pymysql.err import IntegrityError
 
-from pipeline.apply.earlier_ops import LOOK_S, Wait
-from pipeline.model import Position
+from pipeline.apply.earlier_ops import LOOK_S, Wait, needed_by
+from pipeline.model import DELETE, INSERT, UPDATE, UPSERT, Op, Position
+from pipeline.model.schema import Column, TableSchema
+from pipeline.shard.table_facts import Constraints, Facts, ForeignKey
 
 #: A time, s, the buckets with older ops, and how far each bucket is.
 Look = tuple[float, set[int], dict[int, int]]
@@ -34,3 +43,84 @@ def waited_s(*looks: Look) -> list[float]:
 )
 def test_what_counts(looks: list[Look], wanted: list[float]) -> None:
     assert waited_s(*looks) == wanted
+
+
+#: A table whose rows refer to `one` by `up`, and to `two` by `off`; and what triggers reach.
+COLUMNS = (("id", "id"), ("up", "integer"), ("off", "integer"), ("note", "text"))
+TABLE = TableSchema("t", tuple(starmap(Column, COLUMNS)))
+KEYS = (ForeignKey(("up",), "One", ("id",)), ForeignKey(("off",), "two", ("id",)))
+OTHER_KIND = (ForeignKey(("up",), "one", ("code",)),)
+NO_PARENT, DOUBLE, SIGNAL, IS_REFERRED_TO = ((number, "as the server says") for number in (1452, 1062, 1644, 1451))
+
+
+def needed(op: Op, error: tuple[int, str], **constraints: Any) -> Mapping[str, Collection[int]] | None:
+    """Return what an op may need."""
+    facts = Facts(TABLE, Constraints(**{"parents": KEYS} | constraints), (), (), "t")
+    return needed_by(op, facts, IntegrityError(*error))
+
+
+def op(kind: str = INSERT, **values: Any) -> Op:
+    """Return an op that sets some columns."""
+    numbers = {column.name: number for number, column in enumerate(TABLE.columns)}
+    return Op(kind, "t", "h", 0.0, 7, tuple(numbers[name] for name in values), tuple(values.values()))
+
+
+@pytest.mark.parametrize(
+    ("what", "wanted"),
+    [
+        (op(up=5, off=6), {"one": {5}, "two": {6}}),
+        (op(up=5, off=None), {"one": {5}}),
+        (op(UPDATE, up=5), {"one": {5}}),
+        (op(UPSERT, up=5, off=6), {"one": {5}, "two": {6}}),
+        (op(up=5), {}),  # the server knows what `off` is by default
+        (op(up="5", off=6), {}),
+        (replace(op(UPDATE, up=5), expressions=((2, ["c", 1]),)), {}),
+        (op(DELETE), {}),
+    ],
+    ids=str,
+)
+def test_the_rows_that_an_op_refers_to(what: Op, wanted: Mapping[str, set[int]]) -> None:
+    assert needed(what, NO_PARENT) == wanted
+
+
+@pytest.mark.parametrize(
+    "constraints",
+    [
+        {"parents": OTHER_KIND},
+        {"reached": frozenset({"two"})},
+        {"triggers": (("INSERT", ("log",)),)},
+    ],
+    ids=["not by id", "a trigger may make it", "a trigger of its own may refer to others"],
+)
+def test_in_doubt_any_op_may_help(constraints: Mapping[str, Any]) -> None:
+    assert needed(op(up=5, off=6), NO_PARENT, **constraints) == {}
+
+
+@pytest.mark.parametrize("error", [DOUBLE, IS_REFERRED_TO])
+def test_any_op_may_free_a_value_or_delete_what_refers_to_a_row(error: tuple[int, str]) -> None:
+    assert needed(op(up=5, off=6), error) == {}
+
+
+@pytest.mark.parametrize(
+    ("triggers", "wanted"),
+    [
+        ((), {}),
+        ((("INSERT", ()),), None),
+        ((("INSERT", ("log",)),), {}),
+        ((("INSERT", ("@",)),), {}),
+        ((("INSERT", ()), ("DELETE", ("log",))), None),
+    ],
+    ids=[
+        "that nobody sees",
+        "of its row alone",
+        "that reads others",
+        "that reads a variable",
+        "beside one that is not fired",
+    ],
+)
+def test_a_signal_of_a_trigger_that_looks_at_nothing_else_is_final(triggers: Any, wanted: Any) -> None:
+    assert needed(op(up=5, off=6), SIGNAL, triggers=triggers) == wanted
+
+
+def test_what_depends_on_the_op_alone_is_final() -> None:
+    assert needed(op(up=5, off=6), (4025, "a CHECK")) is None

@@ -283,6 +283,94 @@ def test_refused_ops_wait_for_what_is_behind_a_batch_only_at_its_end(
     assert {one.status() for one in doubled} == {"rejected"}
 
 
+def test_what_refers_to_a_row_that_never_comes_is_no_part_of_a_circle(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for an older op, which stands behind two that wait each for a parent behind the next."""
+    monkeypatch.setattr(transaction, "FIRST_ROWS", 1)
+    one, two, three = buckets_of(box, 3)
+    enqueued = enqueuing(monkeypatch)
+    never = enqueued(30, db.child, who=one, up=1)
+    parents = [enqueued(50, db.parent, who=one)]
+    children = [enqueued(70, db.child, who=two, up=parents[0].id)]
+    parents.append(enqueued(90, db.parent, who=two))
+    children.append(enqueued(110, db.child, who=three, up=parents[1].id))
+    old = enqueued(10, db.event, who=three)  # from another host's spool
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=1))
+
+    look(box, monkeypatch, worker, 20, due=[never.bucket, children[0].bucket, old.bucket])
+
+    assert (never.status(), set(states(*parents, *children, old))) == ("rejected", {"applied"})
+
+
+def by_insert(db: Any, who: int) -> int:
+    return int(pipeline.enqueue_insert(db.parent, who=who).id)
+
+
+def in_bulk(db: Any, who: int) -> int:
+    return int(pipeline.enqueue_bulk_insert(db.parent, [{"who": who, "note": f"{n}"} for n in range(20)])[17].id)
+
+
+def in_a_group(db: Any, who: int) -> int:
+    with pipeline.atomic():
+        pipeline.enqueue_insert(db.event, who=who)
+        return int(pipeline.enqueue_insert(db.parent, who=who).id)
+
+
+def by_a_trigger(db: Any, who: int) -> int:
+    return int(pipeline.enqueue_insert(db.event, who=who, note="parent").id) + 1
+
+
+@pytest.mark.parametrize("made", [by_insert, in_bulk, in_a_group, by_a_trigger])
+def test_what_a_foreign_key_refuses_waits_for_whatever_may_make_the_row(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, made: Callable[[Any, int], int]
+) -> None:
+    if made is by_a_trigger:
+        makes = "BEGIN INSERT INTO parent (id, who) VALUES (NEW.id + 1, NEW.who); END"
+        session = box.client.nodes.primary("s0")
+        session.execute(f"CREATE TRIGGER makes AFTER INSERT ON event WHEN NEW.note = 'parent' {makes}")
+    first, second = two_buckets(box)
+    at, bucket = after(monkeypatch), box.client.topology.bucket_of("parent", first)
+    at(0)
+    row = made(db, first)
+    at(10)
+    child = pipeline.enqueue_insert(db.child, who=second, up=row)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+
+    look(box, monkeypatch, worker, 3, due=[child.bucket], resting=[bucket])
+    assert child.status() == "queued"
+    monkeypatch.undo()
+    box.log.postpone("s0", [bucket, child.bucket], 0)
+    box.drain()
+
+    assert child.status() == "applied"
+
+
+def test_what_a_foreign_key_refuses_waits_for_nothing_else(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    at = after(monkeypatch)
+    at(0)
+    pipeline.enqueue_insert(db.event, who=first)
+    gone, other = (pipeline.enqueue_insert(db.parent, who=first) for _ in range(2))
+    box.drain()
+    pipeline.enqueue_delete((db.parent.id == gone.id) & (db.parent.who == first))
+    box.drain()
+    pipeline.enqueue_update((db.parent.id == gone.id) & (db.parent.who == first), note="a")
+    pipeline.enqueue_delete((db.parent.id == gone.id) & (db.parent.who == first))
+    later = pipeline.enqueue_insert(db.parent, who=first)
+    at(10)
+    children = [pipeline.enqueue_insert(db.child, who=second, up=up) for up in (gone.id, other.id)]
+    row = (db.child.id == children[1].id) & (db.child.who == second)
+    children.append(pipeline.enqueue_update(row, up=gone.id))
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+
+    look(box, monkeypatch, worker, 3, due=[children[0].bucket], resting=[other.bucket])
+
+    assert states(*children, later) == ["rejected", "applied", "rejected", "queued"]
+
+
 @pytest.mark.parametrize("times", [2, 50])
 def test_no_op_waits_for_what_is_sent_again_and_was_applied_before(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, times: int
