@@ -184,14 +184,18 @@ class NodeConnection(_Connection):
     def _answers_to(self, statements: Sequence[str]) -> tuple[list[MySQLError | None], list[list[tuple[Any, ...]]]]:
         self.answered = 0
         failures, found = list[MySQLError | None](), list[list[tuple[Any, ...]]]()
-        together = len(statements) == 1 or self._takes_several()
+        together = len(statements) == 1 or self.takes_several()
         for n, some in enumerate([statements] if together else [[sql] for sql in statements]):
             left = 0 if together else len(statements) - n - 1
             self._exchange(some, failures, found, left)
         return failures, found
 
-    def _takes_several(self) -> bool:
-        """Return whether statements may be sent together; probe it once for all connections to the server."""
+    def takes_several(self) -> bool:
+        """Return whether statements may be sent together; probe it once for all connections to the server.
+
+        Raises:
+            MySQLError: the probe failed, and the connection broke; from now on the server gets one at a time.
+        """
         this: Any = self
         taker = _takers[self._place]
         if taker.one_at_a_time:
