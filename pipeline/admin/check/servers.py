@@ -149,7 +149,7 @@ def _primary(node: Survey, evidence: Evidence) -> Iterator[Finding]:
             WARNING,
             "statements",
             "go one at a time, and batches take longer: sent together, only the first was answered",
-            f"give [shards.{node.node}] an address without a proxy; nothing, if the server itself is so",
+            f"give [shards.{node.node}] an address past its proxy, if it has one",
             (node.node,),
         )
     if node.node not in evidence.primary_of.values():
