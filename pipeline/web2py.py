@@ -16,8 +16,8 @@ The ops of a request are sent once every database has committed, or dropped with
 calls `response._custom_rollback`. pyDAL swallows a commit's error: here it becomes a ticket, and nothing is sent.
 `redirect` and `raise HTTP(...)` are no failures: web2py commits.
 
-The user's session token is kept in web2py's session. One that is kept in a database is stored *before* web2py commits,
-when the positions of the request's ops are not known. The signed token then goes into a cookie of its own.
+The user's session token is kept in web2py's session. A session that is kept in a database is stored *before* web2py
+commits, when the positions of the request's ops are not known. The signed token then goes into a cookie of its own.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Connect to MySQL and MariaDB: exact credentials, verified TLS, and no password for a server that nobody verified.
 
-PyMySQL speaks TLS with a server that offers it, and verifies no certificate unless it is configured to. It sends a
-server whatever that requests, the bare password too (`mysql_clear_password`). So these connections configure both.
+PyMySQL speaks TLS with a server that offers it, and verifies no certificate unless it is configured to. PyMySQL sends a
+server whatever the server requests, the bare password too (`mysql_clear_password`). So these connections configure
+both.
 
-A context of TLS may read all certificates that the machine trusts. That takes 28 ms of processor time; all the rest of
-a connect takes 1.5 ms. Connections of a process share it, until one of its files changes.
+A context of TLS may read all certificates that the machine trusts. Reading takes 28 ms of processor time; all the rest
+of a connect takes 1.5 ms. Connections of a process share it, until one of its files changes.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ MARKER = re.compile(r"^\s*(?:[-*>]|\d+\.)\s+")
 CODE = re.compile(r"(`+).+?\1")
 LINK = re.compile(r"\[([^]]*)\]\([^)]*\)")
 URL = re.compile(r"<?https?://\S+")
+DOCSTRING = re.compile(r'"""(.*?)"""', re.DOTALL)
 SHORT = re.compile(r"\b(e\.g|i\.e|cf)\.(?=\s)", re.IGNORECASE)
 WORD = re.compile(r"[A-Za-z'`]+|\d[\d.,]*")
 PRONOUNS = {"it", "its", "itself", "they", "them", "their", "theirs", "themselves"}
@@ -79,6 +81,13 @@ def test_no_sentence_is_long(name: str) -> None:
     assert [sentence for sentence in sentences(page(name)) if words(sentence) > MOST_WORDS] == []
 
 
+def modules() -> Iterator[tuple[str, str]]:
+    """Yield the path of each module of the product, and a sentence of its docstring."""
+    for path in sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "workers").rglob("*.py")]):
+        if found := DOCSTRING.match(path.read_text(encoding="utf-8")):
+            yield from ((str(path.relative_to(ROOT)), sentence) for sentence in sentences(found[1]))
+
+
 def before_its_noun(sentence: str) -> bool:
     """Return whether a sentence has a pronoun behind nothing but words that name nothing."""
     words = [word.lower() for word in WORD.findall(sentence)]
@@ -102,6 +111,10 @@ def test_no_sentence_has_a_pronoun_before_any_noun_of_its_own(name: str) -> None
 def test_the_verbs_are_the_fields(name: str) -> None:
     named = "Not: tell, stand, look, ask, die."
     assert [one for one in sentences(page(name)) if HUMAN.search(one) and one != named] == []
+
+
+def test_modules_are_described_as_the_documents_are() -> None:
+    assert [one for one in modules() if before_its_noun(one[1]) or HUMAN.search(one[1])] == []
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Read how far each node is, and a shard's queue: how long, how old. What does not answer is unknown.
 
-Learn how far each node is: query the node itself, or take the prober's report. What does not answer is unknown.
-Servers are asked side by side; a dead one costs the time-out once.
+Learn how far each node is: query the node itself, or take the prober's report. What does not answer is unknown. Servers
+are queried side by side; a dead one costs the time-out once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Read and write what a shard keeps of moves of buckets: the row of the move, and the state of the bucket's watermark.
 
-A bucket that moves has a row on both shards. How far it is says the state of its watermark on each, so that anybody may
-go on with a move whose mover died. The row stays when the move is over, and says where the bucket has gone.
+A bucket that moves has a row on both shards. The state of its watermark on each says how far the move is, so that any
+mover may go on with it. The row stays when the move is over, and says where the bucket has gone.
 """
 
 from __future__ import annotations
