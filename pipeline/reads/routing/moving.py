@@ -121,8 +121,7 @@ class Served:
             assert leg.of is not None
             pieces = {one: piece for one, piece in pieces.items() if piece.of.bucket != leg.of.bucket}
             here = leg.state in OWNED if leg.apart else True
-            other = leg.target if leg.source == shard else leg.source
-            pieces[number] = Piece(number, leg.of, shard if here else other)
+            pieces[number] = Piece(number, leg.of, shard if here else leg.other(shard))
             pairs[number] = leg.source, leg.target
         if found:
             self.topology.follow(placement._replace(pieces=pieces, moves=pairs))
