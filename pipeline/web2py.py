@@ -22,7 +22,7 @@ commits, when the positions of the request's ops are not known. The signed token
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gluon import current
@@ -84,7 +84,7 @@ class Pipeline:
         if made is None:
             action = f"{web.application}/{web.controller}/{web.function}"
             made = begun[id(client), self.mode] = _Request(client, self._holder(client), recalled, action)
-            attend(made, self.db, keep, from_db=self.mode == "outbox")
+            attend(made, self.db, from_db=self.mode == "outbox")
             outbox.follow_commits(self.db, _begun_here)
         return made
 
@@ -141,7 +141,7 @@ def _mode(given: str | None, configuration: Any) -> str:
     return str(mode)
 
 
-def attend(request: Request, db: Any, keep: Callable[[str | None], None], *, from_db: bool = False) -> None:
+def attend(request: Request, db: Any, *, from_db: bool = False) -> None:
     """Let a request's pipeline end with the request.
 
     A function that was in one of the two hooks before is called first; a function that a controller puts into the hook
@@ -150,7 +150,6 @@ def attend(request: Request, db: Any, keep: Callable[[str | None], None], *, fro
     Args:
         request: the pipeline of this request.
         db: the application's DAL.
-        keep: takes the text of the user's session.
         from_db: the ops are rows of a table in *db*, whose connection is used once more after web2py has given it back.
     """
     response = current.response
