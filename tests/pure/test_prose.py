@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TOP = ("README.md", "SECURITY.md", "CONTRIBUTING.md")
-NAMES = [*TOP, *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+TOP = ("README.md", "SECURITY.md", "CONTRIBUTING.md", "deploy/README.md")
+FOUND = sorted([*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("README.md")])
+NAMES = [*TOP, *(str(path.relative_to(ROOT)) for path in FOUND)]
 MOST_WORDS = 25
 
 #: What is no prose: comments, blocks of code, headings, rows of tables, pictures.
