@@ -51,18 +51,18 @@ class _Request(Request):
 class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
     """The pipeline of each request that lists it: every function of `pipeline`, sent after *db* has committed.
 
-    Threads may share it: what belongs to a request is in the fixture's local. An action that does not use it pays
-    nothing. Outside of requests, such as in a Celery task, use `client`, which sends at the call.
+    Threads may share the fixture: what belongs to a request is in its local. The fixture costs nothing in an action
+    that does not use it. Outside of requests, such as in a Celery task, use `client`, which sends at the call.
 
     Args:
         db: the application's DAL; its tables become known.
-        source: a TOML file, or a dict of the same shape; by default what `pipeline.configure` has read.
-        broker: the scaffold's `CELERY_BROKER`: the Redis where *source* names none.
+        source: the path of a TOML file, or a dict of the same shape; by default what `pipeline.configure` has read.
+        broker: the scaffold's `CELERY_BROKER`, the address of the Redis to use where *source* names none.
         mode: when ops are sent. `on_commit`: after db has committed. `outbox`: the same, from a table in *db*, so that
             nothing is lost if the process ends in between. `now`: at the call.
 
     Raises:
-        ConfigError: with every fault there is.
+        ConfigError: with every fault of the configuration, or for an unknown mode.
     """
 
     def __init__(
@@ -86,7 +86,10 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         outbox.follow_commits(db, self._begun_here)
 
     def on_request(self, context: dict[str, Any]) -> None:
-        """Begin a request; the first one publishes the tables. Nothing else is opened before the first call.
+        """Begin a request; the first request publishes the tables. Nothing else is opened before the first call.
+
+        Args:
+            context: py4web's; `fixtures` lists those of the action, in order.
 
         Raises:
             RuntimeError: the order of the fixtures would send ops before the database commits.
@@ -107,8 +110,12 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
     def on_success(self, context: dict[str, Any]) -> None:
         """Send what the action has queued: db has committed, or nothing of its own was to be committed.
 
+        Args:
+            context: py4web's, not used.
+
         Raises:
-            the database's error, where its commit has failed; nothing is sent then.
+            Exception: the database's own, whose commit has failed; nothing is sent then.
+            PipelineError: as `pipeline.enqueue_insert`.
         """
         made: Request | None = self.local.request
         if made is not None and self.local.not_committed is not None:
@@ -118,13 +125,17 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
             self._keep(self._finished(made))
 
     def on_error(self, context: dict[str, Any]) -> None:
-        """Drop what the action has queued: db has rolled back, or could not commit."""
+        """Drop what the action has queued: db has rolled back, or could not commit.
+
+        Args:
+            context: py4web's, not used.
+        """
         if self.is_valid() and self.local.request is not None:
             self.local.request.drop()
 
     @property
     def request(self) -> Request:
-        """This request's pipeline, made when first asked for.
+        """This request's pipeline, made at its first use.
 
         Raises:
             RuntimeError: the action does not list the fixture, or there is no request.
@@ -143,12 +154,16 @@ class Pipeline(Fixture):  # type: ignore[misc]  # py4web has no types
         return made
 
     def attach(self, table: Any, reads: str | None = None) -> None:
-        """Queue what pyDAL writes to a table; once, at import, for all requests. See the package's `attach`.
+        """Queue what pyDAL writes to a table; once, at import, for all requests. See `pipeline.attach`.
 
         Args:
             table: a table of *db*.
             reads: `own`: a request's reads see its own writes of the table, which are sent and waited for before such a
-                read; `next`: the next request's do. By default as its settings say.
+                read; `next`: the next request's do. By default as the table's settings say, else `next`.
+
+        Raises:
+            BadOp: a table that must be written at once, such as `auth_user`, or `own` in mode `outbox`; the message
+                says why.
         """
         own = attachment.reads_own(table, self.client.topology.table(real_name(table)), reads, self.mode)
         attachment.attach(table, self._calls, lambda: self.client, self._before_read, own=own)

@@ -38,9 +38,12 @@ def sandbox(
     A client that was configured before, such as another sandbox's, is put back at the end.
 
     Args:
-        tables: the section `[tables]` of the configuration.
-        shards: how many SQLite databases.
-        buckets: the number of buckets.
+        tables: the section `[tables]` of the configuration: of each table its settings by their keys.
+        shards: how many SQLite databases there are.
+        buckets: how many buckets there are, at least as many as shards.
+
+    Raises:
+        ConfigError: with every fault of the settings.
     """
     # a thread that warms a client up may still make a file while the folder goes
     with TemporaryDirectory(prefix="pipeline-sandbox-", ignore_cleanup_errors=True) as folder:
@@ -94,10 +97,10 @@ class Sandbox:
     """A deployment in this process.
 
     Args:
-        folder: for the SQLite files.
-        tables: the section `[tables]`.
-        shards, buckets: how many.
-        uri: a server's empty database instead of a file, for one shard.
+        folder: of the SQLite files.
+        tables: the section `[tables]` of the configuration.
+        shards, buckets: how many there are.
+        uri: the address of a server's empty database, to be used instead of a file, with one shard.
 
     Attributes:
         client: the client behind the functions of `pipeline`.
@@ -159,10 +162,13 @@ class Sandbox:
         return Drained(applied, rejected)
 
     def enqueued(self, table: Any = None) -> list[Enqueued]:
-        """Return every row write that was enqueued, applied or not, in order per bucket; groups as their members.
+        """Return every row write that was enqueued, applied or not, in order per bucket; of a group its members.
 
         Args:
             table: a pyDAL table or its name; None for all tables.
+
+        Raises:
+            UnknownTable: no table of that name was defined.
         """
         name = self.client.op_builder.table(table)._tablename if table is not None else None
         buckets = range(self.client.topology.buckets + 1)
@@ -177,12 +183,13 @@ class Sandbox:
 
         Args:
             table: a pyDAL table or its name.
-            values: fields whose names are words of Python or of this call.
-            times: how many must match; by default at least one.
-            fields: the values to find, in any form that the column accepts.
+            values: the values to find, by field; a field that is named like an option goes here.
+            times: how many writes must match; by default at least one.
+            fields: the values to find, beside *values*, each in any form that its column accepts.
 
         Raises:
-            AssertionError: None matches; the message lists what was enqueued instead.
+            AssertionError: too few or too many match; the message lists what was enqueued instead.
+            BadOp: an unknown table or field, or a value that its column cannot hold.
         """
         compiled = self.client.op_builder.plan(table).compiled
         wanted = {**(values or {}), **fields}
@@ -205,6 +212,9 @@ class Sandbox:
 
         Args:
             table: a pyDAL table or its name.
+
+        Raises:
+            UnknownTable: no table of that name was defined.
         """
         table = self.client.op_builder.table(table)
         topology, name = self.client.topology, table._tablename

@@ -1,8 +1,8 @@
 """Join the traces of OpenTelemetry that the application makes; no other file knows OpenTelemetry.
 
-The extra `otel` brings `opentelemetry-api` alone. Without it, and while the application has set no tracer provider, the
-pipeline is wired without any of this. A span has names, numbers and places; it never has values, nor a database's
-sentence, which may quote one.
+The extra `otel` brings `opentelemetry-api` alone. Without the extra, and while the application has set no tracer
+provider, the pipeline is wired without traced types. A span has names, numbers and places; it never has values, nor a
+database's sentence, which may quote one.
 """
 
 from __future__ import annotations

@@ -16,13 +16,13 @@ The ops of a request are sent once every database has committed, or dropped with
 calls `response._custom_rollback`. pyDAL swallows a commit's error: here it becomes a ticket, and nothing is sent.
 `redirect` and `raise HTTP(...)` are no failures: web2py commits.
 
-The user's session token is kept in web2py's session. One that is kept in a database is stored *before* web2py commits,
-when the positions of the request's ops are not known. The signed token then goes into a cookie of its own.
+The user's session token is kept in web2py's session. A session that is kept in a database is stored *before* web2py
+commits, when the positions of the request's ops are not known. The signed token then goes into a cookie of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gluon import current
@@ -48,19 +48,20 @@ class _Request(Request):
 class Pipeline:
     """The pipeline of this request: every function of `pipeline`, and what web2py adds to it.
 
-    Make it in a model, after `db` and its tables. In the scheduler, in cron and in the shell web2py does not commit,
-    so ops are sent at once there.
+    Make this object in a model, after `db` and its tables. In the scheduler, in cron and in the shell web2py does not
+    commit, so ops are sent at once there.
 
     Args:
         db: the application's DAL; its tables become known.
-        configuration: the application's AppConfig, with a section `[pipeline]`. Without it: what `pipeline.configure`
+        configuration: the application's AppConfig, with a section `[pipeline]`. By default what `pipeline.configure`
             has read, else `private/pipeline.toml`, else the section `[pipeline]` of `private/appconfig.ini`.
         redis_conn: web2py's `RConn(...)`, instead of the key `redis`.
         mode: when ops are sent. `on_commit`: after web2py has committed. `outbox`: the same, from a table in *db*, so
-            that nothing is lost if the process ends in between. `now`: at the call. Also a key of the section.
+            that nothing is lost if the process ends in between. `now`: at the call. By default the section's key
+            `mode`, else `on_commit`. In the scheduler, in cron and in the shell always `now`.
 
     Raises:
-        ConfigError: with every fault; each names the file and the key.
+        ConfigError: with every fault of the configuration; each names the file and the key.
     """
 
     def __init__(self, db: Any, configuration: Any = None, *, redis_conn: Any = None, mode: str | None = None):
@@ -83,7 +84,7 @@ class Pipeline:
         if made is None:
             action = f"{web.application}/{web.controller}/{web.function}"
             made = begun[id(client), self.mode] = _Request(client, self._holder(client), recalled, action)
-            attend(made, self.db, keep, from_db=self.mode == "outbox")
+            attend(made, self.db, from_db=self.mode == "outbox")
             outbox.follow_commits(self.db, _begun_here)
         return made
 
@@ -98,10 +99,11 @@ class Pipeline:
         Args:
             table: a table of the DAL.
             reads: `own`: a request's reads see its own writes of the table, which are sent and waited for before such a
-                read; `next`: the next request's do. By default as its settings or the section say.
+                read; `next`: the next request's do. By default as the table's settings or the section say, else `next`.
 
         Raises:
-            BadOp: a table that must be written at once, such as `auth_user`; it says why.
+            BadOp: a table that must be written at once, such as `auth_user`, or `own` in mode `outbox`; the message
+                says why.
         """
         watch_controllers()
         rules = self.request.client.topology.table(real_name(table))
@@ -139,15 +141,16 @@ def _mode(given: str | None, configuration: Any) -> str:
     return str(mode)
 
 
-def attend(request: Request, db: Any, keep: Callable[[str | None], None], *, from_db: bool = False) -> None:
+def attend(request: Request, db: Any, *, from_db: bool = False) -> None:
     """Let a request's pipeline end with the request.
 
-    What was in the two hooks before is called first; what a controller puts there afterwards must do the same.
+    A function that was in one of the two hooks before is called first; a function that a controller puts into the hook
+    afterwards must call ours.
 
     Args:
+        request: the pipeline of this request.
         db: the application's DAL.
-        keep: takes the text of the user's session.
-        from_db: the ops stand in a table of *db*, whose connection is used once more after web2py has given it back.
+        from_db: the ops are rows of a table in *db*, whose connection is used once more after web2py has given it back.
     """
     response = current.response
     commit: Any = response.custom_commit
@@ -192,7 +195,7 @@ _MARK = "_pipeline_watched"
 
 
 def watch_controllers() -> None:
-    """Let every SQLFORM of this process note which record it shows: it hands all its fields to `update`."""
+    """Let every SQLFORM of this process note which record it shows, since a form hands all its fields to `update`."""
     accepts = SQLFORM.accepts
     if hasattr(accepts, _MARK):
         return
@@ -219,7 +222,11 @@ def recalled() -> str | None:
 
 
 def keep(text: str | None) -> None:
-    """Let the user's next request find the text. None: nothing has changed, so the session need not be stored."""
+    """Let the user's next request find the text.
+
+    Args:
+        text: the user's session as text; empty: forget it; None: nothing has changed.
+    """
     if text is None or current.session._forget:
         return
     if _in_cookie():

@@ -10,9 +10,9 @@ An application's own reporter is called where the database refuses an op:
     @op_rejected.connect
     def report(sender, rejection, **_): ...
 
-Let Flower listen on this machine only, unless it asks for a login: its pages show what is written and where.
-By itself Flower listens on every address of the machine, to everybody. Also here: the metrics of the deployment, which
-its `/metrics` shows behind its own, and the Pipeline tab. Both need Flower's login as all pages do. `/healthcheck` does
+Let Flower listen on this machine only, unless Flower requires a login: its pages show what is written and where. Flower
+by itself listens on every address of the machine, to everybody. Also here: the metrics of the deployment, which its
+`/metrics` shows behind its own, and the Pipeline tab. Both need Flower's login as all pages do. `/healthcheck` does
 not, and says when Flower last heard a worker.
 """
 

@@ -1,9 +1,9 @@
 """Define the tasks, whose names Flower shows; one stays at a shard while ops come, and applies many batches.
 
-Stay at a shard while ops come: one task applies many batches, and waits beside the log for the next op.
-While a worker stays it holds the shard's bell, so that no op costs a message through Celery. It leaves after two
-seconds, as another shard waits, or as the worker is asked to stop. It looks once more as it gives the bell up, in one
-step. An op that was appended before is seen, and one that comes later rings (docs/notes/27-trickle.md).
+Stay at a shard while ops come: one task applies many batches, and waits beside the log for the next op. While a worker
+stays it holds the shard's bell, so that no op costs a message through Celery. A worker leaves after five seconds, as
+another shard waits, or as the worker is to stop. Giving up the bell and a last look are one step. An op that was
+appended before is seen, and one that comes later rings (docs/notes/27-trickle.md).
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Take a replica out of account that is absent or unlike its primary; take a restored database back in.
 
-Take a replica out of account that has been absent for too long, or that is not like its primary.
-A replica is absent since the last check at which it had caught up with the primary's previous position. It may be
-unreachable or merely stuck. Time without checks does not count, and a lost note starts the count again: missing
-knowledge never makes a node unfit.
+Take a replica out of account that has been absent for too long, or that is not like its primary. A replica is absent
+since the last check at which it had caught up with the primary's previous position. Such a replica may be unreachable
+or merely stuck. Time without checks does not count, and a lost note starts the count again: missing knowledge never
+makes a node unfit.
 
 After `[apply] replica_away_s` the replica is recorded as unfit in the primary's database. Only then is the log trimmed
-of what the replica lacks. A replica stays unfit until an operator declares it rebuilt. Its watermarks prove nothing: a
-replica that skipped what it missed has newer ones all the same.
+of what the replica lacks. A replica stays unfit until an operator declares it rebuilt. An unfit replica's watermarks
+prove nothing: one that skipped what it missed has newer ones all the same.
 
 The same holds for a replica with a filter, or one that passes over errors: rows may be missing there for good. Another
 difference (`shard/survey/mysql`) makes a replica unfit for as long as it lasts. What the account may not see is no

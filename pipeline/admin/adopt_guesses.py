@@ -4,8 +4,8 @@ Find columns that hold another table's ids without being declared so, by their n
 Only columns that cannot hold 53 bits matter here: a server cuts an id there to 2147483647, or refuses it. The newest
 rows are read, and no more of a table.
 
-Guess which table refers to which, and so by which key each would be sharded; a person confirms the guess.
-The anchor is the table that most others refer to (customer, account, tenant). It is sharded by its own id. A table that
+Guess which table refers to which, and so by which key each would be sharded; a person confirms the guess. The anchor is
+the table that most others refer to (customer, account, tenant). The anchor is sharded by its own id. A table that
 refers to the anchor, directly or through others, is sharded by the column that names the anchor. A small table that is
 referred to and refers to nothing is copied to every shard. Any other table goes with the table that it refers to.
 

@@ -5,8 +5,8 @@ The plan takes a bucket from the shard that is furthest above its share to the o
 again. Each such move makes the two more even. No bucket moves twice. Where all buckets are alike, no plan with
 fewer moves is as even.
 
-Add a shard that the configuration does not name yet, or take one out of both: the deployment, and the file's text.
-A shard is taken before the file is written: a process that starts with the new file finds a shard that is known. One
+Add a shard that the configuration does not name yet, or take one out of both: the deployment, and the file's text. A
+shard is taken before the file is written: a process that starts with the new file finds a shard that is known. A shard
 that goes is taken out of the file first: the command that was killed in between is given again.
 """
 

@@ -1,7 +1,7 @@
 """Pause, resume and drain a shard or a table by order; let ops go on that were set aside behind a stop.
 
-Let ops go on that were set aside while their table was stopped, in order; try one where a breaker stopped it.
-Whoever lifts a stop releases its ops. A worker's chore does it too, in case that process died.
+Let ops go on that were set aside while their table was stopped, in order; try one where a breaker stopped it. A process
+that lifts a stop releases its ops. A worker's chore releases ops too, in case that process ended.
 """
 
 from __future__ import annotations

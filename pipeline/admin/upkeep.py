@@ -1,8 +1,8 @@
 """Reconcile the dirty set, trim logs, forget producers, find strange keys in Redis; workers run these chores.
 
-Find keys in Redis, under the pipeline's own names, that no process of the pipeline has written.
-What they hold stops one thing or another: a set in place of a log, a bell that never expires. Workers delete them. That
-is as if Redis had forgotten them, which the pipeline survives: the databases know it, or it is made anew.
+Find keys in Redis, under the pipeline's own names, that no process of the pipeline has written. A strange key stops one
+thing or another: a set in place of a log, a bell that never expires. Workers delete them. A key that is deleted is as
+one that Redis has forgotten: the databases know its value, or it is made anew.
 """
 
 from __future__ import annotations

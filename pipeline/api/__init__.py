@@ -1,4 +1,4 @@
-"""The public functions, each a call of this process's client. Here those that read what is applied, or wait."""
+"""Offer the public functions, each a call of this process's client: here those that read, or wait."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def configure(source: str | Path | Mapping[str, Any] | Client | None = None) -> 
     """Read the configuration and make this process's client of it; an earlier client is closed.
 
     Args:
-        source: a path, or a mapping of the same shape; by default `$PIPELINE_CONFIG`, else `./pipeline.toml`. Or a
-            client that is made already, as `pipeline.testing` does.
+        source: the path of a TOML file, or a mapping of the same shape; by default `$PIPELINE_CONFIG`, else
+            `./pipeline.toml`. Or a client that is made already, as `pipeline.testing` does.
 
     Returns:
         The client.
 
     Raises:
-        ConfigError: with every fault there is.
+        ConfigError: with every fault that the configuration has.
     """
     from pipeline.client import Client
 
@@ -47,7 +47,11 @@ def configure(source: str | Path | Mapping[str, Any] | Client | None = None) -> 
 
 
 def current() -> Client:
-    """Return this process's client; configure it from the default place if nobody has."""
+    """Return this process's client; where there is none, configure it from the default place.
+
+    Raises:
+        ConfigError: as `configure`.
+    """
     return client or configure()
 
 
@@ -57,7 +61,7 @@ def configured() -> bool:
 
 
 def close() -> None:
-    """Ring what is to be rung and close all connections. The next call configures anew."""
+    """Ring the doorbells that are due, and close all connections. The next call configures anew."""
     global client
     with _lock:
         if client is not None:
@@ -80,17 +84,18 @@ def read(
 
     Args:
         table: a pyDAL table, or the name of one that is known.
-        shard_key: whose rows are to be read, spelt in any way that a write takes; not needed for a reference table,
-            nor with a single shard.
-        after: what must be seen: a receipt, several, a session (see `session_token`), or the text of one.
+        shard_key: the value whose rows are read, spelt in any way that a write takes; not needed for a reference
+            table, nor with a single shard.
+        after: what must be seen: a receipt, an iterable of receipts, a session (see `session_token`), or its text.
         max_lag_s: how far behind the replica may be, s.
-        wait_s: how long to wait for a replica, or for the op, in all, s.
+        wait_s: how long to wait in all, for a replica or for the op, s.
         on_stale: what to do when no replica will do: `primary`, `stale` (marked in `read_info`) or `error`.
 
     Raises:
-        StaleRead: `after` could not be seen in time; `stage` tells how far it had come. Try again later.
-        ShardUnavailable: no node answers.
-        BadRead, BadToken, BadValue, ShardKeyError, UnknownTable: nothing was asked; the message says what to change.
+        StaleRead: no node showed what *after* and *max_lag_s* ask for in time; `stage` says why. Try again later.
+        ShardUnavailable: no node answers. Try again later.
+        LogUnavailable: *after* is a text, and Redis has the key of its signature and does not answer.
+        BadRead, BadToken, BadValue, ShardKeyError, UnknownTable: no node was queried; the message says what to change.
         ReadOnly: (inside the block) a write was tried.
     """
     return current().read(table, shard_key, after, max_lag_s=max_lag_s, wait_s=wait_s, on_stale=on_stale)
@@ -111,17 +116,17 @@ def get(
 
     Args:
         table: a pyDAL table, or the name of one that is known.
-        row_id: the row's id.
-        pending: lay ops that are still queued over the row, without waiting; a row that they touch has `pending` True.
-            An op that the database will refuse is laid over it too.
-        shard_key: the row's, where the id does not tell the shard and not all are to be asked.
+        row_id: the row's id, an int or its text.
+        pending: lay ops that are still queued over the row, without waiting; a row that such ops touch has `pending`
+            True. An op that the database will refuse is laid over the row too.
+        shard_key: the row's, where the id does not show the shard and not all shards are to be queried.
         after, max_lag_s, wait_s, on_stale: as for `read`.
 
     Returns:
         A pyDAL Row, or None.
 
     Raises:
-        BadRead: also where several shards have a row with that id. Else as `read`.
+        BadRead: also where several shards have a row with that id, or *pending* needs a *shard_key*. Else as `read`.
     """
     return (client or configure()).get(
         table,
@@ -153,7 +158,7 @@ def select(
     Args:
         query: a pyDAL query, `db(query)`, a table, or the name of one that is known.
         fields: of the result, as for pyDAL's `select`; none: all.
-        partial: do without shards that do not answer; `rows.partial` and `rows.missing` tell.
+        partial: do without shards that do not answer; `rows.partial` and `rows.missing` name these.
         timeout_s: how long the whole may take, s.
         after, max_lag_s, wait_s, on_stale: as for `read`; only the shards that *after* concerns wait.
         attributes: pyDAL's. Over several shards: `orderby`, `limitby` (with an orderby), `groupby`, `distinct`, the
@@ -164,7 +169,7 @@ def select(
         A pyDAL Rows; its `read_info` lists how each shard was read.
 
     Raises:
-        PartialResult: a shard did not answer. Else as for `read`.
+        PartialResult: a shard did not answer; `missing` has its error. Try again, or with *partial*. Else as `read`.
     """
     return current().select(
         query,
@@ -194,13 +199,13 @@ def count(
 
     Args:
         query: a pyDAL query, `db(query)`, a table, or the name of one that is known.
-        distinct: a field, or several: their distinct values are counted; those with a NULL are left out.
+        distinct: a field, or a sequence of fields, whose distinct values are counted, but for those with a NULL.
         timeout_s: how long the whole may take, s.
         after, max_lag_s, wait_s, on_stale: as for `read`.
-        cache: pyDAL's is refused: a kept number lacks what the reader must see.
+        cache: pyDAL's, which is refused: a kept number lacks what the reader must see.
 
     Raises:
-        PartialResult: a shard did not answer. Else as for `read`.
+        PartialResult: a shard did not answer; `missing` has its error. Try again. Else as `read`.
     """
     return current().count(
         query,
@@ -215,15 +220,16 @@ def count(
 
 
 def session_token(text: str | None = None) -> ReadSession:
-    """Return a reader's session: pass it as `after=` to every read, and it never shows an older state than before.
+    """Return a reader's session: a read that gets the session as `after=` never shows an older state than one before.
 
-    Call its `wrote(receipt)` after the reader's writes; `str()` of it is signed and fits a cookie.
+    Call the session's `wrote(receipt)` after each write of the reader; its `str()` is signed and fits a cookie.
 
     Args:
-        text: of an earlier session, as `str()` printed it; None: a new session.
+        text: an earlier session, as `str()` printed it; None: a new session.
 
     Raises:
         BadToken: the text was changed on its way, or is another deployment's. Start with an empty session then.
+        LogUnavailable: Redis has the key of the signature, and does not answer. Try again later.
     """
     return current().session_token(text)
 
@@ -235,10 +241,11 @@ def get_db(table: Any, shard_key: Any) -> Any:
 
     Args:
         table: a pyDAL table, or the name of one that is known.
-        shard_key: whose rows are to be read.
+        shard_key: the value whose rows are read, spelt in any way that a write takes.
 
     Raises:
-        ShardUnavailable: the primary does not answer.
+        BadOp: an unknown table, or a shard key that its column cannot hold; the message says what to change.
+        Exception: (at a read) the driver's own, such as its OperationalError where the primary does not answer.
     """
     return current().get_db(table, shard_key)
 
@@ -251,11 +258,12 @@ class Receipt(_Receipt):
         """Read what `str(receipt)` wrote.
 
         Args:
-            text: the printed receipt.
-            source: who answers for it; by default this process's client.
+            text: the printed receipt, whole.
+            source: what answers for the receipt; by default this process's client.
 
         Raises:
             BadToken: the text is not a receipt of this deployment, or was cut or changed on its way.
+            LogUnavailable: Redis has the key of the signature, and does not answer. Try again later.
         """
         source = source or current().follower
         return _Receipt.parse(text, source.seal, source)
@@ -265,11 +273,14 @@ def wait_all(receipts: Iterable[_Receipt], timeout_s: float = 30.0) -> None:
     """Wait until all ops are applied.
 
     Args:
-        receipts: of the ops.
+        receipts: those of the ops, in any order.
         timeout_s: how long to wait in all, s.
 
     Raises:
-        Rejected, Lost: of the first that was not applied. WaitTimeout: the workers are behind; wait again.
+        Rejected, Lost: an op will never be applied; the others may be.
+        WaitTimeout: the workers are behind; wait again.
+        ShardUnavailable: a primary does not answer; wait again.
+        PipelineError: a receipt has not been sent yet, or is older than a week.
     """
     current().wait_all(receipts, timeout_s)
 
@@ -278,10 +289,12 @@ def barrier(table: Any, timeout_s: float = 30.0) -> None:
     """Wait until everything that was enqueued for a table before this call is applied, this host's spool included.
 
     Args:
-        table: a pyDAL table, or its name.
+        table: a pyDAL table, or the name of one that is known.
         timeout_s: how long to wait in all, s.
 
     Raises:
+        UnknownTable: nobody has defined, configured or published a table of that name.
         WaitTimeout: the workers are behind; wait again.
+        LogUnavailable, ShardUnavailable: Redis or a primary does not answer; wait again.
     """
     current().barrier(table, timeout_s)

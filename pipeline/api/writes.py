@@ -1,4 +1,4 @@
-"""Queue writes: each is checked here and now, and applied once and in order."""
+"""Queue writes: a write is checked at its call, and applied once and in order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def define_tables(db: Any) -> None:
     """Make a pyDAL DAL's tables known, so that ops may name them by text; cheap enough for every request.
 
     Args:
-        db: the DAL, with its tables defined.
+        db: the DAL, with its tables defined. A table that cannot be queued is logged; its first op raises.
+
+    Raises:
+        ConfigError: as `configure`.
     """
     current().define_tables(db)
 
@@ -41,24 +44,30 @@ def enqueue_insert(
 
     Args:
         table: a pyDAL table, or the name of one that is known.
-        values: fields by name, such as those with the name of an option.
+        values: fields by name; a field that is named like an option goes here.
         shard_key: the row's, where its fields do not tell.
         idempotency_key: names this write: a second insert into the table with the same key, byte by byte, queues
             nothing. 1 to 190 characters.
-        durability: what is waited for. `redis`: the op is in Redis. `replica`: on a Redis replica too. `fsync`: on
-            Redis's disk. `spooled`: on this host's disk until every replica has it. `applied`: in the database.
+        durability: where the op has to be when the call returns. `redis`: in Redis. `replica`: on a Redis replica too.
+            `fsync`: on Redis's disk. `spooled`: on this host's disk, until every node of its shard has the op.
+            `applied`: in the database.
         again: the receipt of an `InDoubt` that the same call raised: an op that is queued already is not queued again.
-        fields: the fields; they add to *values*.
+        fields: the fields by name, beside those in *values*.
 
     Returns:
         The receipt: the row's `id`, and the op's place in its log.
 
     Raises:
         BadOp: a field or value that cannot be stored exactly, a missing shard key; nothing was sent.
-        PipelineFull: nothing was sent, try later: Redis takes nothing, and the spool is full.
+        ConfigError: the configuration is faulty, or does not fit the deployment (`WrongDeployment`); nothing was sent.
+        PipelineFull, SpoolUnavailable: neither Redis nor the spool takes the op; nothing was sent, try later.
+        IdsUsedUp: Redis is away, and this host has no ids left; nothing was sent, try later.
         InDoubt: Redis's reply was lost, and no spool took the op: it may be queued. Repeat the call with `again`.
-        LogUnavailable: only without a spool: Redis did not answer in time; nothing was sent.
-        NotDurable: the op is queued, but has not reached its durability within 5 s.
+        LogUnavailable: only without a spool: Redis did not answer in time; nothing was sent, try later.
+        NotMigrated, ShardUnavailable: a process's first ops may need a primary, which is not ready; nothing was sent.
+        NotDurable: the op is queued, but has not reached its durability within 5 s; follow `receipt`.
+        WaitTimeout, Rejected, Lost: only with `applied`, as `Receipt.wait`; the call waits for 5 s at most.
+        PipelineError: this Redis has neither replica nor disk for the durability; the op is queued.
     """
     client = api.client or api.configure()
     usual = values is None and shard_key is None and idempotency_key is None and again is None
@@ -85,21 +94,21 @@ def enqueue_bulk_insert(
 ) -> Receipts:
     """Queue an insert of each row; one round trip per thousand rows and shard.
 
-    Rows before a bad one are queued already when it raises; check them first where that matters.
+    Rows before a bad one are queued already when that raises; check all rows first where this matters.
 
     Args:
         table: a pyDAL table, or the name of one that is known.
-        rows: fields by name, for each row.
-        shard_key: of all rows, where their fields do not tell.
+        rows: of each row, the fields by name.
+        shard_key: of all rows, where their fields do not show it.
         idempotency_key: is refused: each op needs its own, so enqueue such rows one by one.
-        durability: as for `enqueue_insert`, of all rows.
+        durability: as for `enqueue_insert`, of all rows; with `applied` the call waits for 30 s at most.
 
     Returns:
-        Their receipts, in order; each is made when it is looked at.
+        The rows' receipts, in order; each is made at its first use.
 
     Raises:
-        BadOp, PipelineFull, LogUnavailable, NotDurable: as `enqueue_insert`.
         InDoubt: of which rows, `receipts` says; enqueue each of these one by one with `again`.
+        PipelineError: else as `enqueue_insert`.
     """
     return current().enqueue_bulk_insert(
         table, rows, shard_key=shard_key, idempotency_key=idempotency_key, durability=durability
@@ -124,15 +133,17 @@ def enqueue_update(
         target: a query that fixes the row's id or its shard key, or `db(query)`; or a table, or its name.
         row_id_or_values: behind a table the id of the row; behind a query the values, or nothing.
         values: fields by name, behind a table and an id.
-        shard_key: of the rows, where neither query nor id tells.
+        shard_key: of the rows, where neither query nor id shows it.
         idempotency_key, durability, again: as for `enqueue_insert`.
-        fields: the fields; they add to the values. Each may be arithmetic on own columns, or text joined to them.
+        fields: the fields by name, beside the values. A field may be arithmetic on columns of its row, or text joined
+            to them.
 
     Returns:
         The receipt.
 
     Raises:
-        BadOp: also for a query that the log cannot carry, or a changed shard key. Else as `enqueue_insert`.
+        BadOp: also for a query that the log cannot carry, or a changed shard key.
+        PipelineError: else as `enqueue_insert`.
     """
     return current().enqueue_update(
         target,
@@ -161,14 +172,15 @@ def enqueue_delete(
     Args:
         target: a query that fixes the row's id or its shard key, or `db(query)`; or a table, or its name.
         row_id: behind a table: the id of the row.
-        shard_key: of the rows, where neither query nor id tells.
+        shard_key: of the rows, where neither query nor id shows it.
         idempotency_key, durability, again: as for `enqueue_insert`.
 
     Returns:
         The receipt.
 
     Raises:
-        BadOp: also for a query that the log cannot carry. Else as `enqueue_insert`.
+        BadOp: also for a query that the log cannot carry.
+        PipelineError: else as `enqueue_insert`.
     """
     return current().enqueue_delete(
         target, row_id, shard_key=shard_key, idempotency_key=idempotency_key, durability=durability, again=again
@@ -195,13 +207,14 @@ def enqueue_upsert(
         table: a pyDAL table, or the name of one that is known.
         key: the names of the key fields. The database needs a unique index on exactly these: `unique = [["customer",
             "day"]]` under the table's settings makes `pipeline migrate` create it.
-        values, shard_key, idempotency_key, durability, fields: as for `enqueue_insert`.
+        values, shard_key, idempotency_key, durability, again, fields: as for `enqueue_insert`.
 
     Returns:
         The receipt; its `id` is known once the op is applied.
 
     Raises:
-        BadOp, PipelineFull, LogUnavailable, NotDurable: as `enqueue_insert`.
+        BadOp: also for a key without its shard key.
+        PipelineError: else as `enqueue_insert`.
     """
     return current().enqueue_upsert(
         table,
@@ -236,7 +249,7 @@ def enqueue_validated_insert(
         value that the column cannot hold exactly is an error of its field.
 
     Raises:
-        BadOp, PipelineFull, LogUnavailable, NotDurable: as `enqueue_insert`, but for such values.
+        PipelineError: as `enqueue_insert`, but for such values.
     """
     return current().enqueue_validated_insert(
         table, values, shard_key=shard_key, idempotency_key=idempotency_key, durability=durability, **fields
@@ -255,7 +268,7 @@ def save_data(table: Any, shard_key: Any, values: Mapping[str, Any]) -> Receipt:
         The receipt.
 
     Raises:
-        BadOp, PipelineFull, LogUnavailable: as `enqueue_insert`.
+        PipelineError: as `enqueue_insert`.
     """
     return current().save_data(table, shard_key, values)
 
@@ -265,6 +278,7 @@ def atomic() -> AbstractContextManager[None]:
 
     Raises:
         CrossBucket: (inside the block) at the call that would leave the bucket; nothing of the group was sent.
+        PipelineError: (at the end of the block) as `enqueue_insert`.
     """
     return current().atomic()
 
@@ -278,7 +292,8 @@ def attach(table: Any) -> None:
         table: a pyDAL table.
 
     Raises:
-        BadOp: a table that must be written at once, such as `auth_user`; it says why.
+        BadOp: a table that must be written at once, such as `auth_user`; the message says why.
+        ConfigError: as `configure`.
     """
     from pipeline import attachment
 
@@ -292,10 +307,11 @@ def enqueue_form(form: Any) -> Receipt | None:
         form: web2py's or py4web's, of a table, and accepted.
 
     Returns:
-        The receipt. An edit ships the fields that the user has changed; None if there are none.
+        The receipt; None for an edit in which the user has changed no field. An edit ships the changed fields alone.
 
     Raises:
-        BadOp: the form was not accepted. Else as `enqueue_insert`.
+        BadOp: also where the form was not accepted, or writes by itself.
+        PipelineError: else as `enqueue_insert`.
     """
     from pipeline import attachment
 

@@ -1,7 +1,7 @@
 """Report to an application which ops its database refused: call what `pipeline.on_reject` registers, after the commit.
 
 A function can neither fail nor hold up a batch: what it raises is logged, and it has a few seconds for all of a batch.
-A worker that dies between its commit and the call calls no function; `pipeline dead list` has every rejection.
+A worker that ends between its commit and the call calls no function; `pipeline dead list` has every rejection.
 """
 
 from __future__ import annotations

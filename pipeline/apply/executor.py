@@ -2,7 +2,7 @@
 
 A failed statement changes nothing: InnoDB and SQLite undo it. So a group is split until the bad op is alone: around the
 row that the server names, or into parts. The op must fail alone, so a wrong row costs statements and changes no result.
-Rows of sheets conflict with none of each other. Their statements are sent together, and each may fail by itself.
+Rows of sheets conflict with none of each other. Statements of such rows are sent together, and each may fail by itself.
 Atomic groups run under a savepoint: many under one, and halved where one of them fails. So do versioned updates.
 """
 

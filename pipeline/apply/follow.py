@@ -1,7 +1,7 @@
 """Follow a bucket's log on the shard that the bucket moves to, as far as the shard that it leaves has applied it.
 
-Invariant: what the source has set aside is set aside here, too, as it stands there. Everything else is applied. What
-this database refuses and the source's has taken ends the move: a shard decides nothing before it owns the bucket.
+Invariant: what the source has set aside is set aside here, too, as it is there. Everything else is applied. What this
+database refuses and the source's has taken ends the move: a shard decides nothing before it owns the bucket.
 """
 
 from __future__ import annotations

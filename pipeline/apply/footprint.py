@@ -1,6 +1,6 @@
 """Find what ops touch: rows, values of unique indexes, parents; and ops that decode, and yet fit no kind or schema.
 
-Where it is unknown what an op touches (an update by query, an old unique value), the op touches all of its table.
+An op that does not show what it touches (an update by query, an old unique value) touches all of its table.
 
 A versioned update is an atomic group that copies a row and updates just that row. Many become two statements, and those
 of different rows may change places: each copies and updates its own row only.

@@ -1,9 +1,9 @@
 """Group ops into multi-row statements with the effect of running them one by one. Pure: no I/O.
 
-An op joins the first group of its shape that is behind every group that conflicts with the op. Ops conflict on a
-row (table and id), on a value of a unique index, and on a row that a foreign key points to. Where it is unknown what an
-op touches (an update by query, an old unique value), the op conflicts with all of its table. A copy also reads a row of
-another table, so it conflicts with every write to that row.
+An op joins the first group of its shape that is behind every group that conflicts with the op. Ops conflict on a row
+(table and id), on a value of a unique index, and on a row that a foreign key points to. An op that does not show what
+it touches (an update by query, an old unique value) conflicts with all of its table. A copy also reads a row of another
+table, so it conflicts with every write to that row.
 
 Ops that conflict with each other share a group in two cases. An INSERT takes upserts of one key in order. The members
 of atomic groups are grouped by these same rules.

@@ -3,8 +3,8 @@
 The key's shard applies the ops of the key, the bucket's shard all others. An op that names a row by its id alone names
 no key: both look for the row, which is on one of them. Each notes the sequence of every op that it passes.
 
-A group that names the key and another one is refused for good. One that names rows of both by their ids alone cannot be
-told from one of rows that are gone: each shard applies what is its own.
+A group that names the key and another one is refused for good. A group that names rows of both by their ids alone looks
+like one of rows that are gone: each shard applies what is its own.
 """
 
 from __future__ import annotations

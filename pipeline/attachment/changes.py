@@ -3,8 +3,8 @@
 Queue a form that was validated and not written: web2py's `SQLFORM(...).process(dbio=False)`, py4web's `Form`.
 A form is known by its attributes `table`, `record`, `vars`, `accepted`, `deleted`; neither framework is imported.
 
-An edit form hands all its fields to `update`, touched or not. That would take back what others have changed meanwhile,
-so only the fields that differ from the record shown are queued. Any other update means every value that it gives.
+An edit form hands all its fields to `update`, touched or not. All fields would take back what others have changed
+meanwhile, so only those that differ from the record shown are queued. Any other update means every value that it gives.
 
 The rows that a query names are read from the primaries, since replicas may lack the latest. A row is changed only if it
 still matches when its op is applied: the op carries the whole query.

@@ -81,7 +81,7 @@ def notices(status: Record, max_age_s: float, *, utf8: bool) -> Table:
     for one in status.away:
         more = "".join(f"; {words}" for words in (one.why, one.fix) if words)
         grid.add_row(Text(bad, style="bold red"), Text.assemble((one.what, "bold"), more))
-    for sentence in _waits(status):
+    for sentence in (*_waits(status), *_slow(status)):
         grid.add_row(Text("!", style="bold yellow"), Text(sentence, style="yellow"))
     if not grid.row_count:
         grid.add_row(Text(good, style="bold green"), Text("nothing is wrong", style="green"))
@@ -99,6 +99,8 @@ def lines(status: Record, max_age_s: float) -> Iterator[str]:
         yield f"fault: {fault}; {fault.mend}"
     for sentence in _waits(status):
         yield f"waiting: {sentence}"
+    for sentence in _slow(status):
+        yield f"slow: {sentence}"
     redis = status.redis
     share = redis.memory_share
     memory = UNKNOWN if share is None else f"{share:.0%}" if share else "unlimited"
@@ -153,6 +155,11 @@ def reads_table(counts: Iterable[tuple[str, str, str, int]]) -> Table:
 
 def _waits(status: Record) -> list[str]:
     return sentences_of(reason for shard in status.shards for reason in shard.waits)
+
+
+def _slow(status: Record) -> list[str]:
+    what = "its primary gets one statement at a time, and batches take longer: see pipeline check"
+    return [f"{shard.shard}: {what}" for shard in status.shards if shard.singly]
 
 
 def _unfit(status: Record) -> list[tuple[str, str]]:

@@ -3,8 +3,9 @@
 There is one log more than there are buckets: the *reference bucket*, whose number is the number of buckets. The
 reference bucket holds the ops of reference tables, and every shard applies it.
 
-A *piece* is one shard key that has a shard of its own. Its ops stay in the log of its bucket, and both shards apply
-that log, each its own keys' ops. What a shard keeps of a piece has the piece's number, which is no bucket's.
+A *piece* is one shard key that has a shard of its own. The ops of a piece stay in the log of its bucket, and both
+shards apply that log, each its own keys' ops. What a shard keeps of a piece has the piece's number, which is no
+bucket's.
 """
 
 from __future__ import annotations

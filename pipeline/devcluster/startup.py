@@ -1,6 +1,6 @@
 """Bring a cluster up, in order: servers, replication, the configuration, workers.
 
-A service is ready when it answers as its users would ask: a statement, PING, a health check, or its own line in the
+A service is ready when it answers what its users would send: a statement, PING, a health check, or its own line in the
 log.
 """
 

@@ -1,6 +1,6 @@
 """Compare this process's configuration with the fingerprint of its deployment: in Redis, and in each shard's database.
 
-Redis has a copy, so that a process that gets its epoch asks no database. A database is asked only where Redis has
+Redis has a copy, so that a process that gets its epoch queries no database. A database is queried only where Redis has
 forgotten the fingerprint, or does not know the database's address. How a table is spread is noted before its first op.
 """
 

@@ -1,11 +1,11 @@
 """Know the epochs under which this process appends; raise the epoch of a scope when Redis is another server.
 
-Raising an epoch asks databases, which may hang: a thread does it, and a request waits for as long as it can.
+Raising an epoch queries databases, which may hang: a thread does it, and a request waits for as long as it can.
 
-A new epoch is above every watermark on every node that answers. It is above every epoch that the primary gave out, and
-at least the unix time. So no position comes twice, whatever Redis has forgotten. A replica that does not answer holds
-nothing that a primary did not give it. One that has no tables yet holds nothing. The clock covers one that was promoted
-and is gone.
+A new epoch is above every watermark on every node that answers. The new epoch is above every epoch that the primary
+gave out, and at least the unix time. So no position comes twice, whatever Redis has forgotten. A replica that does not
+answer holds nothing that a primary did not give it. A node that has no tables yet holds nothing. The clock covers one
+that was promoted and is gone.
 """
 
 from __future__ import annotations

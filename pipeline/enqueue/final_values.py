@@ -1,6 +1,6 @@
 """Make a call's values final and exact, or refuse them by name; publish the schema of a table before its first op.
 
-All of that runs here, in the request: the worker has neither the request's user nor its clock.
+All these steps run here, in the request: the worker has neither the request's user nor its clock.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Make ops of calls in pyDAL's words, each with its bucket, copies for versions of rows too; or refuse the call.
 
-Copies: the version of a row that an update is about to change, made by the worker, which has the current row.
-A copy stands by its row: in the same bucket, and before the update in one atomic group.
+Copies: the version of a row that an update is about to change, made by the worker, which has the current row. A copy is
+beside its row: in the same bucket, and before the update in one atomic group.
 """
 
 from __future__ import annotations

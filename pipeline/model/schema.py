@@ -1,9 +1,9 @@
 """Define a table's schema as a value: taken from a pyDAL table, sent as JSON, named by a hash.
 
 Every op carries the hash of its table's schema. A worker that does not know the hash waits; it never guesses. The hash
-is SHA-256 in 43 letters, so nobody finds another schema for it. A schema that exists is valid. Its names are names of
-one database, which a dialect quotes. They are never those of tables that belong to the pipeline or to a database
-itself.
+is SHA-256 in 43 letters, so nobody finds another schema for it. A schema that exists is valid. The schema's names are
+names of one database, which a dialect quotes. Such names are never those of tables that belong to the pipeline or to a
+database itself.
 
 A column holds what pyDAL's `Field` says about storage, and nothing else. A column's type is pyDAL's own text
 (`decimal(10,2)`, `reference person`), so a worker hands it back to pyDAL unchanged.

@@ -1,7 +1,8 @@
 """Keep like inserts of one call and bucket column by column: one object, where each row would be one.
 
-A sheet is what its ops are, one by one, whoever asks for them: a sequence of their bytes. Its text is an op of the kind
-`sheet`, which a release that knows no sheets lets wait. A sheet has plain values only: no lists, no idempotency keys.
+A sheet is what its ops are, one by one, for all that read them: a sequence of their bytes. The sheet's text is an op of
+the kind `sheet`, which a release that knows no sheets lets wait. A sheet has plain values only: no lists, no
+idempotency keys.
 """
 
 from __future__ import annotations

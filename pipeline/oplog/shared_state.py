@@ -1,8 +1,8 @@
 """Define what processes share beside the ops: leases, counters, notes of batches and waits. Redis may forget it.
 
-Name the counters that the processes of a deployment add up in Redis, in a hash for each shard.
-A counter only grows, until Redis forgets it. Its name is words with a blank between: what is counted, then the labels;
-the last label may hold blanks.
+Name the counters that the processes of a deployment add up in Redis, in a hash for each shard. A counter only grows,
+until Redis forgets it. A counter's name is words with a blank between: what is counted, then the labels; the last label
+may hold blanks.
 
 Write and read the notes of the newest batches of a shard: who committed each, when, and what of each bucket.
 A note names both ends of what its transaction applied, so it proves what it says of an op, or says nothing of it. Notes

@@ -1,7 +1,8 @@
 """Define the caller's tables on a node's DAL when first used, and rewrite queries in the node's own dialect.
 
 A definition is shared by all threads and has columns only. What belongs to a request comes from the caller's own table
-at each read. That is common filters, virtual fields, methods, `filter_out`, `represent`, and what refers to a row.
+at each read. Such things are common filters, virtual fields, methods, `filter_out`, `represent`, and what refers to a
+row.
 """
 
 from __future__ import annotations

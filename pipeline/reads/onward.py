@@ -1,7 +1,7 @@
 """Read on from rows that the pipeline has read: their references, back references and `Rows.join`.
 
-A node has the rows of one shard, so what a row leads to is read by the rules of any read. It is read on the shard that
-has it, as fresh as the row. Tables that stay in the application's own database are read there.
+A node has the rows of one shard, so what a row leads to is read by the rules of any read. Such a row is read on the
+shard that has it, as fresh as the first row. Tables that stay in the application's own database are read there.
 """
 
 from __future__ import annotations

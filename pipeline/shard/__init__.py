@@ -171,6 +171,15 @@ class NodeSession:
         execute_each = getattr(self.adapter.connection, "execute_each", None)
         return [self._failure(sql) for sql in statements] if execute_each is None else execute_each(statements)
 
+    def takes_several(self) -> bool:
+        """Return whether the node answers statements that are sent together, or its driver never sends them so."""
+        probe = getattr(self.adapter.connection, "takes_several", None)
+        try:
+            return probe is None or bool(probe())
+        except Exception:  # the driver's connection has noted why, and is broken
+            self.discard()
+            return False
+
     def _failure(self, sql: str) -> Exception | None:
         try:
             self.execute(sql)

@@ -4,7 +4,7 @@ Values come out of the log, where others may have written them. So each closure 
 type, and refuses everything else: no value can leave its literal.
 
 pyDAL's `expand` knows every dialect, but costs microseconds a value. So each column gets a short closure that must
-first give the text of `expand` for a list of probes. Where it does not, `expand` stays. MySQL sessions must run with
+first give the text of `expand` for a list of probes. Else `expand` stays. MySQL sessions must run with
 NO_BACKSLASH_ESCAPES: to double the quote is the whole escape.
 """
 

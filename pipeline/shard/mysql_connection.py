@@ -1,10 +1,11 @@
 """Connect to MySQL and MariaDB: exact credentials, verified TLS, and no password for a server that nobody verified.
 
-PyMySQL speaks TLS with a server that offers it, and verifies no certificate unless it is configured to. It sends a
-server whatever that requests, the bare password too (`mysql_clear_password`). So these connections configure both.
+PyMySQL speaks TLS with a server that offers it, and verifies no certificate unless it is configured to. PyMySQL sends a
+server whatever the server requests, the bare password too (`mysql_clear_password`). So these connections configure
+both.
 
-A context of TLS may read all certificates that the machine trusts. That takes 28 ms of processor time; all the rest of
-a connect takes 1.5 ms. Connections of a process share it, until one of its files changes.
+A context of TLS may read all certificates that the machine trusts. Reading takes 28 ms of processor time; all the rest
+of a connect takes 1.5 ms. Connections of a process share it, until one of its files changes.
 """
 
 from __future__ import annotations
@@ -184,14 +185,18 @@ class NodeConnection(_Connection):
     def _answers_to(self, statements: Sequence[str]) -> tuple[list[MySQLError | None], list[list[tuple[Any, ...]]]]:
         self.answered = 0
         failures, found = list[MySQLError | None](), list[list[tuple[Any, ...]]]()
-        together = len(statements) == 1 or self._takes_several()
+        together = len(statements) == 1 or self.takes_several()
         for n, some in enumerate([statements] if together else [[sql] for sql in statements]):
             left = 0 if together else len(statements) - n - 1
             self._exchange(some, failures, found, left)
         return failures, found
 
-    def _takes_several(self) -> bool:
-        """Return whether statements may be sent together; probe it once for all connections to the server."""
+    def takes_several(self) -> bool:
+        """Return whether statements may be sent together; probe it once for all connections to the server.
+
+        Raises:
+            MySQLError: the probe failed, and the connection broke; from now on the server gets one at a time.
+        """
         this: Any = self
         taker = _takers[self._place]
         if taker.one_at_a_time:

@@ -5,8 +5,8 @@ The caller holds the bucket's watermark on the source, so that no worker changes
 driver gives them and written as literals: both shards have the same tables.
 
 A digest is over values as they are stored, whatever collations say. Floats count with all their digits, and NULL is no
-empty text. Sessions are set so that a row is written as it was read. That concerns zero dates, the id 0, rows whose
-parents are not there yet, and moments in UTC.
+empty text. Sessions are set so that a row is written as it was read. These settings concern zero dates, the id 0, rows
+whose parents are not there yet, and moments in UTC.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ops in the spool: taken in order, numbered for good, sent, forgotten. The host's reserve of row ids.
+"""Keep the ops in the spool: taken in order, numbered for good, sent, forgotten. Keep the host's reserve of row ids.
 
 The host's reserve of row ids: a block of each bucket's counters, for processes that find Redis away.
 Invariant: a counter of the reserve is given to one process only, and that is on the disk before an id is made.

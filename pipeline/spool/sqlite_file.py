@@ -1,4 +1,4 @@
-"""The spool's file: one connection per process, anew after a fork; one writer of the host at a time; errors as ours.
+"""Open the spool's file: one connection per process, anew after a fork; one writer of the host at a time.
 
 A file that somebody has removed is made anew, and what waited in it is taken from the connection that is still open.
 A damaged file is moved aside, and what can be read of it goes on.

@@ -1,17 +1,17 @@
-"""Who may write to the spool's file, and when: never a stranger; threads share a commit, processes take turns.
+"""Decide who may write to the spool's file, and when: never a stranger; threads share a commit, processes take turns.
 
-Open the spool's files: never through a link, never a stranger's; and rescue what a removed or damaged file holds.
-The folder says who shares a spool. Where its group may write, as web processes and workers of two users need it,
-the group may write each file, too. Else only the owner may. Ops wait in there, and the secret that signs tokens.
+Open the spool's files: never through a link, never a stranger's; and rescue what a removed or damaged file holds. The
+folder says who shares a spool. Where the folder's group may write, as web processes and workers of two users need, the
+group may write each file, too. Else only the owner may. Ops wait in there, and the secret that signs tokens.
 
-Threads that come while another one's commit is on its way to the disk share the next. One thread at a time leads. It
-commits the writes of every thread queued so far, in arrival order, and wakes them. Then the first thread that queued
-during the commit leads. A thread waits for the commit under way and for its own, and for no other. Who leads waits a
-moment for those that shared the last commit: they come again one after the other.
+Threads that come while another one's commit is on its way to the disk share the next. One thread at a time leads. The
+leader commits the writes of every thread queued so far, in arrival order, and wakes them. Then the first thread that
+queued during the commit leads. A thread waits for the commit under way and for its own, and for no other. Who leads
+waits a moment for those that shared the last commit: they come again one after the other.
 
-A host's lock belongs to one process at a time, and ends with its process. It is a POSIX record lock, since a child that
-forks off does not inherit it. The lock does not distinguish threads, so a second lock does. Its file is opened once per
-process and never closed: to close any descriptor of it would end the lock.
+A host's lock belongs to one process at a time, and ends with its process. The lock is a POSIX record lock, since a
+child that forks off does not inherit it. The lock does not distinguish threads, so a second lock does. The lock's file
+is opened once per process and never closed: to close any descriptor of it would end the lock.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Requests come and go; connections and what is known of the nodes stay. An applic
 `[pipeline]` of its AppConfig, or a TOML file beside it. Files are read once; a request costs a look into a dict.
 
 web2py collects all garbage at every hundredth request, and Python does it now and then. All threads wait while every
-object of the process is visited. So what is imported and made by then is frozen: it is visited no more. It is still
-freed when nothing refers to it, unless in a cycle.
+object of the process is visited. So what is imported and made by then is frozen: it is visited no more. A frozen object
+is still freed when nothing refers to it, unless in a cycle.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Keep ops as rows in the request's own database, so that its transaction commits or drops them: the outbox.
 
-A row is written where the op is made. After the commit the rows are sent and deleted. A process that dies in between
-leaves them; the next request, or `pipeline outbox relay`, sends them.
+A row is written where the op is made. After the commit the rows are sent and deleted. A process that ends in between
+leaves the rows; the next request, or `pipeline outbox relay`, sends them.
 
 Invariant: each request's ops have a producer of their own, and dense sequences per bucket that are stored in the rows.
 So sending them twice, from any process, is harmless; and rows of a bucket are sent in the order of their ids.

@@ -1,9 +1,9 @@
 """Keep what a request's user has written and seen, and let the request's reads see it, or say that they do not.
 
-Keep what a request's user has written and seen, and refuse what a visitor may have put into a write.
-A keyword does not tell who has named it, the code or the request: `**request.vars` may bring options among the fields.
-So in a web request options go with fields in a mapping: there every key is a field. A field with `writable=False`, and
-the id, have no value that the request brought.
+Keep what a request's user has written and seen, and refuse what a visitor may have put into a write. A keyword does not
+show who has named it, the code or the request: `**request.vars` may bring options among the fields. So in a web request
+options go with fields in a mapping: there every key is a field. A field with `writable=False`, and the id, have no
+value that the request brought.
 
 A read through the application's DAL comes after what the user wrote in earlier requests. What this request has queued
 is sent at its commit; a read with `reads = "own"` sends it before, and waits for it.

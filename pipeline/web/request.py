@@ -1,8 +1,8 @@
 """Make every call of `pipeline` for one web request: ops wait for its commit, reads see its user's own writes.
 
-Give a controller that only reads a DAL: one node of one shard for the whole request, with the caller's tables.
-With several shards no node has all rows of a sharded table. Such a table is refused by name, unless the shard key tells
-which shard is meant.
+Give a controller that only reads a DAL: one node of one shard for the whole request, with the caller's tables. With
+several shards no node has all rows of a sharded table. Such a table is refused by name, unless the shard key says which
+shard is meant.
 
 Invariant: what is held is sent by `finish`, ahead of a read with `reads = "own"`, or never. The framework's object
 calls `finish` once the framework has committed, and `drop` when the request failed.

@@ -72,6 +72,19 @@ def test_what_is_wrong_comes_first():
     assert plain[3] == f"waiting: {SCHEMA.sentence()}"
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_primary_that_gets_one_statement_at_a_time_is_named(width: int):
+    slow = status(replace(FINE, singly=True), replace(FINE, shard="s1", singly=False), replace(FINE, shard="s2"))
+    sentence = "s0: its primary gets one statement at a time, and batches take longer: see pipeline check"
+
+    found = shown(slow, width)
+
+    assert max(map(len, found)) <= width
+    assert f"! {sentence}" in " ".join(" ".join(found).split())
+    assert [line for line in lines(slow, max_age_s=60) if "one statement" in line] == [f"slow: {sentence}"]
+    assert [one["singly"] for one in slow.as_json()["shards"]] == [True, False, None]
+
+
 def test_what_stops_a_table_on_several_shards_is_said_once_since_when_the_first_was():
     pauses = [WaitReason("paused", f"s{n}", "event", "by ann: a swap", 1_764_322_222_000 + n) for n in range(5)]
     other = WaitReason("paused", "s1", "event", "by bob")

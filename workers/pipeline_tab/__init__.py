@@ -1,4 +1,4 @@
-"""The Pipeline tab of Flower: what the whole deployment does, live, from the record that workers publish.
+"""Add the Pipeline tab to Flower: what the whole deployment does, live, from the record that workers publish.
 
 `add_tab` adds pages, templates and an entry in the navigation before Flower makes its application.
 

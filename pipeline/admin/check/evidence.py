@@ -1,6 +1,6 @@
 """Read everything before anything is judged: configuration, Redis, workers, nodes. Define what a judgement finds.
 
-All servers are asked side by side. A dead one costs the time-out once, and the error names it.
+All servers are queried side by side. A dead one costs the time-out once, and the error names it.
 """
 
 from __future__ import annotations

@@ -144,6 +144,14 @@ def _primary(node: Survey, evidence: Evidence) -> Iterator[Finding]:
                 (node.node,),
             )
         yield from unwise("sync_binlog", "1", "after a crash replicas may have what the primary has not")
+    if not node.takes_several:
+        yield Finding(
+            WARNING,
+            "statements",
+            "go one at a time, and batches take longer: sent together, only the first was answered",
+            f"give [shards.{node.node}] an address past its proxy, if it has one",
+            (node.node,),
+        )
     if node.node not in evidence.primary_of.values():
         return
     if variables.get("log_bin") in ("0", "off"):

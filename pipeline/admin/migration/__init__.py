@@ -1,8 +1,8 @@
 """Bring every primary to what is published, shard by shard: the pipeline's own tables, then the application's.
 
-All primaries are expanded first: tables, columns, wider types, indexes. Only a run that is told to contract drops or
-narrows, and only after nothing is left to expand. A second run changes nothing, and a run that was killed is repeated.
-What cannot be done keeps nothing else; all of it is reported at the end. Replicas follow by replication.
+All primaries are expanded first: tables, columns, wider types, indexes. Only a run with `--contract` drops or narrows,
+and only after nothing is left to expand. A second run changes nothing, and a run that was killed is repeated. What
+cannot be done keeps nothing else; all of it is reported at the end. Replicas follow by replication.
 """
 
 from __future__ import annotations

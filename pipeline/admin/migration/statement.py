@@ -1,10 +1,10 @@
 """Run one statement of a migration, online where the server can, once the shard's replicas have caught up.
 
-Wait until the replicas of a shard have caught up, before a statement makes them wait for as long as it ran.
-Lag is measured as the prober does: a heartbeat on the primary, and what each replica has of it. It needs no worker.
+Wait until the replicas of a shard have caught up, before a statement makes them wait for as long as it ran. Lag is
+measured as the prober does: a heartbeat on the primary, and what each replica has of it. The measure needs no worker.
 
-An ALTER waits for the transactions that use its table, and everybody else then waits behind the ALTER. So it gives way
-after a moment and tries again.
+An ALTER waits for the transactions that use its table, and everybody else then waits behind the ALTER. So an ALTER
+gives way after a moment and tries again.
 """
 
 from __future__ import annotations

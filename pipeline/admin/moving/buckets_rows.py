@@ -65,8 +65,10 @@ class Size(NamedTuple):
     """What a move takes along of one table.
 
     Attributes:
-        rows, bytes: that would move; *about*: estimated from the beginning of the table.
-        copy_s: how long it would take to copy and compare them, s, an estimate.
+        table: its name.
+        rows, bytes: that would move.
+        about: whether these are estimated from the beginning of the table.
+        copy_s: about how long it would take to copy and compare the rows, s.
     """
 
     table: str
@@ -77,7 +79,7 @@ class Size(NamedTuple):
 
 
 class MovedTable(NamedTuple):
-    """A table of which rows move, and which rows these are in SQL."""
+    """A table of which rows move: the columns that are copied, and the condition in SQL that finds the rows."""
 
     schema: TableSchema
     columns: list[DatabaseColumn]
@@ -85,7 +87,7 @@ class MovedTable(NamedTuple):
 
 
 class FencedSession(NodeSession):
-    """A session whose transactions take place only while a move is where its mover takes it to be."""
+    """A session whose transactions take place only while a move is as its mover knows it."""
 
     fence = Fence()
 
@@ -94,7 +96,7 @@ class FencedSession(NodeSession):
         """Begin, and commit at the end; see `NodeSession.transaction`.
 
         Raises:
-            CopyVoid: it is not there any more; nothing was done.
+            CopyVoid: the fence does not hold any more; nothing was done.
         """
         with super().transaction():
             if not self.fence.holds(self):
@@ -105,13 +107,13 @@ class FencedSession(NodeSession):
 def moved_tables(
     client: Client, buckets: Collection[int], source: str, target: str, of: KeyName | None = None
 ) -> list[MovedTable]:
-    """Return the tables that have rows of buckets, parents first.
+    """Return the tables that may have rows of buckets, or of a key, parents first.
 
     Args:
         client: the deployment.
         buckets: that move.
         source, target: the shards.
-        of: the one key of which rows move; None: all rows do.
+        of: the one key whose rows move; None: all rows of the buckets do.
 
     Raises:
         PipelineError: a table cannot be moved, with what to change.
@@ -176,7 +178,7 @@ def renew_rows(
         target: fenced.
         tables: of which rows move.
         place: how far they were copied.
-        touched: which of them may be others by now.
+        touched: which of these rows may have changed since.
     """
     for number, table in enumerate(tables[: place.table + 1]):
         until = place.id if number == place.table else None
@@ -240,7 +242,7 @@ def rows_in(session: NodeSession, tables: list[MovedTable]) -> dict[str, int]:
 
 
 def size_of(session: NodeSession, table: MovedTable) -> Size:
-    """Return what would move of a table, and for how long; its beginning is read as a copy reads it.
+    """Return what would move of a table, and for how long: the table's beginning is read as a copy reads it.
 
     Args:
         session: of the source's primary, in a snapshot.
@@ -293,9 +295,9 @@ def compare_records(source: NodeSession, target: NodeSession, buckets: Collectio
 
 
 def compare_key_records(client: Client, source: NodeSession, target: NodeSession, piece: int, of: KeyName) -> None:
-    """Compare the same for a key that leaves its bucket; what is set aside of other keys' ops is not its own.
+    """Compare what both shards keep of producers and of ops that are set aside, for a key that leaves its bucket.
 
-    An op that names a row by its id, which is gone by now, may be of either.
+    Other keys' ops that are set aside may be missing there. An op that names a row by an id that is gone may be there.
 
     Args:
         client: the deployment.
@@ -371,7 +373,7 @@ def touched_since(
     after: dict[int, Position],
     upto: dict[int, Position],
 ) -> Touched | None:
-    """Return which rows the source may have changed between two watermarks; None where its logs do not say it.
+    """Return which rows the source may have changed between two watermarks; None where its logs do not show that.
 
     Args:
         client: the deployment.
@@ -419,7 +421,7 @@ def take_records(source: NodeSession, target: FencedSession, marks: dict[int, Po
 def take_key_records(
     client: Client, source: NodeSession, target: FencedSession, mark: tuple[int, Position], of: KeyName, state: str
 ) -> None:
-    """Copy what a bucket keeps that a key needs which leaves it; see `take_records`.
+    """Copy those records of a bucket that a key needs which leaves the bucket; see `take_records`.
 
     Args:
         client: the deployment.
@@ -449,8 +451,8 @@ def set_aside_behind(source: NodeSession, after: dict[int, Position], *, leaves:
 
     Args:
         source: of its primary, outside a transaction.
-        after: by bucket.
-        leaves: whether these are of keys that leave their buckets: there are those of other keys among them.
+        after: the watermark of each bucket or piece.
+        leaves: whether the pieces leave their buckets, whose ops that are set aside are of other keys, too.
     """
     found = dict[int, Aside]()
     with source.translated(), source.transaction():
@@ -469,8 +471,8 @@ def part(session: NodeSession, piece: int, of: KeyName, ends: Position, own: Col
         session: of the bucket's primary, inside a transaction whose fence holds.
         piece: the key's number.
         of: the key.
-        ends: where the bucket stands.
-        own: the positions of the key's ops that are set aside: these are the other shard's.
+        ends: the bucket's watermark.
+        own: the positions of the key's ops that are set aside, which the other shard has from now on.
     """
     for some in set_aside.parts(sorted(own)):
         which = " OR ".join(f"(epoch = {at.epoch} AND seq = {at.seq})" for at in some)
@@ -481,10 +483,10 @@ def part(session: NodeSession, piece: int, of: KeyName, ends: Position, own: Col
 
 
 def merge(session: NodeSession, piece: int, of: KeyName) -> bool:
-    """Let a bucket go on with a key that is back; return whether that was done: both have seen the same of producers.
+    """Let a bucket go on with a key that is back, if both have seen the same of producers; return whether they have.
 
     Args:
-        session: of the bucket's primary, inside a transaction in which both stand at one position.
+        session: of the bucket's primary, inside a transaction in which both are at one position.
         piece: the key's number.
         of: the key.
     """
@@ -531,8 +533,8 @@ def delete_bucket_rows(session: FencedSession, tables: list[MovedTable], buckets
     """Delete the rows and the records of buckets, chunk by chunk; yield how many rows each chunk had.
 
     Args:
-        session: of the primary of a shard that does not own them; fenced.
-        tables: that may have rows.
+        session: of the primary of a shard that does not own the buckets; fenced.
+        tables: that may have rows of the buckets.
         buckets: which.
     """
     for table in reversed(tables):

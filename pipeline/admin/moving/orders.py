@@ -68,10 +68,10 @@ def order_move(
         target: the name of the shard that they move to.
         who: for the record.
         keep_s: how long the source keeps its rows once the target goes on, s.
-        note: has the limits of the copy, and how many rows there are.
+        note: has the limits of the copy, and how many rows are to be copied.
 
     Raises:
-        PipelineError: they cannot be moved, with what to change; nothing was changed.
+        PipelineError: these cannot be moved, with what to change; nothing was changed.
     """
     source, _ = _movable(client, buckets, target)
     _refuse_pieces(client.topology.placement, buckets)
@@ -97,19 +97,15 @@ def order_key(
 
     Args:
         client: the deployment.
-        text: the table and the key, as for `find_key`.
-        target: the name of the shard.
+        text: TABLE=VALUE.
+        target: the name of the shard that the key moves to.
         who, keep_s, note: as for `order_move`.
 
     Raises:
-        PipelineError: it cannot be moved, with what to change; nothing was changed.
+        PipelineError: the key cannot be moved, with what to change; nothing was changed.
     """
-    of, home, piece = _key_named(client, text)
-    source = piece.shard if piece is not None else home
-    _refuse_key(client, of, home, piece, target)
-    number = piece.number if piece is not None else _new_number(of)
-    tables = moved_tables(client, [number], source, target, of)
-    _refuse_torn(client, of, source, tables)
+    (of, home, piece), source, _ = _movable_key(client, text, target)
+    number = piece.number if piece is not None else new_piece(of.bucket, chance.getrandbits(40))
     leg = Leg(number, chance.getrandbits(62), source, target, clock.wall_ms(), keep_s, who[:128], note, None, None, of)
     session, sides = client.nodes.primary(source), Sides(client, leg, (number,))
     _refuse_left_over(sides, (source, target), of, None if piece is None else number)
@@ -132,8 +128,249 @@ def order_key(
     return Mover(client, leg, (number,))
 
 
+def order_back(client: Client, what: str, who: str, keep_s: int = KEEP_S, note: MoveNote = DEFAULTS) -> Mover:
+    """Order that buckets, or a key, go back to where their last move began; see `order_move` and `order_key`.
+
+    Args:
+        client: the deployment.
+        what: ranges of buckets, or a key as for `order_key`.
+        who, keep_s, note: as for `order_move`.
+
+    Raises:
+        PipelineError: no move that is over had all of them.
+    """
+    if "=" in what:
+        of, home, _ = _key_named(client, what)
+        return order_key(client, str(of), home, who, keep_s, note)
+    wanted = named_buckets(what)
+    return order_move(client, wanted, came_from(client, wanted), who, keep_s, note)
+
+
+def came_from(client: Client, buckets: Collection[int]) -> str:
+    """Return the shard from which the last move of some buckets began.
+
+    Args:
+        client: the deployment.
+        buckets: which.
+
+    Raises:
+        PipelineError: some of them have not moved, or from several shards, or their move is not that far.
+    """
+    owners = {client.topology.shard_of(bucket) for bucket in buckets}
+    legs = [moves.legs(client.nodes.primary(owner), buckets) for owner in owners]
+    sources = {leg.source for found in legs for leg in found.values()} - owners
+    if len(owners) != 1 or len(legs[0]) != len({*buckets}) or len(sources) != 1:
+        raise PipelineError(f"the buckets {format_ranges(buckets)} have no move of all of them to send back")
+    return sources.pop()
+
+
+def source_of(client: Client, buckets: Collection[int], target: str) -> str:
+    """Return the shard that owns some buckets.
+
+    Args:
+        client: the deployment.
+        buckets: which.
+        target: the name of the shard that they are to move to.
+
+    Raises:
+        PipelineError: the buckets are on several shards, or on the target; or there are no such buckets or shard.
+    """
+    topology = client.topology
+    _refuse_unknown(topology, target)
+    if strange := [bucket for bucket in buckets if not 0 <= bucket < topology.buckets] or not buckets:
+        raise PipelineError(f"no buckets {strange or ''}: there are 0-{topology.buckets - 1}")
+    follow(client.log, client.nodes, topology, anew=True)
+    owners = {topology.shard_of(bucket) for bucket in buckets}
+    if owners == {target}:
+        raise PipelineError(f"{target} owns {format_ranges(buckets)} already")
+    if len(owners) > 1:
+        raise PipelineError(
+            f"the buckets {format_ranges(buckets)} are on {', '.join(sorted(owners))}: move each shard's"
+        )
+    source = owners.pop()
+    if topology.group_of(source) != topology.group_of(target):
+        raise PipelineError(f"{source} and {target} have their logs in two Redis: buckets move within one only")
+    return source
+
+
+def rows_to_move(client: Client, buckets: Collection[int], target: str) -> dict[str, int]:
+    """Return how many rows of each table would move, every row counted: `sizes` reads the beginning of a table only.
+
+    Args:
+        client: the deployment.
+        buckets: which; all on one shard.
+        target: the name of the shard that they would move to.
+
+    Raises:
+        PipelineError: the buckets cannot be moved, with what to change.
+    """
+    source, tables = _movable(client, buckets, target)
+    return rows_in(client.nodes.primary(source), tables)
+
+
+def sizes(client: Client, buckets: Collection[int], target: str) -> list[Size]:
+    """Return what would move, and how long that would take; nothing is changed on either shard.
+
+    The beginning of each table is read as a copy reads it, for a second or two.
+
+    Args:
+        client: the deployment.
+        buckets: which; all on one shard.
+        target: the name of the shard that they would move to.
+
+    Raises:
+        PipelineError: the buckets cannot be moved, with what to change.
+    """
+    source, tables = _movable(client, buckets, target)
+    session = client.nodes.primary(source)
+    _refuse_busy(source, buckets, ledger_queries.marks_of(session, buckets), moves.legs(session, buckets))
+    return _sizes(client, source, tables)
+
+
+def key_sizes(client: Client, text: str, target: str) -> list[Size]:
+    """Return what would move with a key, and how long that would take; see `sizes`.
+
+    Args:
+        client: the deployment.
+        text: TABLE=VALUE.
+        target: the name of the shard that the key would move to.
+
+    Raises:
+        PipelineError: the key cannot be moved, with what to change.
+    """
+    _, source, tables = _movable_key(client, text, target)
+    return _sizes(client, source, tables)
+
+
+def under_way(client: Client) -> Iterator[Mover]:
+    """Yield a mover of each move that is not over, as far as shards answer.
+
+    Args:
+        client: the deployment.
+    """
+    for each in each_move(_told(client)):
+        if legs := [leg for shard, leg in each if leg.under_way(shard)]:
+            yield Mover(client, legs[0], tuple(sorted({leg.bucket for leg in legs})))
+
+
+def of_named(client: Client, what: str) -> list[Mover]:
+    """Return the movers of the moves under way that buckets, or a key, are part of.
+
+    Args:
+        client: the deployment.
+        what: ranges of buckets, or a key as for `order_key`.
+
+    Raises:
+        PipelineError: none of these is being moved.
+    """
+    if "=" not in what:
+        return of_buckets(client, named_buckets(what))
+    of = _key_of(client, what)
+    moving = ((one, one.leg.of) for one in under_way(client))
+    found = [one for one, its in moving if its is not None and its._replace(table=of.table) == of]
+    if not found:
+        raise PipelineError(f"{of} is not being moved: see pipeline move list")
+    return found
+
+
+def of_buckets(client: Client, buckets: Iterable[int]) -> list[Mover]:
+    """Return the movers of the moves under way that some buckets are part of.
+
+    Args:
+        client: the deployment.
+        buckets: which.
+
+    Raises:
+        PipelineError: none of these is being moved.
+    """
+    wanted = {*buckets}
+    found = [mover for mover in under_way(client) if wanted & {*mover.buckets}]
+    if not found:
+        raise PipelineError(f"none of the buckets {format_ranges(wanted)} is being moved: see pipeline move list")
+    return found
+
+
+class KnownMove(NamedTuple):
+    """A move as a command shows it.
+
+    Attributes:
+        move: its number.
+        buckets: as ranges; or the key that moves.
+        source, target: the shards.
+        state: how far the move is, `done`, `given up`, or `not known` where a shard does not answer.
+        rows: that were copied so far.
+        who: ordered the move.
+        began_ms: when the move was ordered, ms since 1970.
+        trouble: why the move ended; empty: nothing is wrong.
+        total: about how many rows there are to copy; 0: not known.
+        left_s: about how long the copy takes from now, s; None: not known, or the copy is over.
+        waits: what the mover waits for; empty: for nothing.
+        limits: of the copy, as options of the command.
+        numbers: of the buckets, or of the piece.
+    """
+
+    move: int
+    buckets: str
+    source: str
+    target: str
+    state: str
+    rows: int
+    who: str
+    began_ms: int
+    trouble: str
+    total: int
+    left_s: int | None
+    waits: str
+    limits: str
+    numbers: tuple[int, ...] = ()
+
+
+def known(client: Client) -> list[KnownMove]:
+    """Return the last move of each bucket that has moved or was to, by move, the newest first.
+
+    Args:
+        client: the deployment.
+    """
+    told = _told(client)
+    return sorted((_shown(told, each) for each in each_move(told)), key=lambda one: -one.began_ms)
+
+
+def known_of(client: Client, what: str) -> list[KnownMove]:
+    """Return the last moves of buckets, or of a key; see `known`.
+
+    Args:
+        client: the deployment.
+        what: ranges of buckets, or a key as for `order_key`.
+    """
+    if "=" in what:
+        of = _key_of(client, what)
+        named = ((one, one.buckets.partition("=")[2]) for one in known(client))
+        return [one for one, key in named if key == of.key and of.bucket in map(log_number, one.numbers)]
+    wanted = {*named_buckets(what)}
+    return [one for one in known(client) if wanted.intersection(one.numbers)]
+
+
+def _movable(client: Client, buckets: Collection[int], target: str) -> tuple[str, list[MovedTable]]:
+    """Return the shard that owns some buckets, and the tables with rows to move; raise where these cannot move."""
+    source = source_of(client, buckets, target)
+    _refuse_unfinished(client, buckets, source, target)
+    return source, moved_tables(client, buckets, source, target)
+
+
+def _movable_key(
+    client: Client, text: str, target: str
+) -> tuple[tuple[KeyName, str, Piece | None], str, list[MovedTable]]:
+    """Return what `_key_named` does, the shard of the key, and its tables; raise where the key cannot move."""
+    of, home, piece = _key_named(client, text)
+    source = piece.shard if piece is not None else home
+    _refuse_key(client, of, home, piece, target)
+    tables = moved_tables(client, [of.bucket], source, target, of)
+    _refuse_torn(client, of, source, tables)
+    return (of, home, piece), source, tables
+
+
 def _key_named(client: Client, text: str) -> tuple[KeyName, str, Piece | None]:
-    """Return a key, the shard of its bucket, and where it is if that is elsewhere."""
+    """Return a key, the shard of its bucket, and the piece that it is where it is elsewhere."""
     of, topology = _key_of(client, text), client.topology
     follow(client.log, client.nodes, topology, anew=True)
     home, piece = topology.shard_of(of.bucket), topology.split.get(of.bucket)
@@ -167,11 +404,33 @@ def _key_of(client: Client, text: str) -> KeyName:
     return of
 
 
+def _key_column(topology: Topology, schema: TableSchema) -> Column:
+    return schema.columns[schema.index[topology.table(schema.name).shard_key or schema.id_name]]
+
+
+def _refuse_unknown(topology: Topology, target: str) -> None:
+    """Raise where there is no such shard."""
+    if target not in topology.shards:
+        raise PipelineError(f"no shard {target!r} is in this deployment{did_you_mean(target, topology.shards)}")
+
+
+def _refuse_unfinished(client: Client, buckets: Collection[int], source: str, target: str) -> None:
+    """Raise where a shard keeps rows of buckets that have left it, unless all buckets of that move go back together."""
+    came = {leg.move: leg.source for leg in moves.legs(client.nodes.primary(source), buckets).values()}
+    for move, before in came.items():
+        legs = moves.legs(client.nodes.primary(before)) if before != source else {}
+        kept = {bucket for bucket, leg in legs.items() if leg.move == move and leg.state == MOVED}
+        if kept and not (target == before and kept <= {*buckets}):
+            raise PipelineError(
+                f"{before} keeps the rows of {format_ranges(kept)} until their last move is over: wait for that, see "
+                f"pipeline move list, or send them back: pipeline move back {format_ranges(kept)}"
+            )
+
+
 def _refuse_key(client: Client, of: KeyName, home: str, piece: Piece | None, target: str) -> None:
     """Raise where a key cannot go to a shard."""
     topology, source = client.topology, home if piece is None else piece.shard
-    if target not in topology.shards:
-        raise PipelineError(f"no shard {target!r} is in this deployment{did_you_mean(target, topology.shards)}")
+    _refuse_unknown(topology, target)
     if source == target:
         raise PipelineError(f"{target} has {of} already")
     if piece is not None and target != home:
@@ -186,41 +445,12 @@ def _refuse_key(client: Client, of: KeyName, home: str, piece: Piece | None, tar
     _refuse_unfinished(client, [of.bucket], home, home)
 
 
-def _refuse_pieces(placement: Placement, buckets: Collection[int]) -> None:
-    """Raise where a key of a bucket is away, or a shard keeps rows of one that has come back."""
-    for number, piece in placement.pieces.items():
-        if piece.of.bucket in buckets and number in placement.moves:
-            raise PipelineError(f"{piece.of} of bucket {piece.of.bucket} is being moved: see pipeline move list")
-
-
-def _refuse_lent(source: str, legs: Mapping[int, Leg]) -> None:
-    """Raise where a bucket has lent one of its keys, or is about to."""
-    for leg in legs.values():
-        if leg.of is not None and (leg.home in (LENT, STOPPED) or leg.under_way(source)):
-            other = leg.target if leg.source == source else leg.source
-            raise PipelineError(
-                f"{leg.of} of bucket {leg.of.bucket} is on {other}, or on its way: send it back first: pipeline move "
-                f"back {leg.of}"
-            )
-
-
-def _refuse_left_over(sides: Sides, shards: Iterable[str], of: KeyName, piece: int | None) -> None:
-    """Raise while a node knows of another move of the key, or of another one of its bucket, that is not over."""
-    for shard in shards:
-        for node in sides.nodes_of(shard):
-            for number, leg in moves.legs(node).items():
-                if leg.of is None or leg.of.bucket != of.bucket:
-                    continue
-                away = number == piece and leg.apart and leg.state == GONE
-                if leg.under_way(shard) or (number == piece and not away and leg.state not in OWNED):
-                    raise PipelineError(f"{node.node} has not got over the last move of {leg.of} yet: try again soon")
-
-
 def _refuse_torn(client: Client, of: KeyName, source: str, tables: Iterable[MovedTable]) -> None:
     """Raise where rows of a key and of others have to be on one shard, or a table halts its buckets."""
-    session, topology = client.nodes.primary(source), client.topology
+    session, topology, schemas = client.nodes.primary(source), client.topology, published(client)
     alike = {table.schema.name_there.lower() for table in tables}
-    for schema in published(client):
+    parents = {one.name_there.lower(): one for one in schemas}
+    for schema in schemas:
         rules = topology.table(schema.name)
         if rules.reference or not columns_of(session, schema.name_there):
             continue
@@ -229,7 +459,6 @@ def _refuse_torn(client: Client, of: KeyName, source: str, tables: Iterable[Move
                 f"[tables.{schema.name}] on_reject = 'halt' stops a bucket, and {of} would have one of its own: choose "
                 "'park' or 'skip'"
             )
-        parents = {one.name_there.lower(): one for one in published(client)}
         with session.translated():
             keys = constraints_of(session, schema.name_there).parents
         for key in keys:
@@ -257,19 +486,15 @@ def _by_one_key(topology: Topology, child: TableSchema, own: tuple[str, ...], pa
     return rules.shard_key == others.shard_key
 
 
-def _new_number(of: KeyName) -> int:
-    return new_piece(of.bucket, chance.getrandbits(40))
-
-
-def _movable(client: Client, buckets: Collection[int], target: str) -> tuple[str, list[MovedTable]]:
-    """Return the shard that owns some buckets, and the tables with rows to move; raise where these cannot move."""
-    source = source_of(client, buckets, target)
-    _refuse_unfinished(client, buckets, source, target)
-    return source, moved_tables(client, buckets, source, target)
+def _refuse_pieces(placement: Placement, buckets: Collection[int]) -> None:
+    """Raise where a key of a bucket is away, or a shard keeps rows of a key that has come back."""
+    for number, piece in placement.pieces.items():
+        if piece.of.bucket in buckets and number in placement.moves:
+            raise PipelineError(f"{piece.of} of bucket {piece.of.bucket} is being moved: see pipeline move list")
 
 
 def _refuse_busy(source: str, wanted: Iterable[int], marks: Mapping[int, Mark], found: Mapping[int, Leg]) -> None:
-    """Raise where a bucket is halted, or moves already."""
+    """Raise where a bucket applies no ops, or moves already."""
     for bucket in wanted:
         if bucket not in marks or marks[bucket].state not in APPLYING:
             state = marks[bucket].state if bucket in marks else "unknown"
@@ -281,97 +506,31 @@ def _refuse_busy(source: str, wanted: Iterable[int], marks: Mapping[int, Mark], 
             raise PipelineError(f"bucket {bucket} is being moved already: see pipeline move list")
 
 
-def _refuse_unfinished(client: Client, buckets: Collection[int], source: str, target: str) -> None:
-    """Raise where a shard still keeps rows of buckets that have left it, unless all of its move go back together."""
-    came = {leg.move: leg.source for leg in moves.legs(client.nodes.primary(source), buckets).values()}
-    for move, before in came.items():
-        legs = moves.legs(client.nodes.primary(before)) if before != source else {}
-        kept = {bucket for bucket, leg in legs.items() if leg.move == move and leg.state == MOVED}
-        if kept and not (target == before and kept <= {*buckets}):
+def _refuse_lent(source: str, legs: Mapping[int, Leg]) -> None:
+    """Raise where a bucket has lent one of its keys, or is about to."""
+    for leg in legs.values():
+        if leg.of is not None and (leg.home in (LENT, STOPPED) or leg.under_way(source)):
             raise PipelineError(
-                f"{before} keeps the rows of {format_ranges(kept)} until their last move is over: wait for that, see "
-                f"pipeline move list, or send them back: pipeline move back {format_ranges(kept)}"
+                f"{leg.of} of bucket {leg.of.bucket} is on {leg.other(source)}, or on its way: send it back first: "
+                f"pipeline move back {leg.of}"
             )
 
 
-def source_of(client: Client, buckets: Collection[int], target: str) -> str:
-    """Return the shard that owns some buckets.
-
-    Args:
-        client: the deployment.
-        buckets: which.
-        target: the shard that they are to move to.
-
-    Raises:
-        PipelineError: they are on several shards, on the target, or there are no such buckets or shard.
-    """
-    topology = client.topology
-    if target not in topology.shards:
-        raise PipelineError(f"no shard {target!r} is in this deployment{did_you_mean(target, topology.shards)}")
-    if strange := [bucket for bucket in buckets if not 0 <= bucket < topology.buckets] or not buckets:
-        raise PipelineError(f"no buckets {strange or ''}: there are 0-{topology.buckets - 1}")
-    follow(client.log, client.nodes, topology, anew=True)
-    owners = {topology.shard_of(bucket) for bucket in buckets}
-    if owners == {target}:
-        raise PipelineError(f"{target} owns {format_ranges(buckets)} already")
-    if len(owners) > 1:
-        raise PipelineError(
-            f"the buckets {format_ranges(buckets)} are on {', '.join(sorted(owners))}: move each shard's"
-        )
-    source = owners.pop()
-    if topology.group_of(source) != topology.group_of(target):
-        raise PipelineError(f"{source} and {target} have their logs in two Redis: buckets move within one only")
-    return source
+def _refuse_left_over(sides: Sides, shards: Iterable[str], of: KeyName, piece: int | None) -> None:
+    """Raise while a node knows of a move of the key, or of another key of its bucket, that is not over."""
+    for shard in shards:
+        for node in sides.nodes_of(shard):
+            for number, leg in moves.legs(node).items():
+                if leg.of is None or leg.of.bucket != of.bucket:
+                    continue
+                away = number == piece and leg.apart and leg.state == GONE
+                if leg.under_way(shard) or (number == piece and not away and leg.state not in OWNED):
+                    raise PipelineError(f"{node.node} has not got over the last move of {leg.of} yet: try again soon")
 
 
-def rows_to_move(client: Client, buckets: Collection[int], target: str) -> dict[str, int]:
-    """Return how many rows of each table would move: each is counted, where `sizes` reads the beginning of a table.
-
-    Args:
-        client: the deployment.
-        buckets: which; all on one shard.
-        target: the name of the shard that they would move to.
-
-    Raises:
-        PipelineError: they cannot be moved, with what to change.
-    """
-    source, tables = _movable(client, buckets, target)
-    return rows_in(client.nodes.primary(source), tables)
-
-
-def _key_column(topology: Topology, schema: TableSchema) -> Column:
-    return schema.columns[schema.index[topology.table(schema.name).shard_key or schema.id_name]]
-
-
-def sizes(client: Client, buckets: Collection[int], target: str) -> list[Size]:
-    """Return what would move, and how long that would take; nothing is changed on either shard.
-
-    The beginning of each table is read as a copy reads it, for a second or two.
-
-    Args:
-        client: the deployment.
-        buckets: which; all on one shard.
-        target: the name of the shard that they would move to.
-
-    Raises:
-        PipelineError: they cannot be moved, with what to change.
-    """
-    source, tables = _movable(client, buckets, target)
-    session = client.nodes.primary(source)
-    _refuse_busy(source, buckets, ledger_queries.marks_of(session, buckets), moves.legs(session, buckets))
+def _sizes(client: Client, source: str, tables: list[MovedTable]) -> list[Size]:
     with apart(client, source) as reader, reader.snapshot():
         return [size_of(reader, table) for table in tables]
-
-
-def under_way(client: Client) -> Iterator[Mover]:
-    """Yield a mover of each move that is not over, as far as the shards that answer say it.
-
-    Args:
-        client: the deployment.
-    """
-    for each in each_move(_told(client)):
-        if legs := [leg for shard, leg in each if leg.under_way(shard)]:
-            yield Mover(client, legs[0], tuple(sorted({leg.bucket for leg in legs})))
 
 
 def _told(client: Client) -> Told:
@@ -383,137 +542,6 @@ def _told(client: Client) -> Told:
         except Unavailable as error:  # a shard that is away hides no move of others
             logger.warning(Event("moves_unknown", shard=shard, error=error))
     return told
-
-
-def order_back(client: Client, what: str, who: str, keep_s: int = KEEP_S, note: MoveNote = DEFAULTS) -> Mover:
-    """Order that buckets, or a key, go back to where their last move began; see `order_move` and `order_key`.
-
-    Args:
-        client: the deployment.
-        what: ranges of buckets, or a key as for `order_key`.
-        who, keep_s, note: as for `order_move`.
-
-    Raises:
-        PipelineError: they have no move of all of them, or it is not over.
-    """
-    if "=" in what:
-        of, home, _ = _key_named(client, what)
-        return order_key(client, str(of), home, who, keep_s, note)
-    wanted = named_buckets(what)
-    return order_move(client, wanted, came_from(client, wanted), who, keep_s, note)
-
-
-def of_named(client: Client, what: str) -> list[Mover]:
-    """Return the movers of the moves under way that buckets, or a key, are part of.
-
-    Args:
-        client: the deployment.
-        what: ranges of buckets, or a key as for `order_key`.
-
-    Raises:
-        PipelineError: none of them moves.
-    """
-    if "=" not in what:
-        return of_buckets(client, named_buckets(what))
-    of = _key_of(client, what)
-    moving = ((one, one.leg.of) for one in under_way(client))
-    found = [one for one, its in moving if its is not None and its._replace(table=of.table) == of]
-    if not found:
-        raise PipelineError(f"{of} is not being moved: see pipeline move list")
-    return found
-
-
-def of_buckets(client: Client, buckets: Iterable[int]) -> list[Mover]:
-    """Return the movers of the moves under way that some buckets are part of.
-
-    Args:
-        client: the deployment.
-        buckets: which.
-
-    Raises:
-        PipelineError: none of them moves.
-    """
-    wanted = {*buckets}
-    found = [mover for mover in under_way(client) if wanted & {*mover.buckets}]
-    if not found:
-        raise PipelineError(f"none of the buckets {format_ranges(wanted)} is being moved: see pipeline move list")
-    return found
-
-
-class KnownMove(NamedTuple):
-    """A move as people are shown it.
-
-    Attributes:
-        buckets: as ranges; or the key that moves.
-        state: how far it is, `done`, or `not known` where a shard does not answer.
-        rows: that were copied so far.
-        trouble: why it ended, or the empty text.
-        total: about how many rows there are to copy; 0: not known.
-        left_s: about how long the copy takes from now, s; None: not known, or it is over.
-        waits: what the mover waits for; empty: for nothing.
-        limits: as options of the command.
-        numbers: of the buckets, or of the piece.
-    """
-
-    move: int
-    buckets: str
-    source: str
-    target: str
-    state: str
-    rows: int
-    who: str
-    began_ms: int
-    trouble: str
-    total: int
-    left_s: int | None
-    waits: str
-    limits: str
-    numbers: tuple[int, ...] = ()
-
-
-def known_of(client: Client, what: str) -> list[KnownMove]:
-    """Return the last moves of buckets, or of a key; see `known`.
-
-    Args:
-        client: the deployment.
-        what: ranges of buckets, or a key as for `order_key`.
-    """
-    if "=" in what:
-        of = _key_of(client, what)
-        named = ((one, one.buckets.partition("=")[2]) for one in known(client))
-        return [one for one, key in named if key == of.key and of.bucket in map(log_number, one.numbers)]
-    wanted = {*named_buckets(what)}
-    return [one for one in known(client) if wanted.intersection(one.numbers)]
-
-
-def key_sizes(client: Client, text: str, target: str) -> list[Size]:
-    """Return what would move with a key, and how long that would take; see `sizes`.
-
-    Args:
-        client: the deployment.
-        text: the table and the key, as for `order_key`.
-        target: the name of the shard.
-
-    Raises:
-        PipelineError: it cannot be moved, with what to change.
-    """
-    of, home, piece = _key_named(client, text)
-    source = piece.shard if piece is not None else home
-    _refuse_key(client, of, home, piece, target)
-    tables = moved_tables(client, [of.bucket], source, target, of)
-    _refuse_torn(client, of, source, tables)
-    with apart(client, source) as reader, reader.snapshot():
-        return [size_of(reader, table) for table in tables]
-
-
-def known(client: Client) -> list[KnownMove]:
-    """Return the last move of each bucket that has moved or was to, by move, the newest first.
-
-    Args:
-        client: the deployment.
-    """
-    told = _told(client)
-    return sorted((_shown(told, each) for each in each_move(told)), key=lambda one: -one.began_ms)
 
 
 def _shown(told: Told, each: OneMove) -> KnownMove:
@@ -535,21 +563,3 @@ def _shown(told: Told, each: OneMove) -> KnownMove:
         f"--keep {leg.keep_s} --max-lag {note.max_lag_s:g} --max-load {note.max_load}",
         tuple(sorted({one.bucket for _, one in each})),
     )
-
-
-def came_from(client: Client, buckets: Collection[int]) -> str:
-    """Return the shard from which the last move of some buckets began.
-
-    Args:
-        client: the deployment.
-        buckets: which.
-
-    Raises:
-        PipelineError: they have not moved, or from several shards, or the move is not that far.
-    """
-    owners = {client.topology.shard_of(bucket) for bucket in buckets}
-    legs = [moves.legs(client.nodes.primary(owner), buckets) for owner in owners]
-    sources = {leg.source for found in legs for leg in found.values()} - owners
-    if len(owners) != 1 or len(legs[0]) != len({*buckets}) or len(sources) != 1:
-        raise PipelineError(f"the buckets {format_ranges(buckets)} have no move of all of them to send back")
-    return sources.pop()

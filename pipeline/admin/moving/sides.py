@@ -1,4 +1,4 @@
-"""Ask the nodes of both shards of a move what they say of it, and whether they have time for more of it."""
+"""Query the nodes of both shards of a move: what they say of the move, and whether they have time for more."""
 
 from __future__ import annotations
 

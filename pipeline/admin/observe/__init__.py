@@ -250,6 +250,7 @@ class Observer:
             forged=counts.get("forged"),
             given_up=counts.get("given_up"),
             refused=counted.refused if isinstance(counted, OnPrimary) else "",
+            singly=counted.singly if isinstance(counted, OnPrimary) else None,
             buckets=queue.deepest,
             nodes=with_news(found, news),
             waits=waits[:MOST_WAITS],

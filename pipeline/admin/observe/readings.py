@@ -1,7 +1,7 @@
 """Read how far each node is, and a shard's queue: how long, how old. What does not answer is unknown.
 
-Learn how far each node is: query the node itself, or take the prober's report. What does not answer is unknown.
-Servers are asked side by side; a dead one costs the time-out once.
+Learn how far each node is: query the node itself, or take the prober's report. What does not answer is unknown. Servers
+are queried side by side; a dead one costs the time-out once.
 """
 
 from __future__ import annotations
@@ -61,13 +61,14 @@ _NOTHING = Noted(True, {})
 class OnPrimary:
     """What only a shard's primary knows: how many ops are set aside or lost, what is stopped, and what has moved.
 
-    `refused` names the op that was refused last.
+    `refused` names the op that was refused last; `singly`: the primary gets one statement at a time.
     """
 
     counts: Mapping[str, int]
     stops: Sequence[WaitReason]
     legs: Mapping[int, Leg] = field(default_factory=dict)
     refused: str = ""
+    singly: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,8 @@ def told_by(session: NodeSession, shard: str) -> OnPrimary:
     """
     counts = ledger_queries.counts(session)
     refused = ledger_queries.newest_refused(session) if counts["rejected"] else ""
-    return OnPrimary(counts, stop_reasons(session, shard), moves.legs(session), refused)
+    stops, legs = stop_reasons(session, shard), moves.legs(session)
+    return OnPrimary(counts, stops, legs, refused, not session.takes_several())
 
 
 class Primaries:

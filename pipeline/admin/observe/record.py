@@ -255,6 +255,7 @@ class ShardRecord:
         why: why something of the primary is unknown.
         given_up: refused ops that went within the last week since more was set aside than `[apply] rejects_mb`.
         refused: the op that was refused last: its place, its table and the error's number; empty where there is none.
+        singly: whether its primary, or a proxy before it, gets one statement at a time; None: not known.
     """
 
     shard: str
@@ -280,6 +281,7 @@ class ShardRecord:
     owned: int | None = None
     given_up: int | None = None
     refused: str = ""
+    singly: bool | None = None
 
     @property
     def state(self) -> ShardState:

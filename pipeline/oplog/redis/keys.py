@@ -1,4 +1,4 @@
-"""The layout in Redis: names of keys; entries that hold many ops of one producer, and are signed.
+"""Name the keys in Redis; write and read entries that hold many ops of one producer, and are signed.
 
     <prefix>:log:<bucket>       stream  the ops; positions <epoch>-<dense seq>
     <prefix>:big:<bucket>       string  bytes of the largest op of late, where ops are large
@@ -32,18 +32,18 @@
     <prefix>:seen               hash    node -> what upkeep last saw of it, as JSON; see `admin/absence`
     <prefix>:secret             string  signs session tokens, if the settings name no secret
 
-Sign what this deployment writes to Redis, and refuse what others write there.
-A signature is a keyed BLAKE2b (RFC 7693) behind what it signs, with a line's end between, which JSON of ours never
-holds. It is as strong as an HMAC, and takes 1.4 µs an op where `hmac.digest` with SHA-256 takes 7.8 µs. An op's says
-where the op belongs too: bucket, producer and the producer's sequence. So an entry can be neither changed nor repeated
-elsewhere; the same sequence again is what the shard has seen.
+Sign what this deployment writes to Redis, and refuse what others write there. A signature is a keyed BLAKE2b (RFC 7693)
+behind what it signs, with a line's end between, which JSON of ours never holds. BLAKE2b is as strong as an HMAC, and
+takes 1.4 µs an op where `hmac.digest` with SHA-256 takes 7.8 µs. An op's says where the op belongs too: bucket,
+producer and the producer's sequence. So an entry can be neither changed nor repeated elsewhere; the same sequence again
+is what the shard has seen.
 
-Put ops that one producer appends together into one entry of a stream: the server touches an entry, not each op.
-An entry of several ops stands at the position of the last one. So a read from a position finds the entry while a
-watermark is inside it. A trim by position deletes it once all its ops are applied. The positions before the last one
-are its other ops', in order, and so are the producer's sequences from the entry's own on.
+Put ops that one producer appends together into one entry of a stream: the server touches an entry, not each op. An
+entry of several ops has the position of the last one. So a read from a position finds the entry while a watermark is
+inside it. A trim by position deletes it once all its ops are applied. The positions before the last one are its other
+ops', in order, and so are the producer's sequences from the entry's own on.
 
-The entry's text is an op of the kind `pack`. Its `ops` are the texts of the ops, byte by byte. A release that knows no
+The text of an entry is an op of the kind `pack`, whose `ops` are the ops' texts, byte by byte. A release that knows no
 packs takes it for the op of a newer release, and lets it wait. Like inserts of one bulk call are a sheet, see
 `model/sheet`: their entry's text has the values column by column.
 """

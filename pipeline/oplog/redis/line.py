@@ -1,4 +1,4 @@
-"""One producer's own connection to Redis, the hot path of enqueue; epochs of scopes, claims of idempotency keys.
+"""Append over one producer's own connection to Redis, the hot path of enqueue; read epochs, claim idempotency keys.
 
 Let producers append to Redis: their lines, the epochs of scopes, the claims of idempotency keys.
 `enqueue.lua` gives out every position in a log, on one lineage of the server (its `master_replid`), under an epoch

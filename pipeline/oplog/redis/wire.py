@@ -1,4 +1,4 @@
-"""One socket to Redis: a packed command out, one reply in, with half of the driver's work per round trip.
+"""Send a packed command on one socket to Redis, and read its reply, with half of the driver's work per round trip.
 
 The driver makes the connection (address, TLS, login, database, Sentinel) and closes it; in between it is ours alone.
 """

@@ -1,9 +1,9 @@
 """Probe every node once a second, judge each shard's nodes by that, and publish the reports for all readers.
 
-Judge the health of one shard's nodes, probe by probe. Pure: probe results go in, reports come out.
-Invariant: only a good probe brings a node back. A node that fails and answers by turns, as with a third of its probes
-lost, stays out. It needs many good probes in a row, and each relapse doubles the number. A node that was restarted has
-failed once, for some seconds, and is back soon.
+Judge the health of one shard's nodes, probe by probe. Pure: probe results go in, reports come out. Invariant: only a
+good probe brings a node back. A node that fails and answers by turns, as with a third of its probes lost, stays out.
+Such a node needs many good probes in a row, and each relapse doubles the number. A node that was restarted has failed
+once, for some seconds, and is back soon.
 
 There is one prober in a deployment, in whichever worker holds the lease. So a node is probed once a second, however
 many processes read from it. A quiet shard without replicas is probed every five seconds: no read has a choice there.

@@ -5,10 +5,10 @@ Invariants: a read with a token is never sent where the token may not be seen. A
 taken for no lag. No replica at all is not the same as all replicas being well. Only a replica that is merely behind
 limits the primary.
 
-`Bounds` is what a caller asks of one read: how fresh, how long it may wait, and what else will do.
+`Bounds` is what a caller wants of one read: how fresh, how long it may wait, and what else will do.
 
-Count the reads of one process: those that run now, and which choices were made, for `status`, the demo and metrics.
-A process counts for itself. Its newest counts of choices go to Redis in the round trip that fetches the reports.
+Count the reads of one process: those that run now, and which choices were made, for `status`, the demo and metrics. A
+process counts for itself. The newest counts of choices go to Redis in the round trip that fetches the reports.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Read a bucket that is on its way to another shard: read its state on the nodes around the rows of a read.
 
-The states are asked before and behind the rows, in statements of their own. The target owns a bucket only once all its
-rows are there, and the source deletes rows only once its state says `gone`. A node replays commits in their order. So
-the rows between an owner's state and a state that is not `gone` are whole, on a replica too. A snapshot would prove the
-same. But a read may be within another of its thread, on one connection, and must see what was committed since.
+The states are queried before and behind the rows, in statements of their own. The target owns a bucket only once all
+its rows are there, and the source deletes rows only once its state says `gone`. A node replays commits in their order.
+So the rows between an owner's state and a state that is not `gone` are whole, on a replica too. A snapshot would prove
+the same. But a read may be within another of its thread, on one connection, and must see what was committed since.
 
 While nothing moves and the map is news, none of this is called.
 """
@@ -121,8 +121,7 @@ class Served:
             assert leg.of is not None
             pieces = {one: piece for one, piece in pieces.items() if piece.of.bucket != leg.of.bucket}
             here = leg.state in OWNED if leg.apart else True
-            other = leg.target if leg.source == shard else leg.source
-            pieces[number] = Piece(number, leg.of, shard if here else other)
+            pieces[number] = Piece(number, leg.of, shard if here else leg.other(shard))
             pairs[number] = leg.source, leg.target
         if found:
             self.topology.follow(placement._replace(pieces=pieces, moves=pairs))

@@ -1,7 +1,7 @@
 """Read and write what a shard keeps of moves of buckets: the row of the move, and the state of the bucket's watermark.
 
-A bucket that moves has a row on both shards. How far it is says the state of its watermark on each, so that anybody may
-go on with a move whose mover died. The row stays when the move is over, and says where the bucket has gone.
+A bucket that moves has a row on both shards. The state of its watermark on each says how far the move is, so that any
+mover may go on with it. The row stays when the move is over, and says where the bucket has gone.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ON_THE_WAY = (COPYING, CATCHING)
 #: no more threads than pt-online-schema-change lets it (`--max-load Threads_running=25`). A handful of workers run few;
 #: a primary that runs more has statements that wait for each other.
 MAX_LAG_S, MAX_LOAD = 5.0, 25
-#: Steps of a mover that are told apart here; see `MoveStep`. The step of copying has the name of the state.
+#: Steps of a mover that are distinguished here; see `MoveStep`. The step of copying has the name of the state.
 WAITING, COMPARING = "waiting", "comparing"
 
 
@@ -52,8 +52,8 @@ class RowPlace(msgspec.Struct, frozen=True):
         table: the number of the table in the plan.
         id: of the last row that is done; None: the table is done.
         rows: that are done so far, in all tables.
-        epoch, seq: the bucket's watermark that the rows are of. What of them is another since then, a later op of the
-            bucket's log has changed.
+        epoch, seq: the bucket's watermark that the rows are of. Later ops of the bucket's log name the rows that have
+            changed since.
     """
 
     plan: int
@@ -65,7 +65,7 @@ class RowPlace(msgspec.Struct, frozen=True):
 
     @property
     def mark(self) -> Position:
-        """The watermark."""
+        """The bucket's watermark that the rows are of."""
         return Position(self.epoch, self.seq)
 
 
@@ -80,18 +80,18 @@ class MoveNote(msgspec.Struct, frozen=True):
         verified: whether both shards were found equal, each row at one watermark.
         mapped: whether the map and the epochs say that the target owns the bucket.
         emptied: whether this node has no rows of the bucket any more.
-        cleaned: whether no node of this shard has any.
+        cleaned: whether no node of this shard has any rows of it.
         trouble: why the move has ended, or does not go on, with what to do; empty: nothing is wrong.
         max_lag_s: how far a replica of either shard may be behind while rows are copied or deleted, s.
         max_load: how many threads a primary of either shard may run meanwhile.
         total: about how many rows there are to copy; 0: not known.
         copied_from_ms: when the copy began, ms since 1970.
-        told_ms: when the mover last noted what it is at, ms since 1970.
+        told_ms: when the mover last noted its step, ms since 1970.
         waits: what the mover waits for; empty: it goes on.
-        waits_from_ms: since when it waits for just that.
-        step: what the mover is at, or was at before it waited; see `MoveStep`.
-        step_rows: that it has counted in this step.
-        step_from_ms: when this step began.
+        waits_from_ms: since when it waits for just that, ms since 1970.
+        step: the mover's, or the one before it waited; see `MoveStep`.
+        step_rows: that the mover has counted in this step.
+        step_from_ms: when this step began, ms since 1970.
     """
 
     rows: int = 0
@@ -125,10 +125,15 @@ class Leg(NamedTuple):
     Attributes:
         bucket: its number; of a piece, the piece's.
         move: the number of the move.
+        source, target: the shards.
+        began_ms: when the move was ordered, ms since 1970.
+        keep_s: how long the source keeps its rows once the target goes on, s.
+        who: ordered the move.
+        note: how far the move is.
         state, position: of the bucket's watermark there; None: it has none. A piece that is in its bucket has the
-            bucket's, and is `moved` where that has stopped.
-        of: of a piece, the key that it is; None: it is a bucket.
-        apart: whether it has a watermark of its own there: always, but for a piece that is in its bucket.
+            bucket's, and is `moved` where the bucket has stopped.
+        of: of a piece, its key; None: the row is a bucket's.
+        apart: whether bucket or piece has a watermark of its own there: always, but for a piece in its bucket.
         home: of a piece, the state of its bucket's watermark there; None: there is none.
     """
 
@@ -146,11 +151,19 @@ class Leg(NamedTuple):
     apart: bool = True
     home: str | None = None
 
-    def under_way(self, shard: str) -> bool:
-        """Return whether the move goes on, or has left rows behind, as the row on a shard shows it.
+    def other(self, shard: str) -> str:
+        """Return the other one of the move's two shards.
 
         Args:
-            shard: which.
+            shard: one of them.
+        """
+        return self.target if self.source == shard else self.source
+
+    def under_way(self, shard: str) -> bool:
+        """Return whether the move goes on, or has left rows behind.
+
+        Args:
+            shard: whose row this is.
         """
         if not self.apart:
             return shard == self.source
@@ -160,28 +173,26 @@ class Leg(NamedTuple):
 
 
 def legs(session: NodeSession, buckets: Iterable[int] | None = None) -> dict[int, Leg]:
-    """Return the row of the last move of each bucket that has ever moved; none where the table is not there yet.
+    """Return the row of the last move of each bucket and piece that has moved; none where the table is not there yet.
 
     Args:
         session: of a node, outside a transaction.
         buckets: which; None: all.
     """
-    try:
-        return _legs(session.query(_legs_sql(buckets)))
-    except NotMigrated:
-        pass
-    try:
-        return _legs(session.query(_legs_sql(buckets, pieces=False)))
-    except NotMigrated:
-        return {}
+    for pieces in (True, False):  # a database that is not migrated yet has no columns for pieces, or no table
+        try:
+            return _legs(session.query(_legs_sql(buckets, pieces=pieces)))
+        except NotMigrated:
+            continue
+    return {}
 
 
 class Seat(NamedTuple):
-    """What a node says of the rows of a bucket, or of a key that has a shard of its own: whether it serves them.
+    """What a node says of a bucket, or of a key that has a shard of its own: whether it serves the rows.
 
     Attributes:
-        state: of the bucket there, or of the key: while the key is in its bucket, of that.
-        move: the number of its last move; 0: it has none there.
+        state: of the bucket there, or of the key: the bucket's while the key is in its bucket.
+        move: the number of the last move; 0: there was none.
     """
 
     state: str
@@ -189,7 +200,7 @@ class Seat(NamedTuple):
 
     @property
     def owned(self) -> bool:
-        """Whether this shard owns it."""
+        """Whether this shard owns the bucket or the key."""
         return self.state in OWNED
 
     @property
@@ -199,11 +210,11 @@ class Seat(NamedTuple):
 
 
 def seats(session: NodeSession, numbers: Iterable[int] | None = None) -> dict[int, Seat]:
-    """Return who serves buckets and pieces, as a node says it; of what it has never had, nothing.
+    """Return what a node says of buckets and pieces; nothing of those that the node has never had.
 
     Args:
         session: of a node, outside a transaction.
-        numbers: which; None: all of which it has a watermark.
+        numbers: which; None: all of which the node has a watermark.
     """
     wanted = None if numbers is None else {*numbers}
     named = None if wanted is None else wanted | {*map(log_number, wanted)}
@@ -228,13 +239,8 @@ def last_moves(session: NodeSession, numbers: Iterable[int]) -> dict[int, Leg]:
         session: of a node, outside a transaction.
         numbers: of both.
     """
-    which = _list(numbers)
-    sql = f"{_legs_sql()} WHERE pipeline_moves.bucket IN ({which}) OR pipeline_moves.of_bucket IN ({which})"
-    try:
-        with session.translated():
-            return _legs(session.rows(sql)) if which else {}
-    except NotMigrated:
-        return {}
+    wanted = {*numbers}
+    return _legs_if_migrated(session, _with_pieces_sql(wanted)) if wanted else {}
 
 
 def keys_apart(session: NodeSession) -> dict[int, Leg]:
@@ -243,9 +249,13 @@ def keys_apart(session: NodeSession) -> dict[int, Leg]:
     Args:
         session: of a node, outside a transaction.
     """
+    return _legs_if_migrated(session, f"{_legs_sql()} WHERE pipeline_moves.of_bucket IS NOT NULL")
+
+
+def _legs_if_migrated(session: NodeSession, sql: str) -> dict[int, Leg]:
     try:
         with session.translated():
-            return _legs(session.rows(f"{_legs_sql()} WHERE pipeline_moves.of_bucket IS NOT NULL"))
+            return _legs(session.rows(sql))
     except NotMigrated:
         return {}
 
@@ -255,7 +265,7 @@ def _state_here(states: Mapping[int, str], number: int) -> str | None:
     own, home = states.get(number), states.get(log_number(number))
     if number < FIRST_PIECE or home not in OWNED:
         return own
-    if own is not None:  # the bucket goes on without the key, whose rows here are of before
+    if own is not None:  # the bucket goes on without the key, whose rows here are old
         return GONE if own == MOVED else own
     return None if home == LENT else MOVED if home == STOPPED else home
 
@@ -267,13 +277,12 @@ def pieces_within(session: NodeSession, numbers: Iterable[int]) -> dict[int, Leg
         session: inside a transaction.
         numbers: of buckets, of pieces, or of both.
     """
-    which = _list(numbers)
-    sql = f"{_legs_sql()} WHERE pipeline_moves.bucket IN ({which}) OR pipeline_moves.of_bucket IN ({which})"
-    return {number: leg for number, leg in _legs(session.rows(sql)).items() if leg.of is not None}
+    found = _legs(session.rows(_with_pieces_sql(numbers)))
+    return {number: leg for number, leg in found.items() if leg.of is not None}
 
 
 def legs_within(session: NodeSession, buckets: Iterable[int]) -> dict[int, Leg]:
-    """Return the same within an open transaction.
+    """Return the row of the last move of each of some buckets or pieces.
 
     Args:
         session: inside a transaction.
@@ -292,11 +301,9 @@ def moving(session: NodeSession, shard: str, buckets: Collection[int]) -> set[in
     """
     if not buckets:
         return set()
-    which, wanted = _list(buckets), {*buckets}
-    sql = f"{_legs_sql()} WHERE pipeline_moves.bucket IN ({which}) OR pipeline_moves.of_bucket IN ({which})"
-    legs = [leg for leg in _legs(session.rows(sql)).values() if leg.under_way(shard)]
-    # what is set aside of a key's ops comes along with it: its bucket counts, too
-    return {number for leg in legs for number in (leg.bucket, leg.of.bucket if leg.of else leg.bucket)} & wanted
+    legs = [leg for leg in _legs(session.rows(_with_pieces_sql(buckets))).values() if leg.under_way(shard)]
+    # a key's ops that are set aside come along with the key: its bucket counts, too
+    return {number for leg in legs for number in (leg.bucket, leg.of.bucket if leg.of else leg.bucket)} & {*buckets}
 
 
 def lent_by(shard: str, told: Mapping[int, Leg]) -> dict[int, tuple[str, int]]:
@@ -309,7 +316,7 @@ def lent_by(shard: str, told: Mapping[int, Leg]) -> dict[int, tuple[str, int]]:
     found = dict[int, tuple[str, int]]()
     for number, leg in told.items():
         if leg.of is not None and (leg.home in (LENT, STOPPED) or (not leg.apart and leg.under_way(shard))):
-            found[leg.of.bucket] = leg.target if leg.source == shard else leg.source, number
+            found[leg.of.bucket] = leg.other(shard), number
     return found
 
 
@@ -317,7 +324,7 @@ def stage_of(here: Mapping[int, Leg], there: Mapping[int, Leg]) -> str:
     """Return what is to be done next in a move.
 
     Args:
-        here, there: the rows that the primaries of its source and of its target have of it, by bucket.
+        here, there: the move's rows on the primaries of its source and of its target, by bucket.
     """
     left, came = {leg.state for leg in here.values()}, {leg.state for leg in there.values()}
     if there and came == {GONE}:
@@ -336,9 +343,9 @@ def stage_of(here: Mapping[int, Leg], there: Mapping[int, Leg]) -> str:
 
 
 def stopped(told: Mapping[str, Mapping[int, Leg]], shard: str) -> dict[int, Leg]:
-    """Return the buckets that a shard has stopped for a move, and no other has begun with.
+    """Return the buckets that a shard has stopped for a move, and that no other shard has begun with.
 
-    A bucket one of whose keys leaves, or comes back, is stopped until it goes on itself.
+    A bucket one of whose keys leaves, or comes back, is stopped until the bucket itself goes on.
 
     Args:
         told: by shard, the last move of each bucket that has moved.
@@ -367,7 +374,7 @@ def moving_reasons(legs: Mapping[int, Leg]) -> list[WaitReason]:
 
 
 def write_leg(session: NodeSession, leg: Leg) -> None:
-    """Write the row of a move; one of an earlier move goes.
+    """Write the row of a move in place of an earlier move's.
 
     Args:
         session: inside a transaction that holds the bucket's watermark.
@@ -384,7 +391,7 @@ def write_leg(session: NodeSession, leg: Leg) -> None:
 
 
 def note(session: NodeSession, buckets: Collection[int], move: int, **changes: Any) -> None:
-    """Store something of how far a move is, or of what a shard has of it; committed when this returns.
+    """Change the note of a move; committed when this returns.
 
     Args:
         session: of a primary, outside a transaction.
@@ -402,7 +409,7 @@ def note(session: NodeSession, buckets: Collection[int], move: int, **changes: A
 def note_each(
     session: NodeSession, buckets: Collection[int], name: str, values: Mapping[int, object], **changes: Any
 ) -> None:
-    """Store something of how far a move is.
+    """Change the notes of a move, each by a value of its own.
 
     Args:
         session: of a primary, inside a transaction whose fence holds.
@@ -416,14 +423,14 @@ def note_each(
 
 
 def note_progress(session: NodeSession, buckets: Collection[int], move: int, step: str, text: str, rows: int) -> None:
-    """Note what a mover is at. What anybody else notes meanwhile stays, and this is not noted.
+    """Note a mover's step, unless somebody else changes the note meanwhile.
 
     Args:
         session: of the target's primary, outside a transaction.
         buckets: of the move.
         move: its number.
-        step: what it is at; see `MoveStep`.
-        text: of a wait, what it waits for.
+        step: the mover's; see `MoveStep`.
+        text: of a wait, what the mover waits for.
         rows: of the step so far.
     """
     for bucket, leg in legs(session, buckets).items():
@@ -442,7 +449,7 @@ class Fence(NamedTuple):
     Attributes:
         buckets: of the move.
         move: its number.
-        states: those of which each bucket has one.
+        states: of which each bucket has one.
         attempt: the number of the attempt to copy; None: any.
     """
 
@@ -452,7 +459,7 @@ class Fence(NamedTuple):
     attempt: int | None = None
 
     def holds(self, session: NodeSession) -> bool:
-        """Return whether it holds, and let it hold until the transaction ends.
+        """Return whether the fence holds, and let it hold until the transaction ends.
 
         Args:
             session: inside a transaction.
@@ -469,17 +476,17 @@ class Fence(NamedTuple):
 
 
 def change_state(session: NodeSession, fence: Fence, after: str) -> bool:
-    """Change the state of a move's buckets; return whether it was done.
+    """Change the state of a move's buckets where its fence holds; return whether it does.
 
     Args:
         session: inside a transaction.
-        fence: is to hold before.
+        fence: of the move.
         after: the new state; `active` becomes `holding` where ops that are set aside hold rows.
     """
     if not fence.holds(session):
         return False
     legs = legs_within(session, fence.buckets).values()
-    # a piece that is in its bucket stops, and goes on, with that
+    # a piece that is in its bucket stops, and goes on, with the bucket
     within = [leg.of.bucket for leg in legs if leg.of is not None and not leg.apart]
     if within:
         set_state(session, within, STOPPED if after == MOVED else after)
@@ -534,7 +541,7 @@ def forget_pieces(session: NodeSession, buckets: Collection[int], but: int | Non
     Args:
         session: inside the transaction that orders or begins another move of the buckets.
         buckets: which.
-        but: the piece that it is about.
+        but: the piece of that other move, if it is one of a key.
     """
     found = pieces_within(session, buckets).keys() - {but}
     if found:
@@ -543,9 +550,9 @@ def forget_pieces(session: NodeSession, buckets: Collection[int], but: int | Non
 
 
 def forget_mover(session: NodeSession, bucket: int, shard: str) -> bool:
-    """Let nobody go on with the last move of a bucket, which has left a shard; return whether that is over.
+    """Let no mover go on with the last move of a bucket, which has left a shard; return whether that move is over.
 
-    A mover that was thought dead would delete the bucket's rows there, and a key's among them that comes since.
+    A mover that was thought dead would delete the bucket's rows there, and those of a key that has come since.
 
     Args:
         session: inside a transaction that holds the bucket's watermark.
@@ -596,6 +603,12 @@ def _legs_sql(buckets: Iterable[int] | None = None, *, pieces: bool = True) -> s
     )
 
 
+def _with_pieces_sql(numbers: Iterable[int]) -> str:
+    """Return the query for the rows of buckets and pieces, and of the pieces of these buckets."""
+    which = _list(numbers)
+    return f"{_legs_sql()} WHERE pipeline_moves.bucket IN ({which}) OR pipeline_moves.of_bucket IN ({which})"
+
+
 def _legs(rows: Iterable[tuple[Any, ...]]) -> dict[int, Leg]:
     found = {}
     for bucket, move, source, target, began_ms, keep_s, who, text, state, epoch, seq, *more in rows:
@@ -611,7 +624,7 @@ def _legs(rows: Iterable[tuple[Any, ...]]) -> dict[int, Leg]:
 
 
 def _told(before: MoveNote, step: str, text: str, rows: int) -> MoveNote:
-    """Return the note of a move whose mover is at a step; while it waits, the step before counts on."""
+    """Return the note of a move whose mover is at a step; while the mover waits, the step before goes on."""
     now_ms = clock.wall_ms()
     if step == WAITING:
         since_ms = before.waits_from_ms if before.waits == text else now_ms

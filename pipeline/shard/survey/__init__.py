@@ -175,6 +175,7 @@ class Survey:
         zone: the server's own time zone in winter and in summer, where the pipeline's sessions have another.
         clocks: (table, trigger) of each trigger in the database that asks what time it is.
         sees_triggers: whether the user may see all triggers of the database.
+        takes_several: of a primary, by `NodeSession.takes_several`.
     """
 
     node: str
@@ -195,6 +196,7 @@ class Survey:
     zone: str = ""
     clocks: Sequence[tuple[str, str]] = ()
     sees_triggers: bool = True
+    takes_several: bool = True
 
     @property
     def release(self) -> tuple[str, tuple[int, ...]]:
@@ -255,6 +257,7 @@ def _mysql(session: NodeSession, tables: Sequence[str], primary: bool) -> Survey
         zone=mysql.other_zone(session),
         clocks=mysql.clock_triggers(session),
         sees_triggers=_sees_triggers(session),
+        takes_several=not primary or session.takes_several(),
     )
 
 

@@ -1,8 +1,8 @@
 """Query MySQL and MariaDB about themselves, with an ordinary user's rights; judge how like a replica is its primary.
 
-Judge whether a replica is like its primary: each row gets there, only replication writes, texts and times are equal.
-A replica's watermarks say what was applied. They prove nothing of rows that a filter left out, or whose errors were
-passed over: the watermarks moved all the same. Pure; `survey.mysql.traits` reads what is judged here.
+Judge whether a replica is like its primary: each row gets there, only replication writes, texts and times are equal. A
+replica's watermarks say what was applied. Watermarks prove nothing of rows that a filter left out, or whose errors were
+passed over: they moved all the same. Pure; `survey.mysql.traits` reads what is judged here.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from support.servers.admin import Servers, model, servers
 from support.servers.check_plants import PLANTS, Plant
+from support.servers.proxy import Proxy
 
 from pipeline import cli, clock
 from pipeline.admin import check
@@ -19,6 +20,7 @@ from pipeline.admin.check import evidence as gathering
 from pipeline.admin.check import servers as servers_check
 from pipeline.admin.check import surroundings
 from pipeline.admin.check.evidence import Finding
+from pipeline.admin.observe import Observer
 from pipeline.clock import polls
 from pipeline.config.settings import load
 from pipeline.oplog.redis.connection import Health
@@ -234,6 +236,21 @@ def test_clocks_that_differ_are_found(here: Servers, monkeypatch: pytest.MonkeyP
     [skewed] = [f for f in found if f.place == "clock"]
     assert skewed.nodes == ("redis", "s0", "s0-r0", "s1", "s1-r0")
     assert "behind" in skewed.what
+
+
+def test_a_server_that_drops_what_comes_with_another_statement_is_found_and_shown_by_status(here: Servers) -> None:
+    config, own = here.config(), f":{here.ports['s0']}"
+    with Proxy(here.ports["s0"]) as between:
+        between.drops_others = True
+        config["shards"]["s0"]["primary"] = config["shards"]["s0"]["primary"].replace(own, f":{between.port}")
+        found = check.check(config).findings
+        observer = Observer(load(config))
+        record = observer.look()
+        observer.close()
+
+    assert kinds(found) - USUAL == {("warning", "statements")}, shown(found)
+    assert [f.where for f in found if f.place == "statements"] == ["s0: statements"]
+    assert [shard.singly for shard in record.shards] == [True, False]
 
 
 def test_few_buckets_are_found(here: Servers) -> None:
