@@ -19,7 +19,7 @@ from pipeline.apply.grouping import Item
 from pipeline.apply.order import sent_ms_of
 from pipeline.errors import NewerOp, NotAnOp, PipelineError
 from pipeline.model import DELETE, HEAD_BYTES, INSERT, UPDATE, UPSERT, Entry, Op, Position, decode
-from pipeline.model.sheet import Read, SheetEntry, count_ops, last_of, last_seq, size_of
+from pipeline.model.sheet import Read, SheetEntry, count_ops, last_of, last_seq, entry_bytes
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
 from pipeline.shard import NodeSession, records
@@ -424,7 +424,7 @@ class EarlierOps:
             ahead.to = last_of(entries[-1]) if entries else ahead.to
             ahead.ended = count_ops(entries) < ops[bucket] and bucket not in large
             size_bytes, count = self._room
-            self._room = size_bytes - sum(map(size_of, unseen[bucket])), count - len(unseen[bucket])
+            self._room = size_bytes - sum(map(entry_bytes, unseen[bucket])), count - len(unseen[bucket])
 
     def _waited_s(self, place: Place, older: Collection[int]) -> tuple[float, float]:
         """Return how long an op had waited at the last look, -1 where its wait begins, and how long it has now."""
@@ -519,7 +519,7 @@ class EarlierOps:
             self._ahead, self._ahead_from_s = {}, now_s
         known = {bucket: self._ahead.get(bucket, Ahead(after, after)) for bucket, after in behind.items()}
         self._ahead = {bucket: ahead.behind(behind[bucket]) for bucket, ahead in known.items()}
-        kept = [size_of(entry) for ahead in self._ahead.values() for entry in ahead.entries]
+        kept = [entry_bytes(entry) for ahead in self._ahead.values() for entry in ahead.entries]
         self._room = MOST_BYTES - sum(kept), MOST_AHEAD - len(kept)
         if deep:
             short = {bucket: DEEP - count_ops(ahead.entries) for bucket, ahead in self._ahead.items() if ahead.oldest()}

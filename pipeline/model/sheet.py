@@ -218,7 +218,7 @@ def last_of(entry: Read) -> Position:
     return entry.last if isinstance(entry, SheetEntry) else entry.position
 
 
-def size_of(entry: Read) -> int:
+def entry_bytes(entry: Read) -> int:
     """Return about how many bytes the ops of an entry have.
 
     Args:
