@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from pipeline import clock
@@ -18,12 +19,12 @@ from pipeline.apply.footprint import EVENTS, EVENTS_OF
 from pipeline.apply.grouping import Item
 from pipeline.apply.order import sent_ms_of
 from pipeline.errors import NewerOp, NotAnOp, PipelineError
-from pipeline.model import DELETE, HEAD_BYTES, INSERT, UPDATE, UPSERT, Entry, Op, Position, decode
-from pipeline.model.sheet import Read, SheetEntry, count_ops, last_of, last_seq, entry_bytes
+from pipeline.model import COPY, DELETE, HEAD_BYTES, INSERT, UPDATE, UPSERT, Entry, Op, Position, decode
+from pipeline.model.sheet import Read, SheetEntry, count_ops, entry_bytes, last_of, last_seq
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
 from pipeline.shard import NodeSession, records
-from pipeline.shard.driver_errors import is_about_parents, is_signal, may_be_early
+from pipeline.shard.driver_errors import is_about_parents, is_about_values, is_signal, may_be_early
 from pipeline.shard.records.set_aside import written_row
 from pipeline.shard.table_facts import Facts, constraints_in
 
@@ -47,8 +48,6 @@ MOST_AHEAD = 20_000
 MOST_BYTES = 8_000_000
 #: How many waiting ops a process keeps in mind before it forgets those that are decided.
 MOST_NOTED = 1_000
-#: Kinds of ops that make no row, and that make one of the table with which they begin.
-_MAKE_NO_ROW, _MAKE_OWN_ROW = (b"update", b"delete"), (b"insert", b"upsert")
 #: The most that one look at a waiting op adds to how long it has waited, s: a server that was away proves nothing.
 LOOK_S = 1.0
 
@@ -167,40 +166,69 @@ class NamedRow(NamedTuple):
         return named and sent_ms_of(entry) <= self.until_ms
 
 
-class NeededRows(NamedTuple):
-    """Rows that a refused op refers to, by the names of their tables in the database, for ops that may make one."""
+class Needed(NamedTuple):
+    """What may help an op that a constraint refuses; where nothing is named, any other op may.
 
-    rows: Mapping[str, Collection[int]]
+    Attributes:
+        rows: rows to which it refers, by the names of their tables in the database: an op may make one.
+        freed: the name of its own table, where a value is taken: an op on that may free the value.
+        cascades: whether an op on another table may, too, as its deletes may go on here.
+    """
+
+    rows: Mapping[str, Collection[int]] = MappingProxyType({})
+    freed: str = ""
+    cascades: bool = False
+
+
+class HelpingOps(NamedTuple):
+    """Ops that may help a refused one, and were enqueued before it."""
+
+    needed: Needed
     facts: FactBook
     refused: Item
     younger_ms: float
 
     def fits(self, entry: Read) -> bool:
-        """Return whether an entry may be of such ops, enqueued before the refused one.
+        """Return whether an entry may be of such ops.
 
         Args:
             entry: read from a log.
         """
         if sent_ms_of(entry) > until_ms(self.refused, entry.producer, self.younger_ms):
             return False
+        rows = self.needed.rows
         if isinstance(entry, SheetEntry):
-            ids = self.rows.get(self.facts.database_name(entry.sheet.table).lower(), ())
+            ids = rows.get(self.facts.database_name(entry.sheet.table).lower(), ())
             return any(row in entry.sheet.ids for row in ids)
-        kind, table = entry.payload.split(b'"', 4)[1:4:2] if entry.payload.count(b'"', 0, 200) >= 4 else (b"", b"")
-        if kind in _MAKE_NO_ROW or (kind in _MAKE_OWN_ROW and not self._is_needed(table)):
+        kind, table = _begins(entry.payload)
+        if kind == b"insert" and not self._may_make(table):
+            return False
+        if kind in (b"update", b"delete") and rows:
             return False
         try:
             members = decode(entry.payload).members
         except (NewerOp, NotAnOp):
             return True
-        return any(self._makes(op) for op in members if op.kind not in (UPDATE, DELETE))
+        return any(self._makes(op) if rows else self._frees(op) for op in members)
 
-    def _is_needed(self, table: bytes) -> bool:
-        return b"\\" in table or self.facts.database_name(table.decode(errors="replace")).lower() in self.rows
+    def _may_make(self, table: bytes) -> bool:
+        return b"\\" in table or self.facts.database_name(table.decode(errors="replace")).lower() in self.needed.rows
 
     def _makes(self, op: Op) -> bool:
-        ids = self.rows.get(self.facts.database_name(op.table).lower(), ())
-        return bool(ids) and (op.id is None or op.id in ids)
+        ids = self.needed.rows.get(self.facts.database_name(op.table).lower(), ())
+        return op.kind not in (UPDATE, DELETE) and bool(ids) and (op.id is None or op.id in ids)
+
+    def _frees(self, op: Op) -> bool:
+        if op.kind in (INSERT, COPY):
+            return False
+        own = self.facts.database_name(op.table).lower() == self.needed.freed
+        return own or self.needed.cascades
+
+
+def _begins(payload: bytes) -> tuple[bytes, bytes]:
+    """Return the kind of an op, and its table as JSON has it; nothing where that is not how an op begins."""
+    words = payload[:HEAD_BYTES].split(b'"', 4)
+    return (words[1], words[3]) if len(words) == 5 else (b"", b"")
 
 
 class EarlierOps:
@@ -263,7 +291,7 @@ class EarlierOps:
         *,
         deletes_from: Facts | None = None,
         refused: bool = True,
-        needed: Mapping[str, Collection[int]] = {},
+        needed: Needed | None = None,
     ) -> WaitReason | None:
         """Return why an op that a constraint refuses, or that deletes, waits; None where it has its turn.
 
@@ -271,7 +299,7 @@ class EarlierOps:
             item: the op.
             deletes_from: of the table from which it deletes, if it does and is no group.
             refused: whether a constraint refuses it: then what is younger by `CLOCKS_MS` counts for a second.
-            needed: the rows one of which a refused op needs, see `needed_by`.
+            needed: what may help a refused op; None: any other.
         """
         if self._queued is None:
             self._queued = self._oldest_queued()
@@ -281,8 +309,8 @@ class EarlierOps:
         most_s = share * self._wait_s
         if row is not None:
             near = self._naming(item, row)
-        elif needed:
-            near = self._making(item, needed, younger_ms)
+        elif needed is not None and any(needed):
+            near = self._helping(item, needed, younger_ms)
         else:
             near = self._near(item, younger_ms)
             if not self._looked_deep and not any(sent_ms < at_ms for sent_ms in near.values()):
@@ -370,9 +398,9 @@ class EarlierOps:
         unseen = [bucket for bucket in self._unread(item) if bucket not in found and bucket not in self._waiting]
         return dict.fromkeys([*found, *unseen], 0.0)
 
-    def _making(self, item: Item, needed: Mapping[str, Collection[int]], younger_ms: float) -> dict[int, float]:
-        """Return of `_near` the buckets with an op that may make a row which an op refers to."""
-        found = self._first_in_each(item, NeededRows(needed, self._facts, item, younger_ms))
+    def _helping(self, item: Item, needed: Needed, younger_ms: float) -> dict[int, float]:
+        """Return of `_near` the buckets with an op that may help a refused one."""
+        found = self._first_in_each(item, HelpingOps(needed, self._facts, item, younger_ms))
         unseen = [bucket for bucket in self._unread(item) if bucket not in found]
         return dict.fromkeys(unseen, 0.0) | {bucket: sent_ms_of(entry) for bucket, entry in found.items()}
 
@@ -386,7 +414,7 @@ class EarlierOps:
             and any(sent_ms < item.op.at_ms for sent_ms in self._ahead[bucket].oldest().values())
         ]
 
-    def _first_in_each(self, item: Item, what: NamedRow | NeededRows) -> dict[int, Read]:
+    def _first_in_each(self, item: Item, what: NamedRow | HelpingOps) -> dict[int, Read]:
         """Return the first op that fits of each other bucket that has one, as far as may be looked."""
         found = dict[int, Read]()
         looked = {bucket: 0 for bucket in self._queued or () if bucket != item.entry.bucket}
@@ -555,10 +583,8 @@ class EarlierOps:
         }
 
 
-def needed_by(op: Op, facts: Facts, error: Exception) -> Mapping[str, Collection[int]] | None:
-    """Return which rows an op may lack that a constraint refuses, by the names of their tables in the database.
-
-    None: no other op can help. An empty mapping: any may.
+def needed_by(op: Op, facts: Facts, error: Exception) -> Needed | None:
+    """Return what may help an op that a constraint refuses; None: no other op can.
 
     Args:
         op: a row write.
@@ -567,12 +593,21 @@ def needed_by(op: Op, facts: Facts, error: Exception) -> Mapping[str, Collection
     """
     if not may_be_early(error):
         return None
-    events = EVENTS_OF.get(op.kind, EVENTS)
+    events, own = EVENTS_OF.get(op.kind, EVENTS), facts.database_name.lower()
     if is_signal(error):
         seen = any(event in events for event, _ in facts.constraints.triggers)
-        return None if seen and not facts.constraints.fired(*events) else {}
-    if not is_about_parents(error) or op.kind not in (INSERT, UPSERT, UPDATE) or facts.constraints.fired(*events):
-        return {}
+        return None if seen and not facts.constraints.fired(*events) else Needed()
+    if op.kind not in (INSERT, UPSERT, UPDATE) or facts.constraints.fired(*events):
+        return Needed()
+    if is_about_parents(error):
+        return Needed(_referred(op, facts))
+    if is_about_values(error) and own not in facts.constraints.reached:
+        return Needed(freed=own, cascades=bool(facts.constraints.parents))
+    return Needed()
+
+
+def _referred(op: Op, facts: Facts) -> Mapping[str, Collection[int]]:
+    """Return the ids to which an op refers, by the names of their tables; nothing where these are not all known."""
     found: dict[str, set[int]] = {}
     for column, parent in facts.parents:
         if column is None or parent.lower() in facts.constraints.reached:

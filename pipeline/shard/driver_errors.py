@@ -44,6 +44,7 @@ _MYSQL_PERMANENT = {
 #: list are about the values of the row itself.
 _MYSQL_OTHER_ROWS = {1062, 1216, 1217, 1451, 1452, 1586, 1761, 1762}
 #: Of these, what a foreign key says.
+_MYSQL_VALUE_TAKEN = {1022, 1062, 1169, 1586}
 _MYSQL_NO_PARENT = {1216, 1452}
 _MYSQL_RELATED_ROWS = {1216, 1217, 1451, 1452, 1761, 1762}
 #: SIGNAL: a trigger may have looked at other rows, too.
@@ -185,6 +186,15 @@ def is_about_parents(error: BaseException) -> bool:
         error: as the driver raised it.
     """
     return is_about_related_rows(error) if code_of(error) is None else code_of(error) in _MYSQL_NO_PARENT
+
+
+def is_about_values(error: BaseException) -> bool:
+    """Return whether *error* is the word of a unique index: a value is taken.
+
+    Args:
+        error: as the driver raised it.
+    """
+    return str(error).startswith("UNIQUE") if code_of(error) is None else code_of(error) in _MYSQL_VALUE_TAKEN
 
 
 def code_of(error: BaseException) -> int | None:

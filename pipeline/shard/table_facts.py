@@ -370,7 +370,7 @@ class Constraints:
         parents: its foreign keys.
         children: tables whose foreign keys point here, and their children: a delete may reach all of them.
         triggers: by event, the tables that its triggers may reach; all of them where the user may not see triggers.
-        reached: of its parents, in lower case, those that a trigger of any table may reach.
+        reached: of the table and its parents, in lower case, those that a trigger of any table may reach.
     """
 
     unique: tuple[tuple[str, ...], ...] = ()
@@ -434,15 +434,15 @@ def _mysql(session: NodeSession, tables: Sequence[str]) -> dict[str, Constraints
             tuple(key for key in keys if key.table.lower() == table.lower()),
             descendants(table, children),
             reach.get(table.lower(), ()),
-            _reached_parents(table, keys, reach),
+            _reached(table, keys, reach),
         )
         for table in tables
     }
 
 
-def _reached_parents(table: str, keys: Iterable[ForeignKey], reach: Mapping[str, Reach]) -> frozenset[str]:
-    parents = {key.parent.lower() for key in keys if key.table.lower() == table.lower()}
-    return frozenset(parents & {one.lower() for own in reach.values() for _, tables in own for one in tables})
+def _reached(table: str, keys: Iterable[ForeignKey], reach: Mapping[str, Reach]) -> frozenset[str]:
+    own = {table.lower(), *(key.parent.lower() for key in keys if key.table.lower() == table.lower())}
+    return frozenset(own & {one.lower() for own in reach.values() for _, tables in own for one in tables})
 
 
 def _sqlite(session: NodeSession, table: str) -> Constraints:
@@ -465,7 +465,7 @@ def _sqlite(session: NodeSession, table: str) -> Constraints:
         parents,
         descendants(table, children),
         reach.get(table.lower(), ()),
-        _reached_parents(table, parents, reach),
+        _reached(table, parents, reach),
     )
 
 

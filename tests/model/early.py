@@ -12,7 +12,6 @@ from itertools import accumulate, chain, combinations
 
 from model.early_values import (
     CLOCKS,
-    NEVER,
     RULES,
     STOPPED,
     Bounds,
@@ -359,10 +358,11 @@ class _Shards:
         others = [o for o in queued if self.bucket[o] != self.bucket[e]]
         if not refused and row is not None and self._on("names") and self.database.named(row):
             return [o for o in others if self.op[o].needs == row]
-        refers = needs == NEVER or (needs is not None and needs >= 0 and self.ops[needs].deletes is None)
-        if refused and refers and self.bounds.related and self._on("parents"):
-            return [o for o in others if self.entries[o] == needs]
-        return others
+        if not (refused and self.bounds.related and self._on("helpers")) or needs in (None, STOPPED):
+            return others
+        if needs >= 0 and self.ops[needs].deletes is not None:  # a value is taken
+            return [o for o in others if self.op[o].deletes is not None]
+        return [o for o in others if self.entries[o] == needs]
 
     # what passes --------------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ RULES = {
     "deletes last": "in a transaction a delete comes after all that was enqueued before it and may refer to its row",
     "parents first": "in a transaction with deletes an op comes after the one that makes the row that it names",
     "names": "a delete waits only for older ops that name its row's id",
-    "parents": "what a foreign key refuses waits only for ops that make the row to which it refers",
+    "helpers": "what a foreign key or a unique value refuses waits only for what may make the row, or free the value",
     "moves": "how long an op waits at most is counted while nothing moves that was enqueued before it",
     "marked": "what an op waits for is marked dirty",
     "rests end": "what a delete waits for is due before it waits no longer, though it rests",
@@ -74,7 +74,7 @@ class Bounds:
     together: bool = False  # each transaction takes all that is due, or the oldest of it
     room: int = 99  # of one transaction, and of each bucket's entries in it
     whole: bool = False  # all that is due, and nothing may be tried for nothing
-    related: bool = False  # what an op needs is a row to which it refers, by its id
+    related: bool = False  # what an op needs is a row to which it refers, by its id, or a value that is freed
     prompt: bool = False  # no op may wait for as long as it may
     queued: bool = False  # workers begin once all is enqueued
     deaths: int = 0  # of workers

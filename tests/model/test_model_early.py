@@ -216,7 +216,7 @@ NEEDED = {
     "filled up": Bounds(*CHILD_BEHIND_ANOTHER, workers=1, together=True, room=1, prompt=True),
     "deletes wait": Bounds(PARENT_DELETED),
     "deletes first": Bounds(*SPOOLED_BEHIND_A_DELETE_THAT_WAITS, workers=1, together=True),
-    "parents": Bounds(*IN_A_CIRCLE, workers=1, together=True, room=1, related=True, prompt=True),
+    "helpers": Bounds(*IN_A_CIRCLE, workers=1, together=True, room=1, related=True, prompt=True),
     "moves": Bounds(FAMILY),
 }
 

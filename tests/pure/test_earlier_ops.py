@@ -5,7 +5,7 @@ Only time counts in which this process looks, and nothing older moves.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from itertools import accumulate, starmap
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 from pymysql.err import IntegrityError
 
-from pipeline.apply.earlier_ops import LOOK_S, Wait, needed_by
+from pipeline.apply.earlier_ops import LOOK_S, Needed, Wait, needed_by
 from pipeline.model import DELETE, INSERT, UPDATE, UPSERT, Op, Position
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard.table_facts import Constraints, Facts, ForeignKey
@@ -53,7 +53,7 @@ OTHER_KIND = (ForeignKey(("up",), "one", ("code",)),)
 NO_PARENT, DOUBLE, SIGNAL, IS_REFERRED_TO = ((number, "as the server says") for number in (1452, 1062, 1644, 1451))
 
 
-def needed(op: Op, error: tuple[int, str], **constraints: Any) -> Mapping[str, Collection[int]] | None:
+def needed(op: Op, error: tuple[int, str], **constraints: Any) -> Needed | None:
     """Return what an op may need."""
     facts = Facts(TABLE, Constraints(**{"parents": KEYS} | constraints), (), (), "t")
     return needed_by(op, facts, IntegrityError(*error))
@@ -80,7 +80,7 @@ def op(kind: str = INSERT, **values: Any) -> Op:
     ids=str,
 )
 def test_the_rows_that_an_op_refers_to(what: Op, wanted: Mapping[str, set[int]]) -> None:
-    assert needed(what, NO_PARENT) == wanted
+    assert needed(what, NO_PARENT) == Needed(wanted)
 
 
 @pytest.mark.parametrize(
@@ -93,21 +93,26 @@ def test_the_rows_that_an_op_refers_to(what: Op, wanted: Mapping[str, set[int]])
     ids=["not by id", "a trigger may make it", "a trigger of its own may refer to others"],
 )
 def test_in_doubt_any_op_may_help(constraints: Mapping[str, Any]) -> None:
-    assert needed(op(up=5, off=6), NO_PARENT, **constraints) == {}
+    assert needed(op(up=5, off=6), NO_PARENT, **constraints) == Needed()
 
 
-@pytest.mark.parametrize("error", [DOUBLE, IS_REFERRED_TO])
-def test_any_op_may_free_a_value_or_delete_what_refers_to_a_row(error: tuple[int, str]) -> None:
-    assert needed(op(up=5, off=6), error) == {}
+def test_a_taken_value_is_freed_by_ops_on_its_table_and_where_rows_go_with_others_on_any() -> None:
+    assert needed(op(up=5, off=6), DOUBLE) == Needed(freed="t", cascades=True)
+    assert needed(op(up=5, off=6), DOUBLE, parents=()) == Needed(freed="t")
+    assert needed(op(up=5, off=6), DOUBLE, reached=frozenset({"t"})) == Needed()
+
+
+def test_any_op_may_delete_what_refers_to_a_row() -> None:
+    assert needed(op(DELETE), IS_REFERRED_TO) == needed(op(UPDATE, up=5), IS_REFERRED_TO) == Needed()
 
 
 @pytest.mark.parametrize(
     ("triggers", "wanted"),
     [
-        ((), {}),
+        ((), Needed()),
         ((("INSERT", ()),), None),
-        ((("INSERT", ("log",)),), {}),
-        ((("INSERT", ("@",)),), {}),
+        ((("INSERT", ("log",)),), Needed()),
+        ((("INSERT", ("@",)),), Needed()),
         ((("INSERT", ()), ("DELETE", ("log",))), None),
     ],
     ids=[

@@ -19,6 +19,7 @@ from pipeline.apply import transaction
 from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
 from pipeline.enqueue.producer import Run
+from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import LogUnavailable
 from pipeline.model import START
 from pipeline.testing import Sandbox, sandbox
@@ -30,6 +31,12 @@ TABLES = ("event", "parent", "child", "grandchild", "leaf", "node")
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers read the stops before each batch."""
     monkeypatch.setattr("pipeline.apply.pace.READ_EVERY_S", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def of_many_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each op is another producer's: what hosts' clocks say of its order may be wrong."""
+    monkeypatch.setattr(Publisher, "_take", lambda self, patient=False: self._made(patient))
 
 
 @pytest.fixture
@@ -248,19 +255,19 @@ def test_deletes_behind_an_op_do_not_keep_it_waiting_once_its_time_is_over(
 ) -> None:
     buckets = {pipeline.enqueue_insert(db.event, who=who).bucket: who for who in range(30)}
     first, *others = buckets.values()
-    pipeline.enqueue_insert(db.event, who=first, note="a")
     rows = [pipeline.enqueue_insert(db.child, who=first) for _ in others]
     box.drain()
     for who, row in zip(others, rows, strict=True):
         pipeline.enqueue_insert(db.grandchild, who=who, up=row.id)
-    doubled = pipeline.enqueue_insert(db.event, who=first, note="a")
+    refused = pipeline.enqueue_insert(db.event, who=first, note="never")
     for row in rows:
         pipeline.enqueue_delete(db.child.id == row.id)  # each waits for a bucket of its own
+    refuse(box)
     settings = ApplySettings(early_wait_s=1)
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, settings)
-    look(box, monkeypatch, worker, 3, due=[doubled.bucket], resting=list(buckets), each_s=1)
+    look(box, monkeypatch, worker, 3, due=[refused.bucket], resting=list(buckets), each_s=1)
 
-    assert doubled.status() == "rejected"
+    assert refused.status() == "rejected"
 
 
 def test_refused_ops_wait_for_what_is_behind_a_batch_only_at_its_end(
@@ -269,18 +276,17 @@ def test_refused_ops_wait_for_what_is_behind_a_batch_only_at_its_end(
     """Each that waited would else be something that the one before it waits for, back to the first of all."""
     monkeypatch.setattr(transaction, "FIRST_ROWS", 20)
     places, began_ns = two_buckets(box), clock.wall_ns()
-    taken = [pipeline.enqueue_insert(db.event, who=who, note=f"{who}") for who in places]
-    box.drain()
-    doubled = []
+    refuse(box)
+    refused = []
     for n in range(60):
         monkeypatch.setattr(clock, "wall_ns", lambda n=n: began_ns + n * 10**8)
-        doubled.append(pipeline.enqueue_insert(db.event, who=places[n % 2], note=f"{places[n % 2]}"))
+        refused.append(pipeline.enqueue_insert(db.event, who=places[n % 2], note=f"never {n}"))
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=20, breaker=False))
 
-    look(box, monkeypatch, worker, 20, due=[one.bucket for one in taken])
+    look(box, monkeypatch, worker, 20, due=[one.bucket for one in refused[:2]])
     monkeypatch.undo()
 
-    assert {one.status() for one in doubled} == {"rejected"}
+    assert {one.status() for one in refused} == {"rejected"}
 
 
 def test_what_refers_to_a_row_that_never_comes_is_no_part_of_a_circle(
@@ -371,11 +377,83 @@ def test_what_a_foreign_key_refuses_waits_for_nothing_else(
     assert states(*children, later) == ["rejected", "applied", "rejected", "queued"]
 
 
+def by_delete(db: Any, row: Any) -> None:
+    pipeline.enqueue_delete(row)
+
+
+def by_update(db: Any, row: Any) -> None:
+    pipeline.enqueue_update(row, note="b")
+
+
+@pytest.mark.parametrize("freed", [by_delete, by_update])
+def test_an_op_whose_value_is_taken_waits_for_whatever_may_free_the_value(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, freed: Callable[[Any, Any], None]
+) -> None:
+    first, second = two_buckets(box)
+    at, bucket = after(monkeypatch), box.client.topology.bucket_of("event", first)
+    at(0)
+    pipeline.enqueue_insert(db.event, who=first, note="a")
+    box.drain()
+    freed(db, (db.event.who == first) & (db.event.note == "a"))
+    at(10)
+    renewed = pipeline.enqueue_insert(db.event, who=second, note="a")
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+
+    look(box, monkeypatch, worker, 3, due=[renewed.bucket], resting=[bucket])
+    assert renewed.status() == "queued"
+    monkeypatch.undo()
+    box.log.postpone("s0", [bucket, renewed.bucket], 0)
+    box.drain()
+
+    assert renewed.status() == "applied"
+
+
+def test_an_op_whose_value_is_taken_waits_for_nothing_else(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    at = after(monkeypatch)
+    at(0)
+    child = pipeline.enqueue_insert(db.child, who=first)
+    pipeline.enqueue_insert(db.event, who=first, note="a")
+    box.drain()
+    others = [pipeline.enqueue_insert(db.event, who=first, note="b")]
+    others.append(pipeline.enqueue_delete((db.child.id == child.id) & (db.child.who == first)))
+    at(10)
+    doubled = pipeline.enqueue_insert(db.event, who=second, note="a")
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+
+    look(box, monkeypatch, worker, 3, due=[doubled.bucket], resting=[child.bucket])
+
+    assert states(doubled, *others) == ["rejected", "queued", "queued"]
+
+
+@pytest.mark.parametrize(("hosts", "wanted"), [(1, "rejected"), (2, "queued")])
+def test_of_ops_of_one_process_its_own_clock_says_which_was_before(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, hosts: int, wanted: str
+) -> None:
+    if hosts == 1:
+        of_one_host(box, monkeypatch)
+    refuse(box)
+    first, second = two_buckets(box)
+    at = after(monkeypatch)
+    at(0)
+    refused = pipeline.enqueue_insert(db.event, who=second, note="never")
+    at(10)
+    younger = pipeline.enqueue_insert(db.event, who=first)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+
+    look(box, monkeypatch, worker, 3, due=[refused.bucket], resting=[younger.bucket])
+
+    assert states(refused, younger) == [wanted, "queued"]
+
+
 @pytest.mark.parametrize("times", [2, 50])
 def test_no_op_waits_for_what_is_sent_again_and_was_applied_before(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     monkeypatch.setattr(transaction, "FIRST_ROWS", 4)
+    of_one_host(box, monkeypatch)
     first, second = two_buckets(box)
     at = after(monkeypatch)
 
@@ -933,6 +1011,19 @@ def look(
             box.log.postpone("s0", resting or [], 3_600_000)
             box.log.postpone("s0", due, 0)
             worker.apply()
+
+
+def of_one_host(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all ops be one producer's."""
+    producer = box.client.publisher._made(patient=False)
+    monkeypatch.setattr(Publisher, "_take", lambda self, patient=False: producer)
+
+
+def refuse(box: Sandbox) -> None:
+    """Let the database refuse events, as a program of its own may: nobody knows what it looks at."""
+    says = "BEGIN SELECT RAISE(ABORT, 'never'); END"
+    session = box.client.nodes.primary("s0")
+    session.execute(f"CREATE TRIGGER refuses BEFORE INSERT ON event WHEN NEW.note LIKE 'never%' {says}")
 
 
 def states(*receipts: Any) -> list[str]:

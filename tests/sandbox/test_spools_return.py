@@ -7,6 +7,7 @@ waits for it.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,11 +40,12 @@ def db() -> Iterator[Any]:
 
 
 class Host:
-    """A host's calls in order; its clock and its families."""
+    """A host's calls in order; its clock, its families and its producers."""
 
     def __init__(self, db: Any, luck: random.Random, places: list[int]):
         self._db, self._luck, self._places, self.at_ms = db, luck, places, luck.uniform(0, 50)
         self._steps: list[Any] = []
+        self.producers = deque[Any]()
 
     def call(self) -> Receipt:
         """Make the next call: of the last family, or an event, or a new family."""
@@ -107,6 +109,7 @@ def sent(
         n = luck.choice([n for n, ops in enumerate(left) if ops])
         for _ in range(min(left[n], luck.randint(1, most))):
             left[n] -= 1
+            monkeypatch.setattr(box.client.publisher, "idle", hosts[n].producers)
             monkeypatch.setattr(clock, "wall_ns", lambda n=n: now_ns + int(hosts[n].at_ms * 10**6))
             receipts.append(hosts[n].call())
     monkeypatch.setattr(clock, "wall_ns", lambda: now_ns + 10**10)
