@@ -20,11 +20,11 @@ from pipeline.apply.grouping import Item
 from pipeline.apply.order import sent_ms_of
 from pipeline.errors import NewerOp, NotAnOp, PipelineError
 from pipeline.model import COPY, DELETE, HEAD_BYTES, INSERT, UPDATE, UPSERT, Entry, Op, Position, decode
-from pipeline.model.sheet import Read, SheetEntry, count_ops, entry_bytes, last_of, last_seq
+from pipeline.model.sheet import Read, SheetEntry, count_ops, entries_behind, entry_bytes, last_of, last_seq
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
 from pipeline.shard import NodeSession, records
-from pipeline.shard.driver_errors import is_about_parents, is_about_values, is_signal, may_be_early
+from pipeline.shard.driver_errors import code_of, is_about_parents, is_about_values, is_signal, may_be_early
 from pipeline.shard.records.set_aside import written_row
 from pipeline.shard.table_facts import Facts, constraints_in
 
@@ -125,7 +125,7 @@ class Ahead:
         if start < self.start:
             return Ahead(start, start)
         head = self.head if self.head is not None and self.head.position > start else None
-        return Ahead(start, max(start, self.to), [one for one in self.entries if last_of(one) > start], head)
+        return Ahead(start, max(start, self.to), entries_behind(start, self.entries), head)
 
     def oldest(self) -> dict[int, float]:
         """Return when each producer's oldest op was enqueued, ms."""
@@ -419,7 +419,7 @@ class EarlierOps:
         found = dict[int, Read]()
         looked = {bucket: 0 for bucket in self._queued or () if bucket != item.entry.bucket}
         ops = DEEP
-        while True:
+        while ops <= MOST_AHEAD:
             for bucket, start in looked.items():
                 entries = self._ahead[bucket].entries
                 if (entry := next(filter(what.fits, entries[start:]), None)) is not None:
@@ -427,9 +427,10 @@ class EarlierOps:
                 looked[bucket] = len(entries)
             looked = {b: n for b, n in looked.items() if b not in found and not self._ahead[b].ended}
             if not looked or min(self._room) <= 0:
-                return found
-            self._look_further(dict.fromkeys(looked, ops))
+                break
+            self._look_further(dict.fromkeys(looked, min(ops, max(1, self._room[1] // len(looked)))))
             ops *= 4
+        return found
 
     def _look_further(self, ops: Mapping[int, int]) -> None:
         """Read the next ops of buckets, behind those that were looked at.
@@ -500,9 +501,11 @@ class EarlierOps:
             item: the op.
         """
         self._putting_off[item.entry.bucket] = item.entry.position
-        items = self._batch.items if self._batch is not None else ()
-        at_ms, bucket = item.op.at_ms, item.entry.bucket
-        older = {one.entry.bucket for one in items if one.op.at_ms < at_ms and one.entry.bucket != bucket}
+        at_ms, bucket, older = item.op.at_ms, item.entry.bucket, set[int]()
+        if self._batch is not None:
+            older |= {one.entry.bucket for one in self._batch.items if one.op.at_ms < at_ms}
+            older |= {one.bucket for one in self._batch.sheets if one.sheet.at_ms < at_ms}
+        older.discard(bucket)
         self._behind_what[bucket] = at_ms, older
         return self._reason(item)
 
@@ -600,7 +603,9 @@ def needed_by(op: Op, facts: Facts, error: Exception) -> Needed | None:
     if op.kind not in (INSERT, UPSERT, UPDATE) or facts.constraints.fired(*events):
         return Needed()
     if is_about_parents(error):
-        return Needed(_referred(op, facts))
+        # SQLite says the same where others refer to the row
+        clear = op.kind == INSERT or code_of(error) is not None or not facts.constraints.children
+        return Needed(_referred(op, facts)) if clear else Needed()
     if is_about_values(error) and own not in facts.constraints.reached:
         return Needed(freed=own, cascades=bool(facts.constraints.parents))
     return Needed()

@@ -236,7 +236,7 @@ def last_seq(entry: Read) -> int:
     return entry.producer_seq + (len(entry.sheet) - 1 if isinstance(entry, SheetEntry) else 0)
 
 
-def before(position: Position, entries: Iterable[Read]) -> list[Read]:
+def entries_before(position: Position, entries: Iterable[Read]) -> list[Read]:
     """Return the entries before a position; of a sheet, the part that is before it.
 
     Args:
@@ -249,6 +249,23 @@ def before(position: Position, entries: Iterable[Read]) -> list[Read]:
             break
         if isinstance(entry, SheetEntry) and entry.last >= position:
             entry = entry.part(0, position.seq - entry.position.seq)
+        found.append(entry)
+    return found
+
+
+def entries_behind(position: Position, entries: Iterable[Read]) -> list[Read]:
+    """Return the entries behind a position; of a sheet, the part that is behind it.
+
+    Args:
+        position: where they begin.
+        entries: of one bucket, in order.
+    """
+    found: list[Read] = []
+    for entry in entries:
+        if last_of(entry) <= position:
+            continue
+        if isinstance(entry, SheetEntry) and entry.position <= position:
+            entry = entry.part(position.seq - entry.position.seq + 1)
         found.append(entry)
     return found
 

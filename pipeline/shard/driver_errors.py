@@ -180,7 +180,7 @@ def is_signal(error: BaseException) -> bool:
 def is_about_parents(error: BaseException) -> bool:
     """Return whether *error* is the word of a foreign key that finds no row which the op refers to.
 
-    SQLite says the same of a row that others refer to: then the op deletes.
+    SQLite says the same of a row that others refer to.
 
     Args:
         error: as the driver raised it.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import pytest
 
 from pipeline.apply.grouping import Item
-from pipeline.apply.order import by_time
+from pipeline.apply.order import by_time, oldest
 from pipeline.model import DELETE, INSERT, Entry, Op, Position
+from pipeline.model.sheet import Read, Sheet, SheetEntry, entries_before, entries_behind, singly
 
 
 def families(luck: random.Random, ops: int, buckets: int) -> list[tuple[int, Op]]:
@@ -65,3 +67,43 @@ def test_where_ops_wait_for_each_other_in_a_circle_the_delete_comes_last() -> No
     order = by_time(items, lambda delete: (delete.id or 0,))
 
     assert [item.op.id for item in order] == [7, 9, 8, 6]
+
+
+def sheet(bucket: int, first: int, rows: int, at_ms: float) -> SheetEntry:
+    """Return a sheet of some rows, whose ids are their positions."""
+    ids = range(first, first + rows)
+    return SheetEntry(bucket, Position(1, first), 2, 10 + first, Sheet("t", "h", at_ms, ids, (1,), [list(ids)]))
+
+
+def places(entries: Iterable[Read]) -> list[tuple[int, int]]:
+    """Return the bucket and the row of each op."""
+    return [(entry.bucket, entry.position.seq) for entry in singly(entries)]
+
+
+def test_a_sheet_is_cut_where_a_bucket_has_to_end_or_has_come_to() -> None:
+    entries = [sheet(3, 0, 4, 1.0), sheet(3, 4, 4, 2.0)]
+
+    for seq in range(8):
+        before, behind = entries_before(Position(1, seq), entries), entries_behind(Position(1, seq), entries)
+        assert places(before) == [(3, row) for row in range(seq)]
+        assert places(behind) == [(3, row) for row in range(seq + 1, 8)]
+        assert [entry.producer_seq - 10 for entry in singly(behind)] == [row for _, row in places(behind)]
+    assert entries_before(Position(2, 0), entries) == entries == entries_behind(Position(0, 9), entries)
+
+
+@pytest.mark.parametrize(("most", "until"), [(1, 1.0), (9, 1.0), (10, 2.0), (18, 2.0), (19, 3.0), (99, 3.0)])
+def test_the_oldest_ops_of_all_are_taken_with_all_of_their_call(most: int, until: float) -> None:
+    calls = {
+        1: [sheet(1, 0, 5, 1.0), sheet(1, 5, 5, 2.0), sheet(1, 10, 1, 3.0)],
+        2: [sheet(2, 0, 4, 1.0), sheet(2, 4, 4, 2.0)],
+    }
+
+    found = oldest(calls, {1: 99, 2: 99}, most)
+
+    assert found == {b: [one for one in own if one.sheet.at_ms <= until] for b, own in calls.items()}
+
+
+def test_what_may_be_behind_what_was_read_is_younger() -> None:
+    calls = {1: [sheet(1, 0, 5, 1.0)], 2: [sheet(2, 0, 4, 1.0), sheet(2, 4, 4, 2.0)]}
+
+    assert oldest(calls, {1: 5, 2: 99}, 99) == {1: calls[1], 2: calls[2][:1]}

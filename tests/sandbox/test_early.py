@@ -367,8 +367,8 @@ def test_what_a_foreign_key_refuses_waits_for_nothing_else(
     pipeline.enqueue_delete((db.parent.id == gone.id) & (db.parent.who == first))
     later = pipeline.enqueue_insert(db.parent, who=first)
     at(10)
-    children = [pipeline.enqueue_insert(db.child, who=second, up=up) for up in (gone.id, other.id)]
-    row = (db.child.id == children[1].id) & (db.child.who == second)
+    children = [pipeline.enqueue_insert(db.leaf, who=second, up=up) for up in (gone.id, other.id)]
+    row = (db.leaf.id == children[1].id) & (db.leaf.who == second)
     children.append(pipeline.enqueue_update(row, up=gone.id))
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
 
