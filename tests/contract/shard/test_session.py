@@ -386,6 +386,8 @@ def test_a_trigger_reaches_what_it_names_and_what_that_reaches(session: NodeSess
     assert found.fired("INSERT") == found.fired("UPDATE") == {"box", "lid", "sum"}
     assert constraints_of(session, "box").fired("INSERT", "DELETE") == {"sum"}
     assert constraints_of(session, "other").triggers == constraints_of(session, "sum").triggers == ()
+    reached = {table: constraints_of(session, table).reached for table in tables}
+    assert reached == {"shelf": set(), "box": {"box"}, "lid": {"box", "lid"}, "sum": {"sum"}, "other": set()}
 
 
 #: A trigger that calls a function, which writes another table.
@@ -433,6 +435,7 @@ def test_to_a_user_that_may_not_see_triggers_every_table_has_some_that_reach_eve
     for constraints in unseen.values():
         for event in ("INSERT", "UPDATE", "DELETE"):
             assert constraints.fired(event) == {"t", "u", "@"}
+    assert [unseen[table].reached for table in ("t", "u")] == [{"t"}, {"u"}]
     assert (seen["t"].triggers, seen["u"].triggers) == ((("INSERT", ("u",)),), ())
 
 
