@@ -475,6 +475,21 @@ class EarlierOps:
         """
         self._settled.add(item.place)
 
+    def oldest_left_out(self, early: Mapping[int, Position]) -> float:
+        """Return when the oldest op was enqueued that a transaction leaves out, ms.
+
+        Args:
+            early: of each bucket, its first early op: what follows that is left out, too.
+        """
+        every = list[tuple[Read, float]]()
+        if self._batch is not None:
+            every += ((item.entry, item.op.at_ms) for item in self._batch.items)
+            every += ((entry, entry.sheet.at_ms) for entry in self._batch.sheets)
+        return min(
+            (at_ms for entry, at_ms in every if entry.bucket in early and last_of(entry) >= early[entry.bucket]),
+            default=inf,
+        )
+
     def is_settled(self, item: Item) -> bool:
         """Return whether an op that is refused is refused for good.
 

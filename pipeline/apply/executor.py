@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from math import inf
 
 from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early, needed_by
 from pipeline.apply.footprint import versioned
@@ -98,8 +97,6 @@ class Executor:
         self._limit = min(session.statement_bytes() - 1024, MOST_STATEMENT_BYTES)
         #: What was refused, and is tried again after all else, if others of the batch may help it.
         self._doubtful: list[Item] = []
-        #: When the first early op was enqueued, ms.
-        self._early_ms = inf
         self._early: dict[int, tuple[Position, WaitReason]] = {}
         self._at: Sequence[Item | SheetEntry] = ()
         self.sent: list[Sequence[Item | SheetEntry]] = []
@@ -402,7 +399,6 @@ class Executor:
         first = self._early.get(item.entry.bucket)
         if first is None or item.entry.position < first[0]:
             self._early[item.entry.bucket] = item.entry.position, reason
-        self._early_ms = min(self._early_ms, item.op.at_ms)
         if not self._patient:
             raise Early(self._early)
 
@@ -431,10 +427,12 @@ class Executor:
                 self._earlier.settle(item)
 
     def _settle(self) -> None:
-        """Note which refused ops nothing may help that is behind an early one, and the rest of the batch does not."""
+        """Note which refused ops nothing may help that is left out, and the rest of the batch does not."""
+        if self._earlier is None:
+            return
+        left_out_ms = self._earlier.oldest_left_out({bucket: first for bucket, (first, _) in self._early.items()})
         for item in self._doubtful:
-            old = item.op.at_ms + CLOCKS_MS < self._early_ms
-            if self._earlier is not None and old and not self._is_helped(item):
+            if item.op.at_ms + CLOCKS_MS < left_out_ms and not self._is_helped(item):
                 self._earlier.settle(item)
 
     def _is_helped(self, item: Item) -> bool:

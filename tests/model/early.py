@@ -142,8 +142,10 @@ class _Shards:
         if not early:
             yield Move(f"none of {self._ops(take.refused)} waits", _put(s, take, step="asked", let_go=let_go))
             return
-        first = min(self.op[e].at for e in early)
-        helped = self._put_off(s, take, self._unseen(s, take))
+        on_time = take._replace(early=take.early | early)
+        left_out = {*self._on_time(take)} - {*self._on_time(on_time)}
+        first = min(self.op[e].at for e in (left_out if self._on("behind too") else early))
+        helped = self._put_off(s, take, self._unseen(s, on_time))
         settled = {e for e in take.refused if e not in early | helped and self.op[e].at + CLOCKS < first}
         yield self._cut(s, take, early, let_go=let_go, settled=take.settled | settled)
 

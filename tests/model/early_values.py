@@ -24,6 +24,7 @@ RULES = {
     "tried again": "an op is rejected once it was refused after all else: the question what is queued, and its batch",
     "spent": "the youngest of what is put off is so no more, where nothing older of other buckets moves or waits",
     "settled": "what nothing in the transaction has helped is refused for good, and waits for nothing that is put off",
+    "behind too": "what may help a refused op is behind an early one also where it stands behind that in its bucket",
     "clocks": "what is younger by no more than clocks differ counts as enqueued before",
     "a second": "what is younger counts for a second, so that two that are both bad do not wait for each other",
     "at most": "an op waits for so long at most",

@@ -202,6 +202,7 @@ NEEDED = {
     "seen": Bounds(*SENT_AGAIN, workers=1, together=True, room=1, prompt=True),
     "spent": Bounds(*PUT_OFF_FOR_EVER, workers=1, together=True),
     "settled": Bounds(HELPED_BEFORE_A_PARENT, workers=1, together=True, queued=True, prompt=True),
+    "behind too": Bounds(*PUT_OFF_FOR_EVER, workers=1, together=True),
     "deletes last": Bounds(*CHILD_BEHIND_ANOTHER, workers=1, together=True, cascade=False),
     "parents first": Bounds(*FAMILY_BEHIND_ANOTHER, workers=1, together=True),
     "names": Bounds(*DELETES_BEFORE_OLDER, workers=1, together=True, queued=True, prompt=True),

@@ -309,6 +309,27 @@ def test_what_refers_to_a_row_that_never_comes_is_no_part_of_a_circle(
     assert (never.status(), set(states(*parents, *children, old))) == ("rejected", {"applied"})
 
 
+def test_an_op_is_not_refused_for_good_whose_parent_is_left_out_behind_an_early_op(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(box)
+    first, second, third = buckets_of(box, 3)
+    enqueued = enqueuing(monkeypatch)
+    older = enqueued(900, db.event, who=third)
+    enqueued(1000, db.event, who=first, note="never")  # directly, while what follows was in a spool
+    parent = enqueued(500, db.parent, who=first)
+    child = enqueued(600, db.child, who=second, up=parent.id)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+
+    look(box, monkeypatch, worker, 3, due=[parent.bucket, child.bucket], resting=[older.bucket])
+    assert states(parent, child) == ["queued", "queued"]
+    monkeypatch.undo()
+    box.log.postpone("s0", [older.bucket, parent.bucket, child.bucket], 0)
+    box.drain()
+
+    assert states(parent, child) == ["applied", "applied"]
+
+
 def by_insert(db: Any, who: int) -> int:
     return int(pipeline.enqueue_insert(db.parent, who=who).id)
 
