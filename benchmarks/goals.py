@@ -117,8 +117,15 @@ GOALS: tuple[Goal, ...] = (
         True,
     ),
     Goal(
-        "CPU of a row, none / one in 1,000 refused that may be early",
-        plain("one in 1,000 refused by a SIGNAL that may be early"),
+        "CPU of a row, none / one in 1,000 refused by a SIGNAL without a number",
+        plain("one in 1,000 refused by a SIGNAL without a number"),
+        0.9,
+        "×",
+        True,
+    ),
+    Goal(
+        "CPU of a row, none / one in 1,000 refused by a foreign key",
+        plain("one in 1,000 refused by a foreign key"),
         0.9,
         "×",
         True,
