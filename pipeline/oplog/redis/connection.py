@@ -250,6 +250,12 @@ class RedisServer:
         with translated(), self._wire() as wire:
             return wire.ask_all(packed, len(commands))
 
+    def _own_hash(self, key: str) -> dict[str, str]:
+        """Return a hash as texts, over this thread's wire."""
+        [found] = self._told(("HGETALL", key))
+        flat = result_of(found)
+        return hash_of(flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True)))
+
     @contextmanager
     def _wire(self) -> Iterator[Wire]:
         """Yield this thread's own wire. It is made anew after an error, after a pause, and where the server is gone."""
