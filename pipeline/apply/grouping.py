@@ -232,7 +232,8 @@ class _Planner:
             floor = max(floor, _behind_all(classes))
         read: list[tuple[ConflictKey, dict[ConflictKey, int]]] = []
         for parent, index, of_parent in plan.parents:
-            read.append((ref := (parent, op.values[index]), of_parent))
+            ref: ConflictKey = (parent, op.values[index])
+            read.append((ref, of_parent))
             floor = max(floor, self._written.get(ref, -1) + 1)
             if len(of_parent) > (ROW in of_parent):
                 floor = max(floor, _behind_all(of_parent))
