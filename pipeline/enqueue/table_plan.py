@@ -210,15 +210,18 @@ class TablePlan:
         inserted = self.new_row(values, shard_key, key, plan)
         op, rest = inserted.op, {k: v for k, v in values.items() if k not in fields}
         columns, final, update = op.columns, op.values, self._update_plan(rest)
+        extra: dict[int, Any] = {}
         # nearly always the insert has checked these values just as an update would
-        if not plan.as_given or not (renew := update.plain(rest)):
+        if plan.final or not (renew := update.plain(rest)):
             if (made := update.of(rest)) is not None:
                 extra = dict(zip(made[0], made[1], strict=True))
             else:
                 renewed, _ = update_values(compiled, self.table, self._fields, rest)
                 extra = {column_of[name]: value for name, value in renewed.items()}
+            renew = tuple(sorted(extra))
+        if extra or not plan.in_order:
             merged = dict(sorted({**dict(zip(columns, final, strict=True)), **extra}.items()))
-            columns, final, renew = tuple(merged), tuple(merged.values()), tuple(sorted(extra))
+            columns, final = tuple(merged), tuple(merged.values())
         named = tuple([column_of[name] for name in fields])
         upsert = Op(
             UPSERT, op.table, op.schema, op.at_ms, op.id, columns, final, None, (), named, renew, idempotency_key=key
@@ -270,7 +273,7 @@ class RowPlan:
 
     Attributes:
         final: whether pyDAL has made all values.
-        as_given: whether no value is computed or filtered, and the columns are in the definition's order.
+        in_order: whether the columns are in the definition's order.
         key_at: where among the values the shard key is; None where the rows may differ in that.
         numbers: the numbers of the columns, in the order of the values.
     """
@@ -285,8 +288,8 @@ class RowPlan:
         "_seen_absent",
         "_seen_given",
         "_table",
-        "as_given",
         "final",
+        "in_order",
         "key_at",
         "numbers",
     )
@@ -312,7 +315,7 @@ class RowPlan:
         self.numbers = tuple(compiled.column_of[name] for name in (*ordered, *constant, *late))
         key_column = compiled.column_of.get(key) if key and self._filters is None else None
         self.key_at = self.numbers.index(key_column) if key_column in self.numbers else None
-        self.as_given = not self.final and self._filters is None and list(self.numbers) == sorted(self.numbers)
+        self.in_order = list(self.numbers) == sorted(self.numbers)
 
     def outdated(self) -> bool:
         """Return whether the table has got another default, `compute` or filter since: controllers do that."""
