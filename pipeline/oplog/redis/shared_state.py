@@ -38,9 +38,8 @@ from pipeline.oplog.shared_state import (
     Noted,
 )
 
-#: What is read of Redis's INFO: `replication`, and `memory`.
+#: The lineage in Redis's INFO.
 _REPLID = re.compile(r"^master_replid:(\w+)", re.MULTILINE)
-_MEMORY = re.compile(r"^(used_memory|maxmemory):(\d+)", re.MULTILINE)
 #: A secret of ours is as long at least, and as `MOST_REASON` at most, bytes.
 LEAST_SECRET = 16
 #: Bytes of a text, or fields of a hash, that none of ours has.
@@ -117,13 +116,14 @@ class RedisSharedState(RedisServer):
             self._despite_oom("SET", self.keys.full, reason, "PX", for_ms)
 
     def full(self) -> str | None:
-        [found] = result_of(self._told(("MGET", self.keys.full))[0])
+        with translated():
+            found = self._client.mget([self.keys.full])[0]
         return text_of(found)[:MOST_REASON] if found is not None else None
 
     def memory(self) -> tuple[float, int]:
-        [info] = self._told(("INFO", "memory"))
-        memory = dict(_MEMORY.findall(text_of(result_of(info))))
-        used, most = int(memory["used_memory"]), int(memory.get("maxmemory", 0))
+        with translated():
+            memory = self._client.info("memory")
+        used, most = memory["used_memory"], memory.get("maxmemory")
         return used / most if most else 0.0, used
 
     def largest_bytes(self) -> int:
