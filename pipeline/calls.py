@@ -129,7 +129,7 @@ class Calls(ABC):
     ) -> Receipt:
         """Queue an update of *target*; see `pipeline.enqueue_update`, also for *row_id_or_values*."""
         second = row_id_or_values
-        row_id, values = (None, second) if isinstance(second, Mapping) else (second, values)
+        row_id, values = (second, values) if second is None or not isinstance(second, Mapping) else (None, second)
         given = fields if values is None else merged(values, fields)
         return self._sent(
             self.client.op_builder.update(target, row_id, given, shard_key, idempotency_key), durability, again

@@ -145,7 +145,11 @@ def enqueue_update(
         BadOp: also for a query that the log cannot carry, or a changed shard key.
         PipelineError: else as `enqueue_insert`.
     """
-    return current().enqueue_update(
+    client = api.client or api.configure()
+    usual = shard_key is None and idempotency_key is None and again is None and durability == "redis"
+    if usual and values is None and not isinstance(row_id_or_values, Mapping):  # as `enqueue_insert` does
+        return client.enqueue_update(target, row_id_or_values, fields)
+    return client.enqueue_update(
         target,
         row_id_or_values,
         values,
@@ -216,7 +220,11 @@ def enqueue_upsert(
         BadOp: also for a key without its shard key.
         PipelineError: else as `enqueue_insert`.
     """
-    return current().enqueue_upsert(
+    client = api.client or api.configure()
+    usual = shard_key is None and idempotency_key is None and again is None and durability == "redis"
+    if usual and values is None:  # as `enqueue_insert` does
+        return client.enqueue_upsert(table, fields, key=key)
+    return client.enqueue_upsert(
         table,
         values,
         key=key,

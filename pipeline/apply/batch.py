@@ -113,9 +113,10 @@ class Batch:
         for entry in self._apart(entries):
             if taken and (self.ops >= self.most_rows or self.size_bytes >= self.most_bytes):
                 break
-            if (gap := _gap(entry, before)) is not None and isinstance(entry, SheetEntry):
-                self._lose(gap)
+            gap = _gap(entry, before)
             if isinstance(entry, SheetEntry):
+                if gap is not None:
+                    self._lose(gap)
                 before = entry.last
                 taken.append(entry)
                 self.ops += len(entry.sheet)

@@ -230,8 +230,10 @@ class _Planner:
         floor = touched.get(key, -1) + 1
         if len(classes) > (ROW in classes):
             floor = max(floor, _behind_all(classes))
-        read = [(parent, op.values[index]) for parent, index, _ in plan.parents]
-        for ref, (_, _, of_parent) in zip(read, plan.parents, strict=True):
+        read: list[tuple[ConflictKey, dict[ConflictKey, int]]] = []
+        for parent, index, of_parent in plan.parents:
+            ref: ConflictKey = (parent, op.values[index])
+            read.append((ref, of_parent))
             floor = max(floor, self._written.get(ref, -1) + 1)
             if len(of_parent) > (ROW in of_parent):
                 floor = max(floor, _behind_all(of_parent))
@@ -241,7 +243,7 @@ class _Planner:
         touched[key] = self._written[key] = at
         if classes.get(ROW, -1) < at:
             classes[ROW] = at
-        for ref, (_, _, of_parent) in zip(read, plan.parents, strict=True):
+        for ref, of_parent in read:
             if touched.get(ref, -1) < at:
                 touched[ref] = at
             if of_parent.get(ROW, -1) < at:

@@ -209,6 +209,10 @@ class UpdatePlan:
                 return True
         return False
 
+    def plain(self, given: Mapping[str, Any]) -> tuple[int, ...]:
+        """Return the columns of an update, in order, where each gets the value that is given; else none."""
+        return self._columns if _GIVEN.issuperset(map(type, given.values())) else ()
+
     def of(self, given: Mapping[str, Any]) -> Updated | None:
         """Return what an update sets; None where pyDAL adds something or calls a value: see `update_values`."""
         columns = self._columns

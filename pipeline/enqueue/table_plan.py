@@ -71,9 +71,26 @@ class TablePlan:
         self._update_plans: dict[tuple[str, ...], UpdatePlan] = {}
         self._upsert_keys: dict[tuple[str, ...], bool] = {}
 
-    def new_row(self, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None) -> Addressed:
-        """Make an insert."""
-        return self._new_row(self._row_plan(values), values, shard_key, key)
+    def new_row(
+        self, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None, plan: RowPlan | None = None
+    ) -> Addressed:
+        """Make an insert; *plan*: of the row's shape, where it is known."""
+        if key is not None:
+            _checked_key(key)
+        plan = plan or self._row_plan(values)
+        columns, final, row = plan.row(values)
+        at, compiled = plan.key_at, self.compiled
+        now_ms = clock.wall_ns() // 1000 / 1000  # to a microsecond: ops of a request keep their order
+        id_given = row is not None
+        if at is not None and row is None and shard_key is None and final[at] is not None:
+            bucket = self._rule(final[at])  # nearly always
+        else:
+            bucket = bucket_of_new(compiled, self._turn, columns, final, row, shard_key, key)
+        if row is None and compiled.rules.ids == "pipeline":
+            row = self.row_ids.new(bucket if bucket < compiled.topology.buckets else next(self._turn), now_ms)
+        schema = compiled.schema
+        op = Op(INSERT, schema.name, schema.hash, now_ms, row, columns, tuple(final), None, (), (), (), key)
+        return Addressed(bucket, op, id_given)
 
     def new_rows(
         self, rows: Iterable[Mapping[str, Any]], shard_key: Any = None, *, at_once: bool = False
@@ -142,7 +159,7 @@ class TablePlan:
             if plan is None or given != names:
                 names = given
                 plan = RowPlan(self.compiled, self.table, self._fields, row, self.compiled.rules.shard_key)
-            yield self._new_row(plan, row, shard_key, None)
+            yield self.new_row(row, shard_key, None, plan)
 
     def update(
         self, where: Tree, values: Mapping[str, Any], shard_key: Any = None, key: str | None = None
@@ -189,26 +206,25 @@ class TablePlan:
             keep_newest(self._upsert_keys, fields, True, MOST_PLANS)
         if has_filters(self.table):
             check_upsert_filters(compiled, self.table, {name: compiled.check[name](values[name]) for name in fields})
-        inserted = self._new_row(self._row_plan(values), values, shard_key, key)
-        rest = {k: v for k, v in values.items() if k not in fields}
-        if (made := self._update_plan(rest).of(rest)) is not None:
-            extra = dict(zip(made[0], made[1], strict=True))
-        else:
-            renewed, _ = update_values(compiled, self.table, self._fields, rest)
-            extra = {column_of[name]: value for name, value in renewed.items()}
-        op = inserted.op
-        merged = dict(sorted({**dict(zip(op.columns, op.values, strict=True)), **extra}.items()))
+        plan = self._row_plan(values)
+        inserted = self.new_row(values, shard_key, key, plan)
+        op, rest = inserted.op, {k: v for k, v in values.items() if k not in fields}
+        columns, final, update = op.columns, op.values, self._update_plan(rest)
+        extra: dict[int, Any] = {}
+        # nearly always the insert has checked these values just as an update would
+        if plan.final or not (renew := update.plain(rest)):
+            if (made := update.of(rest)) is not None:
+                extra = dict(zip(made[0], made[1], strict=True))
+            else:
+                renewed, _ = update_values(compiled, self.table, self._fields, rest)
+                extra = {column_of[name]: value for name, value in renewed.items()}
+            renew = tuple(sorted(extra))
+        if extra or not plan.in_order:
+            merged = dict(sorted({**dict(zip(columns, final, strict=True)), **extra}.items()))
+            columns, final = tuple(merged), tuple(merged.values())
+        named = tuple([column_of[name] for name in fields])
         upsert = Op(
-            UPSERT,
-            op.table,
-            op.schema,
-            op.at_ms,
-            op.id,
-            tuple(merged),
-            tuple(merged.values()),
-            key=tuple(column_of[name] for name in fields),
-            renew=tuple(sorted(extra)),
-            idempotency_key=key,
+            UPSERT, op.table, op.schema, op.at_ms, op.id, columns, final, None, (), named, renew, idempotency_key=key
         )
         return Addressed(inserted.bucket, upsert)
 
@@ -226,23 +242,6 @@ class TablePlan:
         return self.where(self.table._id == row) if has_filters(self.table) else ["=", schema.id_index, row]
 
     # parts --------------------------------------------------------------------------------------------------
-
-    def _new_row(self, plan: RowPlan, values: Mapping[str, Any], shard_key: Any, key: str | None) -> Addressed:
-        if key is not None:
-            _checked_key(key)
-        columns, final, row = plan.row(values)
-        at, compiled = plan.key_at, self.compiled
-        now_ms = clock.wall_ns() // 1000 / 1000  # to a microsecond: ops of a request keep their order
-        id_given = row is not None
-        if at is not None and row is None and shard_key is None and final[at] is not None:
-            bucket = self._rule(final[at])  # nearly always
-        else:
-            bucket = bucket_of_new(compiled, self._turn, columns, final, row, shard_key, key)
-        if row is None and compiled.rules.ids == "pipeline":
-            row = self.row_ids.new(bucket if bucket < compiled.topology.buckets else next(self._turn), now_ms)
-        schema = compiled.schema
-        op = Op(INSERT, schema.name, schema.hash, now_ms, row, columns, tuple(final), None, (), (), (), key)
-        return Addressed(bucket, op, id_given)
 
     def _row_plan(self, values: Mapping[str, Any]) -> RowPlan:
         names = tuple(values)
@@ -274,6 +273,7 @@ class RowPlan:
 
     Attributes:
         final: whether pyDAL has made all values.
+        in_order: whether the columns are in the definition's order.
         key_at: where among the values the shard key is; None where the rows may differ in that.
         numbers: the numbers of the columns, in the order of the values.
     """
@@ -289,6 +289,7 @@ class RowPlan:
         "_seen_given",
         "_table",
         "final",
+        "in_order",
         "key_at",
         "numbers",
     )
@@ -314,6 +315,7 @@ class RowPlan:
         self.numbers = tuple(compiled.column_of[name] for name in (*ordered, *constant, *late))
         key_column = compiled.column_of.get(key) if key and self._filters is None else None
         self.key_at = self.numbers.index(key_column) if key_column in self.numbers else None
+        self.in_order = list(self.numbers) == sorted(self.numbers)
 
     def outdated(self) -> bool:
         """Return whether the table has got another default, `compute` or filter since: controllers do that."""

@@ -245,10 +245,19 @@ class RedisServer:
         return result_of(found)
 
     def _told(self, *commands: Sequence[Any]) -> list[Any]:
-        """Return the replies to commands that are sent together over this thread's wire; a refusal is among them."""
+        """Return the replies to commands that are sent together over this thread's wire; a refusal is among them.
+
+        For threads that last: a wire stays open until the server's client is closed, whether or not its thread ends.
+        """
         packed = b"".join(pack_command(tuple(command)) for command in commands)
         with translated(), self._wire() as wire:
             return wire.ask_all(packed, len(commands))
+
+    def _own_hash(self, key: str) -> dict[str, str]:
+        """Return a hash as texts, over this thread's wire."""
+        [found] = self._told(("HGETALL", key))
+        flat = result_of(found)
+        return hash_of(flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True)))
 
     @contextmanager
     def _wire(self) -> Iterator[Wire]:

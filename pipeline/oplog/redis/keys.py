@@ -78,6 +78,8 @@ MOST_SHEET_BYTES = 2 * MOST_BYTES
 #: So many rows are measured of a sheet that may be too large.
 SAMPLE = 8
 _KIND = b'["pack",'
+#: What an entry begins with that holds several ops.
+_SEVERAL = (sheet.KIND, _KIND)
 _PACK = _KIND + b"%b,null,[],[],null,[],[],[],null,[%b],null,%d]"
 _fields: Any = [(name, list[msgspec.Raw] if name == "ops" else msgspec.Raw) for name in Op.__struct_fields__]
 _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
@@ -366,8 +368,11 @@ def read_of(
     found: list[Read] = []
     for id, fields in reply:
         entry, ops = _opened(bucket, id, fields, keys, unsigned=unsigned)
-        some = _behind(entry, ops, after, most)
-        if some:
+        if ops is None:
+            if most and entry.position > after:
+                found.append(entry)
+                after, most = entry.position, most - 1
+        elif some := _behind(entry, ops, after, most):
             found += some
             last = some[-1]
             after = last.last if isinstance(last, SheetEntry) else last.position
@@ -424,8 +429,11 @@ def _text(payloads: Sequence[bytes]) -> bytes:
 
 def _opened(
     bucket: int, id: bytes, fields: Sequence[bytes], keys: Sequence[bytes], *, unsigned: bool
-) -> tuple[Entry, Sequence[bytes]]:
-    """Return one entry of the stream, with the position of its last op and the sequence of its first, and its ops."""
+) -> tuple[Entry, Sequence[bytes] | None]:
+    """Return one entry of the stream, and None where it is one op; else its ops, and no payload in the entry.
+
+    The entry has the position of its last op and the sequence of its first.
+    """
     epoch, _, nth = id.partition(b"-")
     position = Position(int(epoch), int(nth))
     try:
@@ -434,13 +442,15 @@ def _opened(
     except ValueError:
         sender = number = 0
     if not (0 < sender < TOO_LARGE and 0 < number < TOO_LARGE):
-        return Entry(bucket, position, 0, 0, b""), [_strange(fields)]
+        return Entry(bucket, position, 0, 0, _strange(fields)), None
     signed = keys or has_signature(text)
     own = verified(keys, place(log_number(bucket), sender, number), text, unsigned=unsigned) if signed else text
     if own is None:
-        return Entry(bucket, position, 0, FORGED, b""), [_strange(fields)]
+        return Entry(bucket, position, 0, FORGED, _strange(fields)), None
+    if not own.startswith(_SEVERAL):
+        return Entry(bucket, position, sender, number, own), None
     if not (ops := unpacked(own)) or len(ops) > position.seq + 1:
-        return Entry(bucket, position, 0, 0, b""), [_strange(fields)]
+        return Entry(bucket, position, 0, 0, _strange(fields)), None
     return Entry(bucket, position, sender, number, b""), ops
 
 

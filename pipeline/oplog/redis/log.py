@@ -328,8 +328,7 @@ class RedisWork(RedisEntries):
             return [text_of(note) for note in self._client.lrange(self.keys.batches(shard), 0, MOST_NOTES - 1)]
 
     def counts(self, shard: str) -> dict[str, int]:
-        with translated():
-            counted = hash_of(self._client.hgetall(self.keys.counts(shard))).items()
+        counted = self._own_hash(self.keys.counts(shard)).items()
         whole = {name: numbers_of(n, " ", 1) for name, n in counted}
         return {name: n[0] for name, n in whole.items() if n}
 
@@ -357,8 +356,7 @@ class RedisWork(RedisEntries):
         return self._read_on(after, count, asked, map(result_of, replies)), _notes_of(result_of(earlier))
 
     def attempts(self, shard: str) -> dict[int, str]:
-        with translated():
-            return by_bucket(self._client.hgetall(self.keys.attempts(shard)))
+        return by_bucket(self._own_hash(self.keys.attempts(shard)))
 
     def listen(self, shard: str, holder: str, for_s: float, limit: int) -> Generator[Looked]:
         names, looking = self._bell(shard), self._looking(limit, holder)
@@ -395,7 +393,7 @@ class RedisWork(RedisEntries):
     def sweep_all(self, shards: Iterable[str], *, due_ms: int) -> dict[str, tuple[bool, int]]:
         keys, names = self.keys, list(shards)
         of_shards = [key for one in names for key in (keys.dirty(one), keys.bell(one))]
-        found = self._run("sweep", [keys.room, keys.full, *of_shards], [BELL_MS, due_ms, MOST_AHEAD_MS])
+        found = self._run_own("sweep", [keys.room, keys.full, *of_shards], [BELL_MS, due_ms, MOST_AHEAD_MS])
         return dict(zip(names, map(ring_of, found), strict=True))
 
     def mark_dirty(self, shard: str, buckets: Iterable[int]) -> None:
@@ -416,9 +414,8 @@ class RedisWork(RedisEntries):
             return int(self._client.zcard(self.keys.dirty(shard)))
 
     def dirty_buckets(self, shard: str) -> set[int]:
-        with translated():
-            found = self._client.zrangebyscore(self.keys.dirty(shard), "-inf", "+inf")
-        return {number for one in found for number in numbers_of(text_of(one), " ", 1) or ()}
+        [found] = self._told(("ZRANGEBYSCORE", self.keys.dirty(shard), "-inf", "+inf"))
+        return {number for one in result_of(found) for number in numbers_of(text_of(one), " ", 1) or ()}
 
     def _rest(self, shard: str, which: str, until_ms: int, buckets: Iterable[int]) -> None:
         pairs = [word for bucket in buckets for word in (until_ms, bucket)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.oplog.redis.connection import (
     by_bucket,
     hash_of,
     numbers_of,
+    result_of,
     setting,
     text_of,
     translated,
@@ -36,6 +38,8 @@ from pipeline.oplog.shared_state import (
     Noted,
 )
 
+#: The lineage in Redis's INFO.
+_REPLID = re.compile(r"^master_replid:(\w+)", re.MULTILINE)
 #: A secret of ours is as long at least, and as `MOST_REASON` at most, bytes.
 LEAST_SECRET = 16
 #: Bytes of a text, or fields of a hash, that none of ours has.
@@ -57,27 +61,24 @@ class RedisSharedState(RedisServer):
         return bool(self._run("hold_lease", [self.keys.lease(name)], ["1", for_ms, 1]))
 
     def hold_lease(self, name: str, token: str, for_ms: int) -> bool:
-        return bool(self._run("hold_lease", [self.keys.lease(name)], [token, for_ms, 0]))
+        return bool(self._run_own("hold_lease", [self.keys.lease(name)], [token, for_ms, 0]))
 
     def hold_leases(self, names: Iterable[str], token: str, for_ms: int) -> None:
-        self._run("hold_lease", [*map(self.keys.lease, names)], [token, for_ms, 0])
+        self._run_own("hold_lease", [*map(self.keys.lease, names)], [token, for_ms, 0])
 
     def look(self, leases: Iterable[str], scopes: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
         names, of = list(leases), list(scopes)
-        pipe: Any = self._client.pipeline(transaction=False)
-        pipe.mget([*map(self.keys.lease, names), *map(self.keys.epoch, of)])
-        pipe.info("replication")
-        with translated():
-            values, info = pipe.execute()
+        keys = [*map(self.keys.lease, names), *map(self.keys.epoch, of)]
+        values, info = map(result_of, self._told(("MGET", *keys), ("INFO", "replication")))
         lineages = [text_of(value).split(" ")[1:2] for value in values[len(names) :]]
         held = frozenset(name for name, value in zip(names, values, strict=False) if value is not None)
-        here = [info["master_replid"]]
+        here = _REPLID.findall(text_of(info))
         return held, frozenset(name for name, lineage in zip(of, lineages, strict=True) if lineage == here)
 
     def stirs(self, shards: Iterable[str]) -> dict[str, str]:
         keys, names = self.keys, list(shards)
         of_shards = [key for one in names for key in (keys.dirty(one), keys.bell(one), keys.counts(one))]
-        return dict(zip(names, map(text_of, self._run("stirs", of_shards, [BATCHES, ORDERS])), strict=True))
+        return dict(zip(names, map(text_of, self._run_own("stirs", of_shards, [BATCHES, ORDERS])), strict=True))
 
     def release_lease(self, name: str, token: str) -> None:
         self._run("hold_lease", [self.keys.lease(name)], [token, 0, 0])
@@ -145,7 +146,9 @@ class RedisSharedState(RedisServer):
         return text_of(found)
 
     def publish_health(self, nodes: Mapping[str, str], for_ms: int) -> None:
-        self._run("publish_health", [self.keys.health], [for_ms, *(part for pair in nodes.items() for part in pair)])
+        self._run_own(
+            "publish_health", [self.keys.health], [for_ms, *(part for pair in nodes.items() for part in pair)]
+        )
 
     def health(self, counted: Mapping[str, int] = {}) -> tuple[int, dict[str, tuple[int, str]], str]:
         with translated():
@@ -154,8 +157,7 @@ class RedisSharedState(RedisServer):
         return seconds * 1000 + micros // 1000, _stamped(hash_of(found)), text
 
     def reads(self) -> dict[str, int]:
-        with translated():
-            counted = hash_of(self._client.hgetall(self.keys.reads)).items()
+        counted = self._own_hash(self.keys.reads).items()
         whole = {what: numbers_of(n, " ", 1) for what, n in counted if what.count(" ") == 2}
         return {what: n[0] for what, n in whole.items() if n}
 
@@ -163,15 +165,13 @@ class RedisSharedState(RedisServer):
         self._run("note_host", [self.keys.hosts], [HOST_MS, MOST_HOSTS, host, text])
 
     def hosts(self) -> dict[str, tuple[int, str]]:
-        with translated():
-            found = hash_of(self._client.hgetall(self.keys.hosts))
-        return _stamped(found)
+        return _stamped(self._own_hash(self.keys.hosts))
 
     def publish_records(self, records: Mapping[str, str], points: Mapping[str, tuple[str, str]] = {}) -> None:
         names = (self.keys.record, self.keys.recent, self.keys.day)
         words = [word for name, text in records.items() for word in (text, *points.get(name, ("", "")))]
         fixed = (RECORD_MS, HISTORY_MS, MOST_RECENT, MOST_OF_DAY)
-        self._run("publish_records", [key(name) for name in records for key in names], [*fixed, *words])
+        self._run_own("publish_records", [key(name) for name in records for key in names], [*fixed, *words])
 
     def records(self, names: Iterable[str]) -> tuple[int, dict[str, tuple[int, str]]]:
         wanted = list(names)
@@ -201,8 +201,7 @@ class RedisSharedState(RedisServer):
         self._despite_oom("HSET", self.keys.seen, node, text)
 
     def unfit(self) -> dict[str, str]:
-        with translated():
-            return hash_of(self._client.hgetall(self.keys.unfit))
+        return self._own_hash(self.keys.unfit)
 
     def publish_unfit(self, shard: str, text: str) -> None:
         self._despite_oom("HSET", self.keys.unfit, shard, text)

@@ -155,6 +155,20 @@ def test_a_server_that_forgot_its_scripts_is_told_them_again(server: Any, log: R
     line.close()
 
 
+@KINDS
+def test_a_look_by_a_thread_that_ends_leaves_no_connection_behind(server: Any, log: RedisLog):
+    """`pipeline top` looks from a thread of its own each time, where no worker publishes a record."""
+    log.memory()
+    before = len(server.client().client_list())
+
+    for _ in range(5):
+        thread = threading.Thread(target=lambda: (log.memory(), log.full(), log.placement()))
+        thread.start()
+        thread.join(timeout=30)
+
+    assert len(server.client().client_list()) <= before + 1
+
+
 def test_a_server_that_is_not_there_is_a_retryable_error_that_names_redis():
     log = RedisLog("redis://127.0.0.1:1/0", timeout_s=0.2, read_s=0.2)
 

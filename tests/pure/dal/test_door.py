@@ -20,6 +20,7 @@ from pipeline.config import Topology
 from pipeline.config.settings import load
 from pipeline.dal import trees
 from pipeline.enqueue import final_values
+from pipeline.enqueue.final_values import UpdatePlan
 from pipeline.enqueue.op_builder import OpBuilder
 from pipeline.errors import (
     BadOp,
@@ -583,6 +584,37 @@ def test_an_upsert_renews_what_was_given_and_keeps_defaults_for_new_rows(db: Any
     assert [fields[c] for c in op.renew] == ["note", "changed"]
     assert op.id is not None
     assert model.bucket_of(op.id) == bucket
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        (["customer", "day"], {"note": "x", "day": "2024-05-01", "customer": 7, "changed": 3}),
+        (["customer", "day"], {"customer": 7, "day": "2024-05-01", "qty": None, "price": "1.50", "changed": None}),
+        (["day", "customer"], {"customer": 7, "day": date(2024, 5, 1), "changed": lambda: 5, "qty": 2}),
+        (["customer", "day"], {"customer": 7, "day": "2024-05-01"}),
+    ],
+)
+def test_an_upsert_is_the_same_op_whether_or_not_its_update_is_checked_apart(
+    db: Any, op_builder: OpBuilder, monkeypatch: pytest.MonkeyPatch, key: Any, values: dict[str, Any]
+):
+    usual = op_builder.upsert(db.purchase, key, values)
+    monkeypatch.setattr(UpdatePlan, "plain", lambda plan, given: ())
+
+    apart = op_builder.upsert(db.purchase, key, values)
+
+    assert replace(usual.op, id=1, at_ms=2.0) == replace(apart.op, id=1, at_ms=2.0)
+    assert list(usual.op.columns) == sorted(usual.op.columns)
+
+
+def test_a_computed_value_of_an_upsert_is_renewed_with_what_it_is_computed_from(db: Any, op_builder: OpBuilder):
+    note, qty = Field("note", compute=lambda row: f"{row.qty} pieces"), Field("qty", "integer")
+    db.define_table("stock", note, qty)
+
+    op = op_builder.upsert(db.stock, "id", {"id": 5, "qty": 3}).op
+
+    assert [db.stock.fields[number] for number in op.renew] == ["note", "qty"]
+    assert named(db, op) == {"qty": 3, "note": "3 pieces"}
 
 
 def test_an_upsert_by_the_only_unique_column_or_by_id_needs_no_setting(db: Any, op_builder: OpBuilder):

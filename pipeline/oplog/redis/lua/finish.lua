@@ -24,7 +24,7 @@ local function past(text, epoch, seq)  -- whether the position that a text begin
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local buckets, bigs, marks, done = {}, {}, {}, {}
+local buckets, bigs, marks, done, drained, more = {}, {}, {}, {}, {}, {}
 for i = 8, #KEYS do
   buckets[#buckets + 1] = ARGV[4 * (i - 8) + 8]
   bigs[#bigs + 1] = ARGV[7] .. buckets[#buckets] % 2048  -- a piece's number is its bucket's modulo 2048
@@ -47,11 +47,15 @@ for n, bucket in ipairs(buckets) do
     redis.call('DEL', KEYS[5])
   end
   if clean then
-    redis.call('ZREM', KEYS[1], bucket)
+    drained[#drained + 1] = bucket
   else
-    redis.call('ZADD', KEYS[1], 'XX', now + tonumber(ARGV[2]), bucket)
+    more[#more + 1] = now + ARGV[2]
+    more[#more + 1] = bucket
   end
 end
+-- as few calls as there may be: a batch has few ops, and a call takes a server that has just woken some 3 us
+if #drained > 0 then redis.call('ZREM', KEYS[1], unpack(drained)) end
+if #more > 0 then redis.call('ZADD', KEYS[1], 'XX', unpack(more)) end
 if #buckets > 0 then
   local published = redis.call('HMGET', KEYS[3], unpack(buckets))
   for n, note in ipairs(redis.call('HMGET', KEYS[4], unpack(buckets))) do
@@ -65,8 +69,7 @@ if #buckets > 0 then
   if #marks > 0 then redis.call('HSET', KEYS[3], unpack(marks)) end
   if #done > 0 then redis.call('HDEL', KEYS[4], unpack(done)) end
 end
-if ARGV[4] ~= '' then
-  redis.call('LPUSH', KEYS[7], ARGV[4])
+if ARGV[4] ~= '' and redis.call('LPUSH', KEYS[7], ARGV[4]) > 1.1 * ARGV[5] then  -- not each time
   redis.call('LTRIM', KEYS[7], 0, ARGV[5] - 1)
 end
 local known = redis.call('HLEN', KEYS[6])
@@ -79,7 +82,7 @@ for at = 4 * (#KEYS - 7) + 8, #ARGV, 2 do
 end
 local left, ring = redis.call('ZCARD', KEYS[1]), false
 -- what only rests is left to the sweepers
-local due = ARGV[2] == '0' and redis.call('ZCOUNT', KEYS[1], '-inf', now) > 0
+local due = left > 0 and ARGV[2] == '0' and redis.call('ZCOUNT', KEYS[1], '-inf', now) > 0
 if ARGV[6] ~= '' then
   ring = due
 else
