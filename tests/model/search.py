@@ -6,8 +6,10 @@ A model is a start state, its moves and two questions. States are frozen values.
 
 from __future__ import annotations
 
+import gc
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -76,17 +78,28 @@ def search(model: Model[State], most: int = 2_000_000) -> Result:
     """
     graph = _Graph(model.start)
     ends = list[int]()
-    for number, state in enumerate(graph.states):  # which grows meanwhile
-        if why := model.wrong(state):
-            return Result(Disaster(why, graph.trace(number)), len(graph.states))
-        if model.done(state):
-            ends.append(number)
-        for name, after, work in model.moves(state):
-            graph.add(number, name, after, work=work)
-        if len(graph.states) > most:
-            raise TooManyStates(f"more than {most:,}")
-    stuck = graph.first_stuck(ends)
-    return Result(_hopeless(model, graph, stuck) if stuck is not None else None, len(graph.states))
+    with _without_collections():
+        for number, state in enumerate(graph.states):  # which grows meanwhile
+            if why := model.wrong(state):
+                return Result(Disaster(why, graph.trace(number)), len(graph.states))
+            if model.done(state):
+                ends.append(number)
+            for name, after, work in model.moves(state):
+                graph.add(number, name, after, work=work)
+            if len(graph.states) > most:
+                raise TooManyStates(f"more than {most:,}")
+        stuck = graph.first_stuck(ends)
+        return Result(_hopeless(model, graph, stuck) if stuck is not None else None, len(graph.states))
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Collect no garbage in the block: no state is part of a cycle, and each collection would look at all states."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class _Graph(Generic[State]):
