@@ -76,20 +76,8 @@ def search(model: Model[State], most: int = 2_000_000) -> Result:
     Raises:
         TooManyStates: there are more; nothing is proved.
     """
-    graph = _Graph(model.start)
-    ends = list[int]()
     with _without_collections():
-        for number, state in enumerate(graph.states):  # which grows meanwhile
-            if why := model.wrong(state):
-                return Result(Disaster(why, graph.trace(number)), len(graph.states))
-            if model.done(state):
-                ends.append(number)
-            for name, after, work in model.moves(state):
-                graph.add(number, name, after, work=work)
-            if len(graph.states) > most:
-                raise TooManyStates(f"more than {most:,}")
-        stuck = graph.first_stuck(ends)
-        return Result(_hopeless(model, graph, stuck) if stuck is not None else None, len(graph.states))
+        return _searched(model, most)
 
 
 @contextmanager
@@ -100,6 +88,22 @@ def _without_collections() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def _searched(model: Model[State], most: int) -> Result:
+    graph = _Graph(model.start)
+    ends = list[int]()
+    for number, state in enumerate(graph.states):  # which grows meanwhile
+        if why := model.wrong(state):
+            return Result(Disaster(why, graph.trace(number)), len(graph.states))
+        if model.done(state):
+            ends.append(number)
+        for name, after, work in model.moves(state):
+            graph.add(number, name, after, work=work)
+        if len(graph.states) > most:
+            raise TooManyStates(f"more than {most:,}")
+    stuck = graph.first_stuck(ends)
+    return Result(_hopeless(model, graph, stuck) if stuck is not None else None, len(graph.states))
 
 
 class _Graph(Generic[State]):
