@@ -103,8 +103,8 @@ def run_under(trial: Trial, load: Load, command: str, folder: Path) -> str:
     with (folder / "said").open("w+") as said:
         running = subprocess.Popen(["bash", "-c", command], env=own, stdout=said, stderr=subprocess.STDOUT)
         try:
-            for _ in polls(COMMANDS_S, first_s=0.05, most_s=0.05):
-                trial.send(load, 5)
+            for _ in polls(COMMANDS_S, first_s=0.02, most_s=0.02):
+                trial.send(load, 2)
                 if running.poll() is not None:
                     break
         finally:

@@ -27,8 +27,6 @@ MOVES, ROWS = 4 * SOAK, 5
 OLD_S, HEARD_S, KEEP_S = 2.0, 4.0, 4
 #: How long a read may wait for an op that is queued, s: no answer in time is no wrong answer.
 WAIT_S = 30.0
-#: Between two reads, s: movers and workers need the machine too, and most of a move is time that passes.
-PAUSE_S = 0.01
 
 
 @pytest.fixture
@@ -209,7 +207,7 @@ def read_while_moving(mariadb: Rig, world: World, what: list[int] | str, shards:
     thread = threading.Thread(target=move)
     thread.start()
     wrong: list[str] = []
-    while not over.wait(PAUSE_S):
+    while not over.is_set():
         wrong += world.look()
     thread.join()
 
