@@ -198,7 +198,8 @@ def appended(log: Log, epoch: int, ops: Sequence[int]) -> Log:
 
 def put_node(s: State, n: int, node: Node, replica: Node | None = None) -> State:
     shard = Shard(node, s.shards[n].replica if replica is None else replica)
-    return s._replace(shards=(shard, s.shards[1]) if n == 0 else (s.shards[0], shard))
+    shards = (shard, s.shards[1]) if n == 0 else (s.shards[0], shard)
+    return State._make((shards, *s[1:]))  # as `_replace`, in a third of the time
 
 
 def less(s: State, which: str) -> Left:

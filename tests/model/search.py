@@ -6,8 +6,10 @@ A model is a start state, its moves and two questions. States are frozen values.
 
 from __future__ import annotations
 
+import gc
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -74,6 +76,21 @@ def search(model: Model[State], most: int = 2_000_000) -> Result:
     Raises:
         TooManyStates: there are more; nothing is proved.
     """
+    with _without_collections():
+        return _searched(model, most)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Collect no garbage in the block: no state is part of a cycle, and each collection would look at all states."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _searched(model: Model[State], most: int) -> Result:
     graph = _Graph(model.start)
     ends = list[int]()
     for number, state in enumerate(graph.states):  # which grows meanwhile

@@ -43,7 +43,7 @@ def test_a_key_moves_there_and_back_under_load(mariadb: Rig, monkeypatch: pytest
                 if over.is_set():
                     return
                 send(mine, n)
-                over.wait(0.002)
+                over.wait(0.005)
         except BaseException as error:
             failed.append(error)
         finally:

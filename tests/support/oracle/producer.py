@@ -44,6 +44,11 @@ class Producer:
         self.child.wait(10)
 
     @property
+    def count(self) -> int:
+        """How many ops were acknowledged to it so far."""
+        return self.output.read_bytes().count(b"\n")
+
+    @property
     def noted(self) -> list[Acknowledged]:
         """What was acknowledged to it so far."""
         whole = [line for line in self.output.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -67,10 +67,10 @@ class Trial:
 
     def await_progress(self, producers: Sequence[Producer]) -> None:
         """Wait until more has been acknowledged, at random."""
-        wanted = sum(len(one.noted) for one in producers) + self.luck.randrange(20, 120)
+        wanted = sum(one.count for one in producers) + self.luck.randrange(20, 120)
         for _ in clock.polls(30):
             ended = all(one.child.poll() is not None for one in producers)
-            if ended or sum(len(one.noted) for one in producers) >= wanted:
+            if ended or sum(one.count for one in producers) >= wanted:
                 return
         raise AssertionError("the producers make no progress")
 
@@ -95,12 +95,16 @@ class Trial:
         A move that is not over leaves rows on a shard that does not own them.
         """
         accounts, moving = Counter[str](), list[str]()
-        for _ in clock.polls(timeout_s, first_s=0.02, most_s=0.2):
+        # a look reads all that the shards know of ops, and takes that time from the workers that apply them
+        for _ in clock.polls(timeout_s, first_s=0.02, most_s=0.4):
             try:
-                accounts, moving = Counter(self.states().values()), judge.moving(self.rig.primaries)
+                accounts = Counter(self.states().values())
+                if accounts["queued"]:
+                    continue
+                moving = judge.moving(self.rig.primaries)
             except OSError:
                 continue
-            if not accounts["queued"] and not moving:
+            if not moving:
                 return accounts
         raise AssertionError(f"not accounted for after {timeout_s} s: {accounts}; {moving[: judge.SHOWN]}")
 

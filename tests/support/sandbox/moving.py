@@ -20,7 +20,7 @@ import threading
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -78,6 +78,7 @@ class Storm:
         #: The connections that movers have for themselves, and those of them whose server has died.
         self.apart, self._gone = WeakSet[NodeSession](), WeakSet[Any]()
         self._spared, self._over = Counter[str](), set[int]()
+        self._open, self._judges = ExitStack(), dict[str, Any]()
         self.db = define()
         self.clients = [self._client() for _ in range(4)]
         self.admin, *self.processes = self.clients
@@ -137,6 +138,7 @@ class Storm:
         """Close all connections."""
         for client in self.clients:
             client.close()
+        self._open.close()
 
     # whose turn it is ---------------------------------------------------------------------------------------
 
@@ -150,8 +152,14 @@ class Storm:
         owners = Counter[int]()
         for shard in SHARDS:
             sql = "SELECT bucket FROM pipeline_watermarks WHERE state IN ('active', 'holding', 'halted')"
-            owners.update(bucket for (bucket,) in nodes.rows(self._file(shard), sql) if bucket < BUCKETS)
+            owners.update(bucket for (bucket,) in self._rows(shard, sql) if bucket < BUCKETS)
         assert max(owners.values()) == 1, f"step {self.steps}, {what}: two shards own {owners}"
+
+    def _rows(self, shard: str, sql: str) -> list[tuple[Any, ...]]:
+        """Return what a statement finds, on a connection that the judge keeps: each step asks each shard."""
+        if shard not in self._judges:
+            self._judges[shard] = self._open.enter_context(nodes.connection(self._file(shard)))
+        return nodes.fetch(self._judges[shard], sql)
 
     def _send(self) -> None:
         self.ledger.append(self.luck.choice(self.loads).send())

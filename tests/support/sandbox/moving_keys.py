@@ -27,7 +27,7 @@ from pipeline.enqueue.buckets import follow_noted
 from pipeline.errors import PipelineError, ShardUnavailable
 from pipeline.reads import Token
 from pipeline.shard import NodeSession
-from support.oracle import judge, nodes
+from support.oracle import judge
 from support.oracle.ledger import replay, set_of
 from support.oracle.model import Deed
 from support.sandbox.moving import OWNERS, SHARDS, Storm, long_run
@@ -103,9 +103,9 @@ class KeyStorm(Storm):
     def _one_owner(self, what: str) -> None:
         owners, applies = Counter[int](), Counter[int]()
         for shard in SHARDS:
-            states = dict(nodes.rows(self._file(shard), "SELECT bucket, state FROM pipeline_watermarks"))
+            states = dict(self._rows(shard, "SELECT bucket, state FROM pipeline_watermarks"))
             sql = "SELECT bucket FROM pipeline_moves WHERE of_bucket IS NOT NULL"
-            pieces = {number for (number,) in nodes.rows(self._file(shard), sql)}
+            pieces = {number for (number,) in self._rows(shard, sql)}
             owners.update(
                 b for b, state in states.items() if b < self.buckets and state in (*APPLYING, "lent", "stopped")
             )
@@ -162,7 +162,7 @@ class KeyStorm(Storm):
             " WHERE m.of_bucket IS NOT NULL AND w.state IN ('active', 'holding', 'halted')"
         )
         for shard in SHARDS:
-            for number, key in nodes.rows(self._file(shard), sql):
+            for number, key in self._rows(shard, sql):
                 found[log_number(number)] = shard, number, int(key)
         return found
 
