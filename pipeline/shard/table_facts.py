@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from pipeline.model.schema import TableSchema
 from pipeline.shard import NodeSession
 from pipeline.shard.dialect import Dialect
-from pipeline.shard.literals import encoder
+from pipeline.shard.literals import encoder, json_type
 from pipeline.shard.records import text_literal
 
 _RULE = "(RESTRICT|CASCADE|SET NULL|NO ACTION|SET DEFAULT)"
@@ -264,6 +264,7 @@ class Facts:
         names: the columns' names, quoted.
         table: the table's name, quoted.
         in_order: whether an UPDATE or a DELETE can meet its rows in the order of its ops.
+        json_types: of each column, of which type's values JSON writes the literals; None: of none.
     """
 
     schema: TableSchema
@@ -272,6 +273,7 @@ class Facts:
     names: tuple[str, ...]  # quoted as the database wants them
     table: str  # quoted
     in_order: bool = False
+    json_types: tuple[type | None, ...] = ()
 
     @cached_property
     def unique(self) -> tuple[tuple[int, ...], ...]:
@@ -340,15 +342,28 @@ def facts_of(session: NodeSession, schema: TableSchema) -> Facts:
         session: of the shard's primary.
         schema: the table's schema.
     """
-    quote = session.dialect.quote
+    quote, encode = session.dialect.quote, tuple(encoder(session.adapter, column) for column in schema.columns)
     return Facts(
         schema,
         constraints_of(session, schema.name_there),
-        tuple(encoder(session.adapter, column) for column in schema.columns),
+        encode,
         tuple(quote(column.name_there) for column in schema.columns),
         quote(schema.name_there),
         session.dialect.in_order is not None,
+        _json_types(session, schema, encode),
     )
+
+
+def _json_types(
+    session: NodeSession, schema: TableSchema, encode: Sequence[Callable[[Any], str]]
+) -> tuple[type | None, ...]:
+    if session.dialect.name == "sqlite":  # double quotes are for names there
+        return (None,) * len(encode)
+    about = f"information_schema.columns WHERE {rows_about([schema.name_there])}"
+    found = session.rows(f"SELECT LOWER(column_name), LOWER(data_type) FROM {about}")
+    types = {str(name): str(kind) for name, kind in found}
+    names = (column.name_there.lower() for column in schema.columns)
+    return tuple(json_type(one, types.get(name, "")) for one, name in zip(encode, names, strict=True))
 
 
 def rows_about(names: Iterable[str]) -> str:
