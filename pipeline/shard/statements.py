@@ -64,24 +64,14 @@ def rows_of(sheets: Sequence[Sheet], facts: Facts) -> list[str]:
     columns: list[Sequence[Any]] = [list(chain.from_iterable(sheet.ids for sheet in sheets))]
     for nth, column in enumerate(sheets[0].columns):
         values = list(chain.from_iterable(sheet.values[nth] for sheet in sheets))
-        is_json = _is_json(values, facts.json_types[column])
-        columns.append(values if is_json else _raw(map(facts.encode[column], values)))
+        form = facts.json_forms[column]
+        columns.append(values if form and form.has(values) else _raw(map(facts.encode[column], values)))
     text = _encode_lines(zip(*columns, strict=True)).decode()
     rows = text[1:-2].split("]\n[")
     if len(rows) == len(columns[0]):
         return rows
     # a literal has such a line's end
     return [msgspec.json.encode(row)[1:-1].decode() for row in zip(*columns, strict=True)]
-
-
-def _is_json(values: Sequence[Any], kind: type | None) -> bool:
-    """Return whether JSON writes values of a type as the database reads them: without an escape."""
-    if kind is None or not set(map(type, values)) <= {kind, type(None)}:
-        return False
-    if kind is not str:
-        return True
-    text = "".join(filter(None, values))
-    return text.isprintable() and '"' not in text and "\\" not in text
 
 
 def _raw(literals: Iterable[str]) -> list[msgspec.Raw]:

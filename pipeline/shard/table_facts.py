@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from pipeline.model.schema import TableSchema
 from pipeline.shard import NodeSession
 from pipeline.shard.dialect import Dialect
-from pipeline.shard.literals import encoder, json_type
+from pipeline.shard.literals import JsonForm, encoder, json_form
 from pipeline.shard.records import text_literal
 
 _RULE = "(RESTRICT|CASCADE|SET NULL|NO ACTION|SET DEFAULT)"
@@ -264,7 +264,7 @@ class Facts:
         names: the columns' names, quoted.
         table: the table's name, quoted.
         in_order: whether an UPDATE or a DELETE can meet its rows in the order of its ops.
-        json_types: of each column, of which type's values JSON writes the literals; None: of none.
+        json_forms: of each column, which values JSON writes as the database reads them; None: none.
     """
 
     schema: TableSchema
@@ -273,7 +273,7 @@ class Facts:
     names: tuple[str, ...]  # quoted as the database wants them
     table: str  # quoted
     in_order: bool = False
-    json_types: tuple[type | None, ...] = ()
+    json_forms: tuple[JsonForm | None, ...] = ()
 
     @cached_property
     def unique(self) -> tuple[tuple[int, ...], ...]:
@@ -350,20 +350,19 @@ def facts_of(session: NodeSession, schema: TableSchema) -> Facts:
         tuple(quote(column.name_there) for column in schema.columns),
         quote(schema.name_there),
         session.dialect.in_order is not None,
-        _json_types(session, schema, encode),
+        _json_forms(session, schema, encode),
     )
 
 
-def _json_types(
+def _json_forms(
     session: NodeSession, schema: TableSchema, encode: Sequence[Callable[[Any], str]]
-) -> tuple[type | None, ...]:
+) -> tuple[JsonForm | None, ...]:
     if session.dialect.name == "sqlite":  # double quotes are for names there
         return (None,) * len(encode)
     about = f"information_schema.columns WHERE {rows_about([schema.name_there])}"
-    found = session.rows(f"SELECT LOWER(column_name), LOWER(data_type) FROM {about}")
-    types = {str(name): str(kind) for name, kind in found}
-    names = (column.name_there.lower() for column in schema.columns)
-    return tuple(json_type(one, types.get(name, "")) for one, name in zip(encode, names, strict=True))
+    types = dict(session.rows(f"SELECT LOWER(column_name), LOWER(data_type) FROM {about}"))
+    pairs = zip(encode, schema.columns, strict=True)
+    return tuple(json_form(one, column, types.get(column.name_there.lower(), "")) for one, column in pairs)
 
 
 def rows_about(names: Iterable[str]) -> str:

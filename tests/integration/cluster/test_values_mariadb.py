@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydal import DAL, Field
+from pymysql import MySQLError
 
 from pipeline import clock
 from pipeline.config.settings import ShardSettings
@@ -167,10 +168,11 @@ def worker(db: Any, mariadb_uri: str) -> Iterator[NodeSession]:
     session.discard()
 
 
-def kept(worker: NodeSession, schema: TableSchema, values: list[list[Any]]) -> None:
+def kept(db: Any, worker: NodeSession, schema: TableSchema, values: list[list[Any]]) -> None:
     """Replace a table's rows by those of a sheet, whose values are given by columns."""
+    db.commit()  # else it locks what it has written
     facts, numbers = facts_of(worker, schema), tuple(range(1, len(values) + 1))
-    sheet = Sheet.read(Sheet(schema.name, schema.hash, 0, range(1, len(values[0]) + 1), numbers, values).text)
+    sheet = Sheet.read(Sheet(schema.name, schema.hash, 0, [*range(1, len(values[0]) + 1)], numbers, values).text)
     with worker.transaction():
         worker.execute(f"DELETE FROM {facts.table}")
         worker.execute(insert_of(numbers, rows_of([sheet], facts), facts))
@@ -195,7 +197,7 @@ def test_rows_of_a_sheet_are_read_back_equal(
     columns = [column for column in COLUMNS if not column.kind.startswith("list:")]
     rows = max(map(len, given.values())) + 1
     canonical = [[*map(checker("t", column), given[column.name]), *[None] * rows][:rows] for column in columns]
-    kept(worker, TableSchema("t", (Column("id", "id"), *columns)), canonical)
+    kept(db, worker, TableSchema("t", (Column("id", "id"), *columns)), canonical)
 
     db.commit()
     found = db(db.t).select(orderby=db.t.id)
@@ -204,11 +206,43 @@ def test_rows_of_a_sheet_are_read_back_equal(
         assert repr([row[column.name] for row in found]) == repr([python_value(column, one) for one in values])
 
 
+@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.name)
+def test_plain_values_of_a_column_are_written_as_json(worker: NodeSession, column: Column):
+    facts = facts_of(worker, TableSchema("t", (Column("id", "id"), column)))
+    plain = [value for value in VALUES[column.name] if "\\" not in str(value)]
+    canonical = [checker("t", column)(value) for value in plain]
+
+    form = facts.json_forms[1]
+
+    others = ("float", "boolean", "blob", "json", "list:string", "list:integer", "list:reference")
+    assert (form is not None and form.has([None, *canonical])) == (column.kind not in others)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("c_date", "2026-02-30"),
+        ("c_date", ""),
+        ("c_date", "0000-00-00"),
+        ("c_datetime", "2026-02-29 00:00:00"),
+        ("c_time", "24:00:00"),
+        ("c_money", "1e2"),
+        ("c_money", "1.00\n2.00"),
+        ("c_integer", True),
+        ("c_double", 1),
+        ("c_string", 5),
+    ],
+)
+def test_what_is_not_of_its_columns_form_is_stored_by_no_sheet(db: Any, worker: NodeSession, name: str, value: Any):
+    with pytest.raises((MySQLError, ValueError, AttributeError)):
+        kept(db, worker, TableSchema("t", (Column("id", "id"), BY_NAME[name])), [[value]])
+
+
 def test_a_number_for_a_column_with_a_choice_of_texts_stays_a_text(db: Any, worker: NodeSession):
     db.executesql("DROP TABLE IF EXISTS choices")
     db.executesql("CREATE TABLE choices (id BIGINT PRIMARY KEY, n ENUM('1', '0'))")
 
-    kept(worker, TableSchema("choices", (Column("id", "id"), Column("n", "bigint"))), [[0, 1]])
+    kept(db, worker, TableSchema("choices", (Column("id", "id"), Column("n", "bigint"))), [[0, 1]])
 
     assert worker.query("SELECT n FROM choices ORDER BY id") == [("0",), ("1",)]
 
