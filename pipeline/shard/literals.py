@@ -79,7 +79,7 @@ class JsonForm(NamedTuple):
         return text.isprintable() and '"' not in text and "\\" not in text
 
 
-def json_form(encode: Encode, column: Column, column_type: str) -> JsonForm | None:
+def json_form(encode: Encode, column: Column, column_type: str | None) -> JsonForm | None:
     """Return which values of a column JSON writes as MySQL reads them; None: none.
 
     pyDAL puts a bigint into quotes, which costs MySQL more: 0.7 µs a row of 20 columns, five of them bigint. Without
@@ -89,8 +89,10 @@ def json_form(encode: Encode, column: Column, column_type: str) -> JsonForm | No
     Args:
         encode: made by `encoder`.
         column: its column.
-        column_type: as MySQL names it, in lower case, without its length.
+        column_type: as MySQL names it, in lower case, without its length; None where another database has the column.
     """
+    if column_type is None:
+        return None
     if column.kind == "decimal":
         return JsonForm(str, _lines(_digits(column))) if column_type == "decimal" else None
     form, of_columns = _JSON.get(encode, (None, ()))

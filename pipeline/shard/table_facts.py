@@ -342,7 +342,9 @@ def facts_of(session: NodeSession, schema: TableSchema) -> Facts:
         session: of the shard's primary.
         schema: the table's schema.
     """
-    quote, encode = session.dialect.quote, tuple(encoder(session.adapter, column) for column in schema.columns)
+    quote, types = session.dialect.quote, _column_types(session, schema.name_there)
+    encode = tuple(encoder(session.adapter, column) for column in schema.columns)
+    pairs = zip(encode, schema.columns, strict=True)
     return Facts(
         schema,
         constraints_of(session, schema.name_there),
@@ -350,19 +352,16 @@ def facts_of(session: NodeSession, schema: TableSchema) -> Facts:
         tuple(quote(column.name_there) for column in schema.columns),
         quote(schema.name_there),
         session.dialect.in_order is not None,
-        _json_forms(session, schema, encode),
+        tuple(json_form(one, column, types.get(column.name_there.lower())) for one, column in pairs),
     )
 
 
-def _json_forms(
-    session: NodeSession, schema: TableSchema, encode: Sequence[Callable[[Any], str]]
-) -> tuple[JsonForm | None, ...]:
+def _column_types(session: NodeSession, table: str) -> dict[str, str]:
+    """Return the type of each column that may be written as JSON, both in lower case; none on SQLite."""
     if session.dialect.name == "sqlite":  # double quotes are for names there
-        return (None,) * len(encode)
-    about = f"information_schema.columns WHERE {rows_about([schema.name_there])}"
-    types = dict(session.rows(f"SELECT LOWER(column_name), LOWER(data_type) FROM {about}"))
-    pairs = zip(encode, schema.columns, strict=True)
-    return tuple(json_form(one, column, types.get(column.name_there.lower(), "")) for one, column in pairs)
+        return {}
+    about = f"information_schema.columns WHERE {rows_about([table])}"
+    return dict(session.rows(f"SELECT LOWER(column_name), LOWER(data_type) FROM {about}"))
 
 
 def rows_about(names: Iterable[str]) -> str:
