@@ -55,7 +55,7 @@ def rows_of(sheets: Sequence[Sheet], facts: Facts) -> list[str]:
     """Return the literals of each row of sheets of one shape, as `insert_of` takes them.
 
     A line of JSON is a row of literals where no text needs an escape: sessions on MySQL read double quotes as quotes.
-    So a row of 20 columns takes 0.5 µs, and 2.4 µs as a format text.
+    So a row of 20 columns takes 1.3 µs, and 3.2 µs as a format text.
 
     Args:
         sheets: in order.
