@@ -26,7 +26,7 @@ from pipeline.model import Entry, Op, Position
 from pipeline.model.sheet import Read, SheetEntry, count_ops, entries_before, singly
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
-from pipeline.shard import NodeSession, records
+from pipeline.shard import NodeSession, Unanswered, records
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error
 from pipeline.shard.records import APPLYING, HELD_IN, LENT, STOPPED, Mark, Reject
 from pipeline.shard.records.moves import Leg, pieces_within
@@ -245,7 +245,7 @@ class ApplyTransaction:
                     self._own.divide(batch)
                 executor = self._execute(batch, locked, take, last_try=last_try)
                 self.step("mark")
-                self._record(batch, executor, locked, take)
+                self._record_at_once(batch, executor, locked, take)
         except PipelineError as error:
             if not isinstance(error, Unavailable):
                 self.note_ended(take)  # while the locks are held: whoever has them next finds no failed attempt
@@ -439,6 +439,16 @@ class ApplyTransaction:
             take.accused = executor.accused(len(executor.sent) - 1)
             raise
         return executor
+
+    def _record_at_once(self, batch: Batch, executor: Executor, locked: Mapping[int, Mark], take: Take) -> None:
+        """Record a batch in one round trip, if no statement of it needs an answer."""
+        try:
+            with self._session.kept_back() as kept:
+                self._record(batch, executor, locked, take)
+        except Unanswered:  # nothing was sent
+            self._record(batch, executor, locked, take)
+        else:
+            self._session.ask(*kept)
 
     def _record(self, batch: Batch, executor: Executor, locked: Mapping[int, Mark], take: Take) -> None:
         """Write what became of the batch, and move the watermarks."""

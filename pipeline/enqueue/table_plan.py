@@ -38,6 +38,7 @@ from pipeline.enqueue.row_ids import RowIds
 from pipeline.errors import BadOp, BadQuery, BadValue, shown
 from pipeline.model import DELETE, INSERT, UPDATE, UPSERT, Addressed, Op, encode
 from pipeline.model.sheet import Sheet
+from pipeline.model.values import are_canonical
 
 #: Longest idempotency key, characters: a key is a number, an address or a digest, and each op carries it.
 MAX_KEY = 190
@@ -359,8 +360,10 @@ class RowPlan:
             for at in range(0, len(rows), AT_ONCE):
                 for column, values in zip(given, zip(*map(one, rows[at : at + AT_ONCE]), strict=True), strict=False):
                     column += values
+            known = self._compiled.schema.columns
             final: list[Sequence[Any]] = [
-                list(map(check, column)) for (_, check), column in zip(self._checks, given, strict=True)
+                values if are_canonical(known[number], values) else list(map(check, values))
+                for (_, check), number, values in zip(self._checks, self.numbers, given, strict=False)
             ]
         except (KeyError, BadValue):
             return None

@@ -92,7 +92,8 @@ class MySQL:
     def session(self, read_only: bool) -> Sequence[str]:
         """Return the statements to run after each connect, after pyDAL's own.
 
-        The session is strict, so that the server refuses what does not fit.
+        The session is strict, so that the server refuses what does not fit. Double quotes are quotes of texts, which
+        `statements.rows_of` counts on.
 
         Args:
             read_only: whether the server refuses writes in this session.

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from pipeline.model.schema import TableSchema
 from pipeline.shard import NodeSession
 from pipeline.shard.dialect import Dialect
-from pipeline.shard.literals import encoder
+from pipeline.shard.literals import JsonForm, encoder, json_form
 from pipeline.shard.records import text_literal
 
 _RULE = "(RESTRICT|CASCADE|SET NULL|NO ACTION|SET DEFAULT)"
@@ -264,6 +264,7 @@ class Facts:
         names: the columns' names, quoted.
         table: the table's name, quoted.
         in_order: whether an UPDATE or a DELETE can meet its rows in the order of its ops.
+        json_forms: of each column, which values JSON writes as the database reads them; None: none.
     """
 
     schema: TableSchema
@@ -272,6 +273,7 @@ class Facts:
     names: tuple[str, ...]  # quoted as the database wants them
     table: str  # quoted
     in_order: bool = False
+    json_forms: tuple[JsonForm | None, ...] = ()
 
     @cached_property
     def unique(self) -> tuple[tuple[int, ...], ...]:
@@ -340,15 +342,26 @@ def facts_of(session: NodeSession, schema: TableSchema) -> Facts:
         session: of the shard's primary.
         schema: the table's schema.
     """
-    quote = session.dialect.quote
+    quote, types = session.dialect.quote, _column_types(session, schema.name_there)
+    encode = tuple(encoder(session.adapter, column) for column in schema.columns)
+    pairs = zip(encode, schema.columns, strict=True)
     return Facts(
         schema,
         constraints_of(session, schema.name_there),
-        tuple(encoder(session.adapter, column) for column in schema.columns),
+        encode,
         tuple(quote(column.name_there) for column in schema.columns),
         quote(schema.name_there),
         session.dialect.in_order is not None,
+        tuple(json_form(one, column, types.get(column.name_there.lower())) for one, column in pairs),
     )
+
+
+def _column_types(session: NodeSession, table: str) -> dict[str, str]:
+    """Return the type of each column that may be written as JSON, both in lower case; none on SQLite."""
+    if session.dialect.name == "sqlite":  # double quotes are for names there
+        return {}
+    about = f"information_schema.columns WHERE {rows_about([table])}"
+    return dict(session.rows(f"SELECT LOWER(column_name), LOWER(data_type) FROM {about}"))
 
 
 def rows_about(names: Iterable[str]) -> str:

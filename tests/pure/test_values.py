@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
+from itertools import product
 from typing import Any
 
 import pytest
 
 from pipeline.errors import BadValue
 from pipeline.model.schema import Column
-from pipeline.model.values import checker, lenient
+from pipeline.model.values import are_canonical, checker, lenient
 
 UTC_PLUS_5 = timezone(timedelta(hours=5))
 SECRET = "correct horse battery staple"
@@ -293,3 +294,25 @@ def test_an_unsupported_type_is_an_error_at_its_first_use_and_names_the_type():
 
     with pytest.raises(BadValue, match=r"t\.place has the type 'geometry\(\)'"):
         check(None)
+
+
+ODD = [
+    *(0, 1, -1, 2**31 - 1, 2**31, -(2**31) - 1, 2**63 - 1, 2**63, -(2**63) - 1, True, False, None, Reference(5)),
+    *(0.0, -0.0, 1.5, float("nan"), float("inf"), -float("inf"), 1.7976931348623157e308, Decimal("1.50")),
+    *("", "a", "\u00e9", "x" * 20, "x" * 21, "\ud800", "\u2028", Colour.RED, date(2026, 1, 1), b"a"),
+]
+
+
+@pytest.mark.parametrize(
+    "type", ["integer", "bigint", "id", "reference t", "double", "float", "decimal(10,2)", "boolean", "string", "text"]
+)
+def test_values_that_are_canonical_together_are_left_as_they_are_one_by_one(type: str):
+    column = Column("c", type, 20 if type == "string" else None)
+    check = checker("t", column)
+
+    together = [pair for pair in product(ODD, ODD) if are_canonical(column, pair)]
+
+    assert all(repr([*map(check, pair)]) == repr([*pair]) for pair in together)
+    plain = {"double": (1.5, -2.5), "string": ("a", "\u00e9"), "text": ("", "x" * 21)}
+    usual = plain.get(type, (1, 2) if type in ("integer", "bigint", "id", "reference t") else None)
+    assert usual is None or are_canonical(column, usual)

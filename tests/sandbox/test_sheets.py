@@ -75,6 +75,22 @@ def test_a_refused_row_of_a_sheet_is_rejected_alone(database: Database, sheets: 
     assert [row[0] for row in found["plain"]] == [row for row in range(1, 19) if row != 13]
 
 
+def test_what_became_of_a_batch_is_written_in_one_round_trip(database: Database, monkeypatch: pytest.MonkeyPatch):
+    asked, ask = list[str](), NodeSession.ask
+
+    def noted(self: NodeSession, *statements: str) -> Any:
+        asked.append(" ".join(statements))
+        return ask(self, *statements)
+
+    monkeypatch.setattr(NodeSession, "ask", noted)
+
+    found = database.apply([insert(PLAIN, row, {1: 9 if row == 3 else 1}) for row in range(1, 9)], at_once=AT_ONCE)
+
+    assert found["rejects"] == [(3,)]
+    tables = ("producers", "rejects", "held", "watermarks")
+    assert any(all(f" pipeline_{table} " in sent for table in tables) for sent in asked)
+
+
 def come_to(monkeypatch: pytest.MonkeyPatch, *ids: int | None) -> None:
     """Let the server say of each statement that fails to which marked id it came; of the last ones nothing."""
     words = iter(ids)

@@ -16,9 +16,10 @@ import json
 import re
 import sys
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from math import isfinite
 from operator import methodcaller
 from typing import Any
 
@@ -166,6 +167,28 @@ def lenient(table: str, column: Column) -> Checker:
     return _build(table, column, cut=True)
 
 
+def are_canonical(column: Column, values: Sequence[object]) -> bool:
+    """Return whether `checker` leaves each of many values as it is. A False proves nothing.
+
+    All at once they take a third of the time: 20 values of a row 0.6 µs, one after the other 1.6.
+
+    Args:
+        column: the column that will hold the values.
+        values: one at least.
+    """
+    kinds = set(map(type, values))
+    some: Any = values
+    if kinds == {int} and column.kind in texts.RANGES:
+        low, high = texts.RANGES[column.kind]
+        return bool(low <= min(some) and max(some) <= high)
+    if kinds == {float} and column.kind == "double":
+        return isfinite(sum(some)) and 0.0 not in some  # a zero may have a sign, which `checker` takes away
+    if kinds == {str} and column.kind in ("string", "text"):
+        whole = "".join(some)
+        return max(map(len, some)) <= _longest(column) and (whole.isascii() or whole.isprintable())
+    return False
+
+
 def key_form(column: Column) -> Checker | None:
     """Return the function from a final value of a shard key to the form that places its row; None: the value itself.
 
@@ -259,7 +282,7 @@ def _boolean_shortcut(column: Column, slow: Checker) -> Checker:
 
 
 def _text_shortcut(column: Column, slow: Checker) -> Checker:
-    longest = sys.maxsize if column.kind == "text" or column.length is None else column.length
+    longest = _longest(column)
 
     def check(value: object) -> Canonical:
         # what is printable has no lone surrogates, so UTF-8 can carry it
@@ -268,6 +291,10 @@ def _text_shortcut(column: Column, slow: Checker) -> Checker:
         return slow(value)
 
     return check
+
+
+def _longest(column: Column) -> int:
+    return sys.maxsize if column.kind == "text" or column.length is None else column.length
 
 
 def _decimal_shortcut(column: Column, slow: Checker) -> Checker:

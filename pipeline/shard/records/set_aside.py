@@ -232,7 +232,7 @@ def held_in(session: NodeSession, ranges: Iterable[tuple[int, str, str]]) -> dic
         f"(bucket = {bucket} AND row_key BETWEEN {text_literal(first)} AND {text_literal(last)})"
         for bucket, first, last in ranges
     )
-    found = session.rows(f"SELECT bucket, row_key FROM pipeline_held WHERE {which} LIMIT {_MOST_KEYS + 1}")
+    [found] = session.ask(f"SELECT bucket, row_key FROM pipeline_held WHERE {which} LIMIT {_MOST_KEYS + 1}")
     if len(found) > _MOST_KEYS:
         return None
     held: dict[int, set[str]] = {}

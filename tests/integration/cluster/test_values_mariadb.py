@@ -8,17 +8,21 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydal import DAL, Field
+from pymysql import MySQLError
 
 from pipeline import clock
 from pipeline.config.settings import ShardSettings
 from pipeline.errors import BadValue
-from pipeline.model.schema import Column
+from pipeline.model.schema import Column, TableSchema
+from pipeline.model.sheet import Sheet
 from pipeline.model.values import checker, python_value
 from pipeline.shard import NodeSession
 from pipeline.shard.literals import encoder
+from pipeline.shard.statements import insert_of, rows_of
+from pipeline.shard.table_facts import facts_of
 
 pytestmark = [
     pytest.mark.mariadb,
@@ -155,6 +159,92 @@ def test_any_value_is_refused_or_read_back_equal(db: Any, name: str, value: Any)
     found = stored(db, column, encoder(db._adapter, column)(canonical))
 
     assert found == python_value(column, canonical)
+
+
+@pytest.fixture(scope="module")
+def worker(db: Any, mariadb_uri: str) -> Iterator[NodeSession]:
+    session = NodeSession("s0", mariadb_uri.replace("/shop", "/typed"))
+    yield session
+    session.discard()
+
+
+def kept(db: Any, worker: NodeSession, schema: TableSchema, values: list[list[Any]]) -> None:
+    """Replace a table's rows by those of a sheet, whose values are given by columns."""
+    db.commit()  # else it locks what it has written
+    facts, numbers = facts_of(worker, schema), tuple(range(1, len(values) + 1))
+    sheet = Sheet.read(Sheet(schema.name, schema.hash, 0, [*range(1, len(values[0]) + 1)], numbers, values).text)
+    with worker.transaction():
+        worker.execute(f"DELETE FROM {facts.table}")
+        worker.execute(insert_of(numbers, rows_of([sheet], facts), facts))
+        assert worker.rows("SHOW WARNINGS") == []
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(plain=False, texts=['say "it"'], doubles=[-0.0], integers=[1])
+@example(plain=False, texts=["a]\n[b", "\\"], doubles=[1e16], integers=[1])
+@given(
+    plain=st.booleans(),
+    texts=st.lists(st.text(st.characters(blacklist_categories=["Cs"]) | st.sampled_from("\"'\\]\n[,"), max_size=40)),
+    doubles=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1),
+    integers=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1),
+)
+def test_rows_of_a_sheet_are_read_back_equal(
+    db: Any, worker: NodeSession, plain: bool, texts: list[str], doubles: list[float], integers: list[int]
+):
+    given: dict[str, list[Any]] = {**VALUES, "c_double": doubles, "c_bigint": integers, "c_string": texts}
+    if plain:  # no text needs an escape
+        given |= {"c_string": ["it's", "é"], "c_text": ["]\U0001f600["], "c_password": ["x"], "c_upload": ["y.txt"]}
+    columns = [column for column in COLUMNS if not column.kind.startswith("list:")]
+    rows = max(map(len, given.values())) + 1
+    canonical = [[*map(checker("t", column), given[column.name]), *[None] * rows][:rows] for column in columns]
+    kept(db, worker, TableSchema("t", (Column("id", "id"), *columns)), canonical)
+
+    db.commit()
+    found = db(db.t).select(orderby=db.t.id)
+
+    for column, values in zip(columns, canonical, strict=True):
+        assert repr([row[column.name] for row in found]) == repr([python_value(column, one) for one in values])
+
+
+@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.name)
+def test_plain_values_of_a_column_are_written_as_json(worker: NodeSession, column: Column):
+    facts = facts_of(worker, TableSchema("t", (Column("id", "id"), column)))
+    plain = [value for value in VALUES[column.name] if "\\" not in str(value)]
+    canonical = [checker("t", column)(value) for value in plain]
+
+    form = facts.json_forms[1]
+
+    others = ("float", "boolean", "blob", "json", "list:string", "list:integer", "list:reference")
+    assert (form is not None and form.has([None, *canonical])) == (column.kind not in others)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("c_date", "2026-02-30"),
+        ("c_date", ""),
+        ("c_date", "0000-00-00"),
+        ("c_datetime", "2026-02-29 00:00:00"),
+        ("c_time", "24:00:00"),
+        ("c_money", "1e2"),
+        ("c_money", "1.00\n2.00"),
+        ("c_integer", True),
+        ("c_double", 1),
+        ("c_string", 5),
+    ],
+)
+def test_what_is_not_of_its_columns_form_is_stored_by_no_sheet(db: Any, worker: NodeSession, name: str, value: Any):
+    with pytest.raises((MySQLError, ValueError, AttributeError)):
+        kept(db, worker, TableSchema("t", (Column("id", "id"), BY_NAME[name])), [[value]])
+
+
+def test_a_number_for_a_column_with_a_choice_of_texts_stays_a_text(db: Any, worker: NodeSession):
+    db.executesql("DROP TABLE IF EXISTS choices")
+    db.executesql("CREATE TABLE choices (id BIGINT PRIMARY KEY, n ENUM('1', '0'))")
+
+    kept(db, worker, TableSchema("choices", (Column("id", "id"), Column("n", "bigint"))), [[0, 1]])
+
+    assert worker.query("SELECT n FROM choices ORDER BY id") == [("0",), ("1",)]
 
 
 @pytest.mark.parametrize("zone", ["+02:00", "-09:30"])
