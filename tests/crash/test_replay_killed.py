@@ -26,7 +26,7 @@ TALLY = TableSchema("tally", (Column("id", "id"), Column("n", "integer"), Column
 #: Two buckets, two rows in each, and so many ops behind each row's insert.
 BUCKETS, ROWS, BEHIND = (0, 1), 4, 12
 #: A transaction of a replay has fewer steps; small ones, so that there are many.
-STEPS, FEW = 44, ApplySettings(max_rows=9)
+STEPS, FEW = 50, ApplySettings(max_rows=9)
 
 
 @pytest.fixture
