@@ -15,13 +15,13 @@ import pipeline
 from pipeline import clock
 from pipeline.admin import dead, stops
 from pipeline.admin.stops import release
-from pipeline.apply import transaction
+from pipeline.apply import earlier_ops, transaction
 from pipeline.apply.applier import Applier
 from pipeline.config.settings import ApplySettings
 from pipeline.enqueue.producer import Run
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import LogUnavailable
-from pipeline.model import START
+from pipeline.model import HEAD_BYTES, START
 from pipeline.testing import Sandbox, sandbox
 
 TABLES = ("event", "parent", "child", "grandchild", "leaf", "node")
@@ -42,7 +42,7 @@ def of_many_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def db() -> Iterator[Any]:
     db = DAL("sqlite:memory")
-    db.define_table("event", Field("who", "integer"), Field("note", unique=True))
+    db.define_table("event", Field("who", "integer"), Field("note", unique=True), Field("body", "text"))
     db.define_table("parent", Field("who", "integer"), Field("note", unique=True), Field("more"))
     db.define_table("child", Field("who", "integer"), Field("up", "reference parent"), Field("note"))
     db.define_table("grandchild", Field("who", "integer"), Field("up", "reference child"))
@@ -396,6 +396,27 @@ def test_what_a_foreign_key_refuses_waits_for_nothing_else(
     look(box, monkeypatch, worker, 3, due=[children[0].bucket], resting=[other.bucket])
 
     assert states(*children, later) == ["rejected", "applied", "rejected", "queued"]
+
+
+@pytest.mark.parametrize(
+    ("most_bytes", "makes", "wanted"),
+    [(8_000_000, False, "rejected"), (8_000_000, True, "queued"), (10_000, False, "queued")],
+    ids=["nothing helps", "what helps is behind it", "what is behind it is not looked at"],
+)
+def test_behind_a_large_op_as_much_is_looked_at_as_may_be_kept_in_mind(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, most_bytes: int, makes: bool, wanted: str
+) -> None:
+    monkeypatch.setattr(earlier_ops, "MOST_BYTES", most_bytes)
+    first, second = two_buckets(box)
+    enqueued = enqueuing(monkeypatch)
+    large = enqueued(0, db.event, who=first, body="x" * 2 * HEAD_BYTES)
+    made = enqueued(5, db.parent, who=first) if makes else large
+    child = enqueued(10, db.child, who=second, up=made.id)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+
+    look(box, monkeypatch, worker, 3, due=[child.bucket], resting=[large.bucket])
+
+    assert states(child, large) == [wanted, "queued"]
 
 
 def by_delete(db: Any, row: Any) -> None:
