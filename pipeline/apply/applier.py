@@ -326,7 +326,7 @@ class Applier(ShardTurns):
         for bucket, leg in self._transaction.lent.items():
             if bucket not in batch.after or self.shard not in (leg.source, leg.target):
                 continue
-            other = leg.target if leg.source == self.shard else leg.source
+            other = leg.other(self.shard)
             try:
                 self._log.mark_dirty(other, [leg.bucket])
                 ring, left = self._log.sweep(other, due_ms=0)

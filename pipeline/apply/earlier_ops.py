@@ -20,7 +20,7 @@ from pipeline.apply.grouping import Item
 from pipeline.apply.order import sent_ms_of
 from pipeline.errors import NewerOp, NotAnOp, PipelineError
 from pipeline.model import COPY, DELETE, HEAD_BYTES, INSERT, UPDATE, UPSERT, Entry, Op, Position, decode
-from pipeline.model.sheet import Read, SheetEntry, count_ops, entries_behind, entry_bytes, last_of, last_seq
+from pipeline.model.sheet import Read, SheetEntry, count_ops, cut_at, entry_bytes, last_of, last_seq
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
 from pipeline.shard import NodeSession, records
@@ -125,7 +125,8 @@ class Ahead:
         if start < self.start:
             return Ahead(start, start)
         head = self.head if self.head is not None and self.head.position > start else None
-        return Ahead(start, max(start, self.to), entries_behind(start, self.entries), head)
+        _, entries = cut_at(Position(start.epoch, start.seq + 1), self.entries)
+        return Ahead(start, max(start, self.to), entries, head)
 
     def oldest(self) -> dict[int, float]:
         """Return when each producer's oldest op was enqueued, ms."""
@@ -147,9 +148,10 @@ def until_ms(item: Item, producer: int, younger_ms: float) -> float:
 
 
 class NamedRow(NamedTuple):
-    """A row, for ops that name its id."""
+    """A row, for ops that name its id, which is a number here and as a text has it."""
 
     row: int
+    number: bytes
     until_ms: float
 
     def fits(self, entry: Read) -> bool:
@@ -158,11 +160,10 @@ class NamedRow(NamedTuple):
         Args:
             entry: read from a log.
         """
-        number = str(self.row).encode()
         if isinstance(entry, SheetEntry):
-            named = self.row in entry.sheet.ids or number in entry.sheet.text
+            named = self.row in entry.sheet.ids or self.number in entry.sheet.text
         else:
-            named = number in entry.payload
+            named = self.number in entry.payload
         return named and sent_ms_of(entry) <= self.until_ms
 
 
@@ -180,6 +181,10 @@ class Needed(NamedTuple):
     cascades: bool = False
 
 
+#: Of what an op needs nothing is known.
+ANYTHING = Needed()
+
+
 class HelpingOps(NamedTuple):
     """Ops that may help a refused one, and were enqueued before it."""
 
@@ -194,11 +199,12 @@ class HelpingOps(NamedTuple):
         Args:
             entry: read from a log.
         """
-        if sent_ms_of(entry) > until_ms(self.refused, entry.producer, self.younger_ms):
-            return False
+        return self._may_help(entry) and sent_ms_of(entry) <= until_ms(self.refused, entry.producer, self.younger_ms)
+
+    def _may_help(self, entry: Read) -> bool:
         rows = self.needed.rows
         if isinstance(entry, SheetEntry):
-            ids = rows.get(self.facts.database_name(entry.sheet.table).lower(), ())
+            ids = rows.get(self._there(entry.sheet.table), ())
             return any(row in entry.sheet.ids for row in ids)
         kind, table = _begins(entry.payload)
         if kind == b"insert" and not self._may_make(table):
@@ -212,17 +218,20 @@ class HelpingOps(NamedTuple):
         return any(self._makes(op) if rows else self._frees(op) for op in members)
 
     def _may_make(self, table: bytes) -> bool:
-        return b"\\" in table or self.facts.database_name(table.decode(errors="replace")).lower() in self.needed.rows
+        return b"\\" in table or self._there(table.decode(errors="replace")) in self.needed.rows
 
     def _makes(self, op: Op) -> bool:
-        ids = self.needed.rows.get(self.facts.database_name(op.table).lower(), ())
+        ids = self.needed.rows.get(self._there(op.table), ())
         return op.kind not in (UPDATE, DELETE) and bool(ids) and (op.id is None or op.id in ids)
 
     def _frees(self, op: Op) -> bool:
         if op.kind in (INSERT, COPY):
             return False
-        own = self.facts.database_name(op.table).lower() == self.needed.freed
-        return own or self.needed.cascades
+        return self.needed.cascades or self._there(op.table) == self.needed.freed
+
+    def _there(self, table: str) -> str:
+        """Return the name in the database of a table, as `Needed` has it."""
+        return self.facts.database_name(table).lower()
 
 
 def _begins(payload: bytes) -> tuple[bytes, bytes]:
@@ -291,7 +300,7 @@ class EarlierOps:
         *,
         deletes_from: Facts | None = None,
         refused: bool = True,
-        needed: Needed | None = None,
+        needed: Needed = ANYTHING,
     ) -> WaitReason | None:
         """Return why an op that a constraint refuses, or that deletes, waits; None where it has its turn.
 
@@ -299,7 +308,7 @@ class EarlierOps:
             item: the op.
             deletes_from: of the table from which it deletes, if it does and is no group.
             refused: whether a constraint refuses it: then what is younger by `CLOCKS_MS` counts for a second.
-            needed: what may help a refused op; None: any other.
+            needed: what may help a refused op.
         """
         if self._queued is None:
             self._queued = self._oldest_queued()
@@ -307,15 +316,7 @@ class EarlierOps:
         row = self.named_row(item.op, deletes_from) if deletes_from is not None else None
         younger_ms, share = (CLOCKS_MS, 1.0) if refused else (0.0, DELETES if row is None else NAMED_DELETES)
         most_s = share * self._wait_s
-        if row is not None:
-            near = self._naming(item, row)
-        elif needed is not None and any(needed):
-            near = self._helping(item, needed, younger_ms)
-        else:
-            near = self._near(item, younger_ms)
-            if not self._looked_deep and not any(sent_ms < at_ms for sent_ms in near.values()):
-                self._look_deep()  # else the database's word would be final, and the row gone
-                near = self._near(item, younger_ms)
+        near = self._naming(item, row) if row is not None else self._helping(item, needed, younger_ms)
         if not near:
             return None
         older = [one for one, sent_ms in near.items() if sent_ms < at_ms]
@@ -393,13 +394,19 @@ class EarlierOps:
 
     def _naming(self, item: Item, row: int) -> dict[int, float]:
         """Return the buckets with an older op that may refer to the row that is deleted: such an op names its id."""
-        found = self._first_in_each(item, NamedRow(row, item.op.at_ms))
+        found = self._first_in_each(item, NamedRow(row, str(row).encode(), item.op.at_ms))
         # two deletes must not wait for each other for nothing
         unseen = [bucket for bucket in self._unread(item) if bucket not in found and bucket not in self._waiting]
         return dict.fromkeys([*found, *unseen], 0.0)
 
     def _helping(self, item: Item, needed: Needed, younger_ms: float) -> dict[int, float]:
-        """Return of `_near` the buckets with an op that may help a refused one."""
+        """Return of `_near` the buckets with an op that may help a refused one; all, where any op may."""
+        if needed == ANYTHING:
+            near = self._near(item, younger_ms)
+            if self._looked_deep or any(sent_ms < item.op.at_ms for sent_ms in near.values()):
+                return near
+            self._look_deep()  # else the database's word would be final, and the row gone
+            return self._near(item, younger_ms)
         found = self._first_in_each(item, HelpingOps(needed, self._facts, item, younger_ms))
         unseen = [bucket for bucket in self._unread(item) if bucket not in found]
         return dict.fromkeys(unseen, 0.0) | {bucket: sent_ms_of(entry) for bucket, entry in found.items()}
@@ -582,7 +589,7 @@ class EarlierOps:
         self._look_further({bucket: DEEP for bucket, queued in unseen.items() if not queued})
         for bucket, head in heads.items():
             ahead = self._ahead[bucket]
-            if not ahead.entries and not (unseen[bucket] == [] and ahead.ended):
+            if not (ahead.entries or ahead.ended):
                 ahead.head = head  # also where nothing but copies was seen: what is behind these may be older
 
     def _behind(self) -> dict[int, Position]:
@@ -614,16 +621,16 @@ def needed_by(op: Op, facts: Facts, error: Exception) -> Needed | None:
     events, own = EVENTS_OF.get(op.kind, EVENTS), facts.database_name.lower()
     if is_signal(error):
         seen = any(event in events for event, _ in facts.constraints.triggers)
-        return None if seen and not facts.constraints.fired(*events) else Needed()
+        return None if seen and not facts.constraints.fired(*events) else ANYTHING
     if op.kind not in (INSERT, UPSERT, UPDATE) or facts.constraints.fired(*events):
-        return Needed()
+        return ANYTHING
     if is_about_parents(error):
         # SQLite says the same where others refer to the row
         clear = op.kind == INSERT or code_of(error) is not None or not facts.constraints.children
-        return Needed(_referred(op, facts)) if clear else Needed()
+        return Needed(_referred(op, facts)) if clear else ANYTHING
     if is_about_values(error) and own not in facts.constraints.reached:
         return Needed(freed=own, cascades=bool(facts.constraints.parents))
-    return Needed()
+    return ANYTHING
 
 
 def _referred(op: Op, facts: Facts) -> Mapping[str, Collection[int]]:

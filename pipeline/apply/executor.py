@@ -396,8 +396,7 @@ class Executor:
             self.rejects.append(self._rows.wait_all(item, why_needy(needs)))
 
     def _end_before(self, item: Item, reason: WaitReason) -> None:
-        first = self._early.get(item.entry.bucket)
-        if first is None or item.entry.position < first[0]:
+        if self._is_on_time(item):
             self._early[item.entry.bucket] = item.entry.position, reason
         if not self._patient:
             raise Early(self._early)
@@ -418,8 +417,8 @@ class Executor:
                 if not self._is_helped(item):
                     still.append(item)
                     continue
-                before, first = len(still), self._early.get(item.entry.bucket)
-                if first is None or item.entry.position < first[0]:
+                before = len(still)
+                if self._is_on_time(item):
                     self._early[item.entry.bucket] = item.entry.position, self._earlier.put_off(item)
             left, again = [*still, *left[again:]], before
         if self._early and self._earlier is not None:
@@ -452,10 +451,12 @@ class Executor:
 
     def _on_time(self, items: Sequence[Item]) -> Sequence[Item]:
         """Leave out what is behind an early op in its bucket."""
-        if not self._early:
-            return items
-        early = self._early
-        return [it for it in items if it.entry.bucket not in early or it.entry.position < early[it.entry.bucket][0]]
+        return [item for item in items if self._is_on_time(item)] if self._early else items
+
+    def _is_on_time(self, item: Item) -> bool:
+        """Return whether an op is before the first early one of its bucket, if there is any."""
+        first = self._early.get(item.entry.bucket)
+        return first is None or item.entry.position < first[0]
 
     def _reject(self, item: Item, error: Exception, member: Op | None = None) -> None:
         op = member or item.op

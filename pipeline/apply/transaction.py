@@ -23,7 +23,7 @@ from pipeline.config.buckets import FIRST_PIECE
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import PipelineError, Unavailable
 from pipeline.model import Entry, Op, Position
-from pipeline.model.sheet import Read, SheetEntry, count_ops, entries_before, singly
+from pipeline.model.sheet import Read, SheetEntry, count_ops, cut_at, singly
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
 from pipeline.shard import NodeSession, Unanswered, records
@@ -153,7 +153,7 @@ class Take:
             entries: of it, in order.
         """
         first = self.early.get(bucket)
-        return list(entries) if first is None else entries_before(first[0], entries)
+        return list(entries) if first is None else cut_at(first[0], entries)[0]
 
     def suspect(self, earlier: Mapping[int, str], void: Mapping[int, str] = NO_NOTES) -> None:
         """Leave out the buckets with which an earlier attempt failed.

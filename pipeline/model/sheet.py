@@ -236,38 +236,22 @@ def last_seq(entry: Read) -> int:
     return entry.producer_seq + (len(entry.sheet) - 1 if isinstance(entry, SheetEntry) else 0)
 
 
-def entries_before(position: Position, entries: Iterable[Read]) -> list[Read]:
-    """Return the entries before a position; of a sheet, the part that is before it.
+def cut_at(position: Position, entries: Iterable[Read]) -> tuple[list[Read], list[Read]]:
+    """Return the entries before a position, and those from there on; a sheet is cut.
 
     Args:
-        position: where they end.
+        position: where to cut.
         entries: of one bucket, in order.
     """
-    found: list[Read] = []
+    before, rest = list[Read](), list[Read]()
     for entry in entries:
-        if entry.position >= position:
-            break
-        if isinstance(entry, SheetEntry) and entry.last >= position:
-            entry = entry.part(0, position.seq - entry.position.seq)
-        found.append(entry)
-    return found
-
-
-def entries_behind(position: Position, entries: Iterable[Read]) -> list[Read]:
-    """Return the entries behind a position; of a sheet, the part that is behind it.
-
-    Args:
-        position: where they begin.
-        entries: of one bucket, in order.
-    """
-    found: list[Read] = []
-    for entry in entries:
-        if last_of(entry) <= position:
-            continue
-        if isinstance(entry, SheetEntry) and entry.position <= position:
-            entry = entry.part(position.seq - entry.position.seq + 1)
-        found.append(entry)
-    return found
+        if isinstance(entry, SheetEntry) and entry.position < position <= entry.last:
+            nth = position.seq - entry.position.seq
+            before.append(entry.part(0, nth))
+            rest.append(entry.part(nth))
+        else:
+            (before if entry.position < position else rest).append(entry)
+    return before, rest
 
 
 def in_sheets(entries: Iterable[Entry]) -> list[Read]:

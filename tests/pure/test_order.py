@@ -10,7 +10,7 @@ import pytest
 from pipeline.apply.grouping import Item
 from pipeline.apply.order import by_time, oldest
 from pipeline.model import DELETE, INSERT, Entry, Op, Position
-from pipeline.model.sheet import Read, Sheet, SheetEntry, entries_before, entries_behind, singly
+from pipeline.model.sheet import Read, Sheet, SheetEntry, cut_at, singly
 
 
 def families(luck: random.Random, ops: int, buckets: int) -> list[tuple[int, Op]]:
@@ -84,11 +84,12 @@ def test_a_sheet_is_cut_where_a_bucket_has_to_end_or_has_come_to() -> None:
     entries = [sheet(3, 0, 4, 1.0), sheet(3, 4, 4, 2.0)]
 
     for seq in range(8):
-        before, behind = entries_before(Position(1, seq), entries), entries_behind(Position(1, seq), entries)
+        before, behind = cut_at(Position(1, seq), entries)[0], cut_at(Position(1, seq + 1), entries)[1]
         assert places(before) == [(3, row) for row in range(seq)]
         assert places(behind) == [(3, row) for row in range(seq + 1, 8)]
         assert [entry.producer_seq - 10 for entry in singly(behind)] == [row for _, row in places(behind)]
-    assert entries_before(Position(2, 0), entries) == entries == entries_behind(Position(0, 9), entries)
+    assert cut_at(Position(2, 0), entries) == (entries, [])
+    assert cut_at(Position(0, 10), entries) == ([], entries)
 
 
 @pytest.mark.parametrize(("most", "until"), [(1, 1.0), (9, 1.0), (10, 2.0), (18, 2.0), (19, 3.0), (99, 3.0)])

@@ -362,15 +362,8 @@ def test_what_a_foreign_key_refuses_waits_for_whatever_may_make_the_row(
     row = made(db, first)
     at(10)
     child = pipeline.enqueue_insert(db.child, who=second, up=row)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
 
-    look(box, monkeypatch, worker, 3, due=[child.bucket], resting=[bucket])
-    assert child.status() == "queued"
-    monkeypatch.undo()
-    box.log.postpone("s0", [bucket, child.bucket], 0)
-    box.drain()
-
-    assert child.status() == "applied"
+    waits_and_is_applied(box, monkeypatch, bucket, child)
 
 
 def test_what_a_foreign_key_refuses_waits_for_nothing_else(
@@ -439,15 +432,8 @@ def test_an_op_whose_value_is_taken_waits_for_whatever_may_free_the_value(
     freed(db, (db.event.who == first) & (db.event.note == "a"))
     at(10)
     renewed = pipeline.enqueue_insert(db.event, who=second, note="a")
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
 
-    look(box, monkeypatch, worker, 3, due=[renewed.bucket], resting=[bucket])
-    assert renewed.status() == "queued"
-    monkeypatch.undo()
-    box.log.postpone("s0", [bucket, renewed.bucket], 0)
-    box.drain()
-
-    assert renewed.status() == "applied"
+    waits_and_is_applied(box, monkeypatch, bucket, renewed)
 
 
 def test_an_op_whose_value_is_taken_waits_for_nothing_else(
@@ -1066,6 +1052,18 @@ def refuse(box: Sandbox) -> None:
     says = "BEGIN SELECT RAISE(ABORT, 'never'); END"
     session = box.client.nodes.primary("s0")
     session.execute(f"CREATE TRIGGER refuses BEFORE INSERT ON event WHEN NEW.note LIKE 'never%' {says}")
+
+
+def waits_and_is_applied(box: Sandbox, monkeypatch: pytest.MonkeyPatch, bucket: int, waiting: Any) -> None:
+    """Assert that an op is queued while another bucket rests, and applied once that has gone on."""
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    look(box, monkeypatch, worker, 3, due=[waiting.bucket], resting=[bucket])
+    assert waiting.status() == "queued"
+    monkeypatch.undo()
+    box.log.postpone("s0", [bucket, waiting.bucket], 0)
+    box.drain()
+
+    assert waiting.status() == "applied"
 
 
 def states(*receipts: Any) -> list[str]:
