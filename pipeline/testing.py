@@ -127,6 +127,7 @@ class Sandbox:
                 self.log,
                 self.client.settings.apply,
                 tables=self.client.settings.tables,
+                topology=self.client.topology,
             )
             for shard in self.client.topology.shards
         }

@@ -147,7 +147,7 @@ def applier(shard: str) -> Applier:
     if known is None or known.node != primary.node:
         verify(here.log, here.nodes, here.topology, here.publisher.scopes[shard], asking=True)
         known = appliers[shard] = applier_type()(
-            shard, primary, here.log, here.settings.apply, step, here.settings.tables
+            shard, primary, here.log, here.settings.apply, step, here.settings.tables, here.topology
         )
     return known
 

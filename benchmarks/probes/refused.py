@@ -163,6 +163,8 @@ def _refused_figures(kind: str, spent: dict[str, list[dict[str, float]]], count:
 @contextmanager
 def _referring(target: Target, purchase: Any) -> Iterator[Bad]:
     everywhere(target, *QUANTITIES, REFER)
+    purchase._db.define_table("quantity", migrate=False, redefine=True)
+    pipeline.define_tables(purchase._db)  # any op may make a parent
     try:
         yield Bad(list)
     finally:

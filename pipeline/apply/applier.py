@@ -20,6 +20,7 @@ from pipeline.apply.judge import Attempt
 from pipeline.apply.pace import LARGE
 from pipeline.apply.transaction import NO_NOTES, ApplyTransaction, Outcome, Take
 from pipeline.apply.turns import SCHEMA_DELAY_MS, ShardTurns, ms_since
+from pipeline.config import Topology
 from pipeline.config.sections import MOST_BUCKETS
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import LogUnavailable, Unavailable
@@ -83,6 +84,7 @@ class Applier(ShardTurns):
         settings: what one transaction may take.
         step: called with the name of each step before it is taken; crash tests kill the process in it.
         tables: what the configuration says of tables, by name: here `on_reject` counts.
+        topology: tells in which bucket an op is that makes a row; None: it is looked for in all.
 
     Attributes:
         holder: who holds the shard's bell while this applies, see `Work.due`; the empty text: nobody.
@@ -98,8 +100,9 @@ class Applier(ShardTurns):
         settings: ApplySettings,
         step: Callable[[str], None] = lambda name: None,
         tables: Mapping[str, TableSettings] = MappingProxyType({}),
+        topology: Topology | None = None,
     ):
-        transaction = ApplyTransaction(shard, session, log, settings, step, tables)
+        transaction = ApplyTransaction(shard, session, log, settings, step, tables, topology)
         super().__init__(shard, session, log, transaction)
         self._settings, self._failures = settings, 0
         self._leases, self._token = log, uuid4().hex

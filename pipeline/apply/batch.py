@@ -459,6 +459,16 @@ class FactBook:
             }
         return self._names.setdefault(table, table)
 
+    def table_named(self, database_name: str) -> str | None:
+        """Return the name in the model of a table; None where no definition of just one is published.
+
+        Args:
+            database_name: its name in the database, in lower case.
+        """
+        schemas = (TableSchema.from_json(text) for text in self._log.newest_schemas().values())
+        found = [schema.name for schema in schemas if schema.name_there.lower() == database_name]
+        return found[0] if len(found) == 1 else None
+
     def bound(self) -> None:
         """Forget all where it is too much: whoever writes to Redis may publish definitions without end."""
         if len(self.known) > MOST_DEFINITIONS:

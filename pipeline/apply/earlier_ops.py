@@ -7,7 +7,7 @@ row to which others may refer is deleted then.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from types import MappingProxyType
@@ -18,6 +18,8 @@ from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.footprint import EVENTS, EVENTS_OF
 from pipeline.apply.grouping import Item
 from pipeline.apply.order import sent_ms_of
+from pipeline.config import Topology
+from pipeline.config.buckets import log_number
 from pipeline.errors import NewerOp, NotAnOp, PipelineError
 from pipeline.model import COPY, DELETE, HEAD_BYTES, INSERT, UPDATE, UPSERT, Entry, Op, Position, decode
 from pipeline.model.sheet import Read, SheetEntry, count_ops, cut_at, entry_bytes, last_of, last_seq
@@ -199,9 +201,14 @@ class HelpingOps(NamedTuple):
         Args:
             entry: read from a log.
         """
-        return self._may_help(entry) and sent_ms_of(entry) <= until_ms(self.refused, entry.producer, self.younger_ms)
+        return self.may_help(entry) and sent_ms_of(entry) <= until_ms(self.refused, entry.producer, self.younger_ms)
 
-    def _may_help(self, entry: Read) -> bool:
+    def may_help(self, entry: Read) -> bool:
+        """Return whether an entry may be of such ops, whenever it was enqueued.
+
+        Args:
+            entry: read from a log.
+        """
         rows = self.needed.rows
         if isinstance(entry, SheetEntry):
             ids = rows.get(self._there(entry.sheet.table), ())
@@ -249,9 +256,19 @@ class EarlierOps:
         log: the logs.
         facts: of the tables.
         wait_s: how long an op waits at most, while this process looks at it and nothing older moves.
+        topology: tells in which bucket an op is that makes a row; None: in any.
     """
 
-    def __init__(self, shard: str, session: NodeSession, log: Work, facts: FactBook, wait_s: float):
+    def __init__(
+        self,
+        shard: str,
+        session: NodeSession,
+        log: Work,
+        facts: FactBook,
+        wait_s: float,
+        topology: Topology | None,
+    ):
+        self._topology = topology
         self._shard, self._session, self._log, self._facts, self._wait_s = shard, session, log, facts, wait_s
         self._waits: dict[Place, Wait] = {}
         #: Of each bucket for which an op has waited as long as it may, its watermark; and of those for which a delete
@@ -272,6 +289,7 @@ class EarlierOps:
         self._batch: Batch | None = None
         self._marks: dict[int, Position] = {}
         self._owned: list[int] = []
+        self._headed = False
         #: Of each bucket of the shard that has ops queued, when the oldest of each producer was enqueued, ms.
         self._queued: dict[int, dict[int, float]] | None = None
         #: By bucket, and since when, s.
@@ -279,6 +297,8 @@ class EarlierOps:
         self._looked_deep = False
         #: By a table's name, see `named_row`: constraints may change between transactions.
         self._by_id: dict[str, bool] = {}
+        #: By a table's name in the database, its name in the model.
+        self._models: dict[str, str | None] = {}
         #: How many more bytes and entries may be kept in mind.
         self._room = 0, 0
 
@@ -292,7 +312,7 @@ class EarlierOps:
         if not again:
             self._putting_off, self._settled, self._let_go, self._waiting = {}, set(), None, set()
         self._batch, self._queued, self._looked_deep = batch, None, False
-        self._by_id = {}
+        self._by_id, self._models = {}, {}
 
     def awaited_by(
         self,
@@ -311,7 +331,7 @@ class EarlierOps:
             needed: what may help a refused op.
         """
         if self._queued is None:
-            self._queued = self._oldest_queued()
+            self._begin_to_look()
         at_ms, bucket = item.op.at_ms, item.entry.bucket
         row = self.named_row(item.op, deletes_from) if deletes_from is not None else None
         younger_ms, share = (CLOCKS_MS, 1.0) if refused else (0.0, DELETES if row is None else NAMED_DELETES)
@@ -345,8 +365,12 @@ class EarlierOps:
         return self._reason(item)
 
     def _look_deep(self) -> None:
-        self._looked_deep = True
-        before, self._queued = self._queued or {}, self._oldest_queued(deep=True)
+        """Look at more than the next op of each bucket: older ones are behind younger where a host has spooled them."""
+        self._looked_deep, before = True, self._queued or {}
+        self._begin_to_look()
+        short = {bucket: DEEP - count_ops(ahead.entries) for bucket, ahead in self._ahead.items() if ahead.oldest()}
+        self._look_further({bucket: ops for bucket, ops in short.items() if ops > 0})
+        self._note_oldest()
         for one in self._waiting & before.keys():
             self._note_queued(one, before[one])
 
@@ -402,29 +426,53 @@ class EarlierOps:
     def _helping(self, item: Item, needed: Needed, younger_ms: float) -> dict[int, float]:
         """Return of `_near` the buckets with an op that may help a refused one; all, where any op may."""
         if needed == ANYTHING:
+            self._look_at_all_heads()
             near = self._near(item, younger_ms)
             if self._looked_deep or any(sent_ms < item.op.at_ms for sent_ms in near.values()):
                 return near
             self._look_deep()  # else the database's word would be final, and the row gone
             return self._near(item, younger_ms)
-        found = self._first_in_each(item, HelpingOps(needed, self._facts, item, younger_ms))
-        unseen = [bucket for bucket in self._unread(item) if bucket not in found]
+        helping, among = HelpingOps(needed, self._facts, item, younger_ms), self._buckets_making(needed)
+        found = self._first_in_each(item, helping, among)
+        unseen = [bucket for bucket in self._unread(item, among) if bucket not in found]
         return dict.fromkeys(unseen, 0.0) | {bucket: sent_ms_of(entry) for bucket, entry in found.items()}
 
-    def _unread(self, item: Item) -> list[int]:
+    def _buckets_making(self, needed: Needed) -> set[int] | None:
+        """Return the numbers of the logs in which an op is that makes one of some rows; None: any may have one."""
+        if not needed.rows or self._topology is None:
+            return None
+        found = set[int | None]()
+        for table, rows in needed.rows.items():
+            if table not in self._models:
+                self._models[table] = self._facts.table_named(table)
+            model = self._models[table]
+            found |= {None if model is None else self._topology.bucket_making(model, row) for row in rows}
+        return None if None in found else {bucket for bucket in found if bucket is not None}
+
+    def _others(self, item: Item, among: Collection[int] | None) -> list[int]:
+        """Return the buckets, and pieces, beside an op's own; those whose log is *among* some."""
+        if among is None:
+            self._look_at_all_heads()
+            return [bucket for bucket in self._queued or () if bucket != item.entry.bucket]
+        there = [one for one in self._ahead if one != item.entry.bucket and log_number(one) in among]
+        self._look_at_heads(there)
+        return there
+
+    def _unread(self, item: Item, among: Collection[int] | None = None) -> list[int]:
         """Return the other buckets with an older op of which more is queued than may be looked at."""
         return [
             bucket
-            for bucket in self._queued or ()
-            if bucket != item.entry.bucket
-            and not self._ahead[bucket].ended
+            for bucket in self._others(item, among)
+            if not self._ahead[bucket].ended
             and any(sent_ms < item.op.at_ms for sent_ms in self._ahead[bucket].oldest().values())
         ]
 
-    def _first_in_each(self, item: Item, what: NamedRow | HelpingOps) -> dict[int, Read]:
+    def _first_in_each(
+        self, item: Item, what: NamedRow | HelpingOps, among: Collection[int] | None = None
+    ) -> dict[int, Read]:
         """Return the first op that fits of each other bucket that has one, as far as may be looked."""
         found = dict[int, Read]()
-        looked = {bucket: 0 for bucket in self._queued or () if bucket != item.entry.bucket}
+        looked = dict.fromkeys(self._others(item, among), 0)
         ops = DEEP
         while ops <= MOST_AHEAD:
             for bucket, start in looked.items():
@@ -505,14 +553,18 @@ class EarlierOps:
         """
         return item.place in self._settled
 
-    def has_others(self, item: Item) -> bool:
+    def has_others(self, item: Item, needed: Needed) -> bool:
         """Return whether ops of other buckets in the transaction may help a refused op, see `committed`.
 
         Args:
             item: the op.
+            needed: what may help it.
         """
         spent = self._spent.get(item.entry.bucket) == item.entry.position
-        return self._batch is not None and len(self._batch.after) > 1 and not spent
+        if self._batch is None or len(self._batch.after) < 2 or spent:
+            return False
+        helping = HelpingOps(needed, self._facts, item, inf)
+        return needed == ANYTHING or bool(self._batch.items) or any(map(helping.may_help, self._batch.sheets))
 
     def put_off(self, item: Item) -> WaitReason:
         """Return why an op waits that is taken after the rest of its batch: next time it is the first of its bucket.
@@ -551,15 +603,8 @@ class EarlierOps:
         detail = f"{item.entry.bucket}:{item.entry.position} for at most [apply] early_wait_s = {self._wait_s:g} s"
         return WaitReason("early", self._shard, self._shard, detail)
 
-    def _oldest_queued(self, *, deep: bool = False) -> dict[int, dict[int, float]]:
-        """Return of each bucket when the oldest op of each producer was enqueued that is queued in the shard, ms.
-
-        The logs say so: a bucket that a worker drained on a primary that died since is not marked dirty.
-
-        Args:
-            deep: whether more is looked at than the next op. An older one is behind a younger where a host has
-                spooled it.
-        """
+    def _begin_to_look(self) -> None:
+        """Read where the queue of each bucket of the shard begins, and forget what is not queued any more."""
         marks = records.marks(self._session)
         now = {bucket: mark.position for bucket, mark in marks.items()}
         if any(now.get(bucket, before) < before for bucket, before in self._marks.items()):
@@ -574,16 +619,26 @@ class EarlierOps:
         self._ahead = {bucket: ahead.behind(behind[bucket]) for bucket, ahead in known.items()}
         kept = [entry_bytes(entry) for ahead in self._ahead.values() for entry in ahead.entries]
         self._room = MOST_BYTES - sum(kept), MOST_AHEAD - len(kept)
-        if deep:
-            short = {bucket: DEEP - count_ops(ahead.entries) for bucket, ahead in self._ahead.items() if ahead.oldest()}
-            self._look_further({bucket: ops for bucket, ops in short.items() if ops > 0})
-        else:
-            self._look_at_heads()
-        return {bucket: oldest for bucket, ahead in self._ahead.items() if (oldest := ahead.oldest())}
+        self._queued, self._headed = {}, False
 
-    def _look_at_heads(self) -> None:
-        """Look how the next op of each bucket begins of which none is known."""
-        bare = [bucket for bucket, ahead in self._ahead.items() if not ahead.oldest()]
+    def _look_at_all_heads(self) -> None:
+        """Note of each bucket when the oldest op of each producer was enqueued that is queued in the shard, ms.
+
+        The logs say so: a bucket that a worker drained on a primary that died since is not marked dirty.
+        """
+        if not self._headed:
+            self._look_at_heads(self._ahead)
+            self._note_oldest()
+
+    def _note_oldest(self) -> None:
+        self._headed = True
+        for bucket, ahead in self._ahead.items():
+            if oldest := ahead.oldest():
+                self._note_queued(bucket, oldest)
+
+    def _look_at_heads(self, buckets: Iterable[int]) -> None:
+        """Look how the next op begins of those buckets of which none is known."""
+        bare = [bucket for bucket in buckets if not self._ahead[bucket].oldest()]
         heads = self._log.heads({bucket: self._ahead[bucket].to for bucket in bare})
         unseen = self._unseen({bucket: [head] for bucket, head in heads.items()})
         self._look_further({bucket: DEEP for bucket, queued in unseen.items() if not queued})

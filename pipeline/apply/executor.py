@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 
-from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early, needed_by
+from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early, Needed, needed_by
 from pipeline.apply.footprint import versioned
 from pipeline.apply.grouping import SHEETS_ROWS, Group, Item, item_of, items_of, taken_sheets
 from pipeline.apply.judge import Judge, NeededOps, RolledBack, check_upsert
@@ -22,6 +22,7 @@ from pipeline.apply.pace import (
     Lessons,
     Portion,
     accused,
+    are_few,
     around,
     chunk,
     halves,
@@ -42,7 +43,7 @@ from pipeline.shard.driver_errors import (
     is_driver_error,
     sentence_of,
 )
-from pipeline.shard.records import Reject
+from pipeline.shard.records import Reject, text_literal
 from pipeline.shard.records.set_aside import why_needy
 from pipeline.shard.statements import (
     MOST_STATEMENT_BYTES,
@@ -96,7 +97,7 @@ class Executor:
         self._misled = False  # the server has named a row that was not the bad one
         self._limit = min(session.statement_bytes() - 1024, MOST_STATEMENT_BYTES)
         #: What was refused, and is tried again after all else, if others of the batch may help it.
-        self._doubtful: list[Item] = []
+        self._doubtful: list[tuple[Item, Needed]] = []
         self._early: dict[int, tuple[Position, WaitReason]] = {}
         self._at: Sequence[Item | SheetEntry] = ()
         self.sent: list[Sequence[Item | SheetEntry]] = []
@@ -162,7 +163,7 @@ class Executor:
         every = sorted(range(len(ids)), key=ids.__getitem__)
         self._lessons.learn_of_sheets(facts, len(ids), failed=False)
         marked = self._lessons.are_short(facts)
-        parts = shorts(every) if marked else [every]
+        parts = self._carefully(every, rows, sheets, facts) if marked else [every]
         while parts:
             self._at, again = sheets, list[Sequence[int]]()
             for part, error, last in self._failed(parts, rows, sheets[0].sheet.columns, facts, marked=marked):
@@ -171,9 +172,39 @@ class Executor:
                 self._lessons.learn_of_sheets(facts, len(ids), failed=True)
                 if len(part) == 1:
                     self._refuse(item_of(sheets, part[0]), error)
+                elif not are_few(part):
+                    again += self._carefully(part, rows, sheets, facts)
                 else:
                     again += parted(part, next((at for at, nth in enumerate(part) if ids[nth] == last), None))
             parts, marked = again, True
+
+    def _carefully(
+        self, part: Sequence[int], rows: Sequence[str], sheets: Sequence[SheetEntry], facts: Facts
+    ) -> list[Sequence[int]]:
+        """Insert all rows but those that are refused, and return these, each alone. Where that can't be done, insert
+        nothing, and return all in parts.
+
+        A statement that fails is undone, and its rows inserted again. One that ignores errors is not.
+        """
+        session = self._session
+        if not (self._lessons.may_ignore(facts) and session.may_ignore()):
+            return shorts(part)
+        sql = insert_of(sheets[0].sheet.columns, [rows[nth] for nth in part], facts, "INSERT IGNORE")
+        if len(sql) * 4 > self._limit:
+            return shorts(part)
+        self._at = sheets
+        self.sent.append(sheets)
+        try:
+            ignored = session.insert_ignoring(sql, text_literal(facts.database_name), len(part))
+        except Exception as error:
+            if not self._judge.blames_op(error, facts):
+                raise
+            ignored = None
+        if ignored is None:
+            self._lessons.learn_to_part(facts)
+            self._back_to("ROLLBACK TO SAVEPOINT pipeline_ignored")
+            return shorts(part)
+        return [part[row - 1 : row] for row in ignored]
 
     def _failed(
         self, parts: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequence[int], facts: Facts, *, marked: bool
@@ -378,16 +409,15 @@ class Executor:
             if needed is not None and (reason := earlier.awaited_by(item, needed=needed)) is not None:
                 self._end_before(item, reason)
                 return
-        early = needed is not None
         related = self._awaited is not None and is_about_related_rows(error)
         needs = self._awaited.of(op) if self._awaited is not None and related else ""
         # another worker may have committed what the op needs between its refusal and the question what waits
-        if (early or related) and self._taken(item):
+        if (needed is not None or related) and self._taken(item):
             if item.op.kind == INSERT and item.op.id is None:
                 self._learn_ids([item])
             return
-        if early:
-            self._doubtful.append(item)
+        if needed is not None:
+            self._doubtful.append((item, needed))
         if not needs or self._awaited is None:
             self._reject(item, error, member)
         elif (reason := self._awaited.in_log(needs)) is not None:
@@ -402,8 +432,17 @@ class Executor:
             raise Early(self._early)
 
     def _taken(self, item: Item) -> bool:
-        self._at = (item,)
-        return self._all_or_none([one] for one in item.op.ops or (item.op,)) is None
+        self._at, op = (item,), item.op
+        if op.ops:
+            return self._all_or_none([one] for one in op.ops) is None
+        facts = self._known[op.schema]
+        try:
+            self._statement(op.kind, [op], facts)
+        except Exception as error:
+            if not self._judge.blames_op(error, facts):
+                raise
+            return False
+        return True
 
     def _try_again(self) -> None:
         """Try after all else what was refused: clocks differ within a batch, too.
@@ -412,17 +451,17 @@ class Executor:
         """
         left, again = self._doubtful, len(self._doubtful)
         while again and self._earlier is not None:
-            still, before = list[Item](), 0  # how many were tried before the last that was taken
-            for item in left[:again]:
-                if not self._is_helped(item):
-                    still.append(item)
+            still, before = list[tuple[Item, Needed]](), 0  # how many were tried before the last that was taken
+            for item, needed in left[:again]:
+                if not self._is_helped(item, needed):
+                    still.append((item, needed))
                     continue
                 before = len(still)
                 if self._is_on_time(item):
                     self._early[item.entry.bucket] = item.entry.position, self._earlier.put_off(item)
             left, again = [*still, *left[again:]], before
         if self._early and self._earlier is not None:
-            for item in left:
+            for item, _ in left:
                 self._earlier.settle(item)
 
     def _settle(self) -> None:
@@ -430,12 +469,12 @@ class Executor:
         if self._earlier is None:
             return
         left_out_ms = self._earlier.oldest_left_out({bucket: first for bucket, (first, _) in self._early.items()})
-        for item in self._doubtful:
-            if item.op.at_ms + CLOCKS_MS < left_out_ms and not self._is_helped(item):
+        for item, needed in self._doubtful:
+            if item.op.at_ms + CLOCKS_MS < left_out_ms and not self._is_helped(item, needed):
                 self._earlier.settle(item)
 
-    def _is_helped(self, item: Item) -> bool:
-        return self._earlier is not None and self._earlier.has_others(item) and self._taken(item)
+    def _is_helped(self, item: Item, needed: Needed) -> bool:
+        return self._earlier is not None and self._earlier.has_others(item, needed) and self._taken(item)
 
     def _free(self, items: Sequence[Item], waiting: list[Portion]) -> Sequence[Item]:
         """Return what to execute now. What is behind an early op in its bucket is left out. What is behind a held row

@@ -54,8 +54,8 @@ AIM_BYTES = 500_000
 #: The fewest rows of a statement after others with bad ops, and how many more the next has after one without. At one
 #: bad op in 1,000 statements have some 220 rows: what is executed again costs as much as what more statements cost.
 FEW_ROWS, MORE_ROWS = 25, 25
-#: Rows of a short statement, which of them are marked, and how many rows of sheets go in such after a refused one. A
-#: statement more costs the server and the worker 35 µs, a row that is undone and inserted again 9 µs.
+#: Rows of a short statement, which of them are marked, and for how many rows of sheets a refused one is expected to be
+#: followed by others. A statement more costs the server and the worker 35 µs, a row that is undone and sent again 9 µs.
 SHORT_ROWS, MARKED_EACH, SHORT_FOR_ROWS = 75, 4, 20_000
 
 
@@ -302,6 +302,10 @@ class Lessons:
         self._rows: dict[str, int] = {}
         #: Of each schema of which a sheet's op was refused of late, how many rows more are sent in short statements.
         self._short: dict[str, int] = {}
+        #: The same, where `INSERT IGNORE` has met what it would change.
+        self._unignored: dict[str, int] = {}
+        #: Of each schema, when the constraints of its table were last read, s, and a digest of its definition then.
+        self._read: dict[str, tuple[float, str]] = {}
 
     def rows(self, kind: str, facts: Facts) -> int:
         """Return the most rows of one statement.
@@ -336,8 +340,46 @@ class Lessons:
         """
         if failed:
             keep_newest(self._short, facts.schema.hash, SHORT_FOR_ROWS)
-        elif (left := self._short.pop(facts.schema.hash, 0) - rows) > 0:
-            self._short[facts.schema.hash] = left
+            return
+        for counts in (self._short, self._unignored):
+            if (left := counts.pop(facts.schema.hash, 0) - rows) > 0:
+                counts[facts.schema.hash] = left
+
+    def learn_to_part(self, facts: Facts) -> None:
+        """Note that an `INSERT IGNORE` of sheets was undone.
+
+        Args:
+            facts: of their table.
+        """
+        keep_newest(self._unignored, facts.schema.hash, SHORT_FOR_ROWS)
+
+    def may_ignore(self, facts: Facts) -> bool:
+        """Return whether an `INSERT IGNORE` may leave out the rows of sheets that are refused, and do nothing else.
+
+        Args:
+            facts: of their table. A trigger may see what is left out.
+        """
+        triggered = any(event == "INSERT" for event, _ in facts.constraints.triggers)
+        return not triggered and facts.schema.hash not in self._unignored
+
+    def knows(self, facts: Facts, definition: str) -> bool:
+        """Return whether constraints were read a moment ago, and the table's definition is the same since.
+
+        Args:
+            facts: of the table.
+            definition: a digest of it, as it is now.
+        """
+        read_s, before = self._read.get(facts.schema.hash, (-READ_EVERY_S, ""))
+        return before == definition and clock.mono_s() < read_s + READ_EVERY_S
+
+    def learn_definition(self, facts: Facts, definition: str) -> None:
+        """Note that a table's constraints are as they are known.
+
+        Args:
+            facts: of the table.
+            definition: a digest of its definition, read in the same transaction.
+        """
+        keep_newest(self._read, facts.schema.hash, (clock.mono_s(), definition))
 
     def are_short(self, facts: Facts) -> bool:
         """Return whether sheets are sent in short statements.
@@ -427,6 +469,15 @@ def shorts(rows: Sequence[int]) -> list[Sequence[int]]:
     return [rows[start : start + SHORT_ROWS] for start in range(0, len(rows), SHORT_ROWS)]
 
 
+def are_few(rows: Sequence[int]) -> bool:
+    """Return whether rows fit into one short statement.
+
+    Args:
+        rows: their numbers.
+    """
+    return len(rows) <= SHORT_ROWS
+
+
 def marked_rows(rows: Sequence[str], mark: str) -> Sequence[str]:
     """Return rows of a statement, some of which are marked.
 
@@ -442,14 +493,12 @@ def marked_rows(rows: Sequence[str], mark: str) -> Sequence[str]:
 
 
 def parted(rows: Sequence[int], last: int | None) -> list[Sequence[int]]:
-    """Split the rows of a statement that failed: a long one into short ones, else what may be meant, each alone.
+    """Split the rows of a short statement that failed: what may be meant goes alone.
 
     Args:
         rows: their numbers, two or more.
         last: which of them is the last marked one that the server came to; None: it is not known.
     """
-    if len(rows) > SHORT_ROWS:
-        return shorts(rows)
     if last is None:
         return [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
     meant = rows[last : last + MARKED_EACH]

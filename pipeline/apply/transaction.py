@@ -19,6 +19,7 @@ from pipeline.apply.judge import MOST_DEATHS, Attempt, NeededOps
 from pipeline.apply.order import HeldRows, by_time, halted, meet_held_rows, oldest, record
 from pipeline.apply.own_keys import OwnKeys
 from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace, Stopped
+from pipeline.config import Topology
 from pipeline.config.buckets import FIRST_PIECE
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import PipelineError, Unavailable
@@ -182,6 +183,7 @@ class ApplyTransaction:
         settings: what one transaction may take.
         step: called with the name of each step before it is taken.
         tables: what the configuration says of tables, by name.
+        topology: see `EarlierOps`.
 
     Attributes:
         facts: of the tables.
@@ -206,6 +208,7 @@ class ApplyTransaction:
         settings: ApplySettings,
         step: Callable[[str], None],
         tables: Mapping[str, TableSettings],
+        topology: Topology | None = None,
     ):
         self._shard, self._session, self._log, self._tables = shard, session, log, tables
         self.notes_at, self.elsewhere = shard, dict[int, str]()
@@ -216,7 +219,7 @@ class ApplyTransaction:
         self.pace = Pace(settings, log)
         self._lessons, self._guess_from_s = Lessons(), 0.0
         #: None: a constraint's word is final.
-        self._earlier: EarlierOps | None = EarlierOps(shard, session, log, self.facts, settings.early_wait_s)
+        self._earlier: EarlierOps | None = EarlierOps(shard, session, log, self.facts, settings.early_wait_s, topology)
         #: Tells the ops of this shard from those of another that reads the same logs; None: no other reads any.
         self._own: OwnKeys | None = None
 

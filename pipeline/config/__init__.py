@@ -187,6 +187,20 @@ class Topology:
         bucket = bucket_of(row_id)
         return bucket if bucket < self.buckets else None
 
+    def bucket_making(self, table: str, row_id: int) -> int | None:
+        """Return the bucket of every op that may make a row with a given id; None: the id does not say.
+
+        Args:
+            table: its name in the model.
+            row_id: the id.
+        """
+        settings = self.table(table)
+        if settings.reference:
+            return self.reference_bucket
+        if settings.ids == "database":
+            return None
+        return self.bucket_of(table, row_id) if settings.shard_key is None else self.bucket_in(row_id)
+
     def shard_of(self, bucket: int) -> str:
         """Return the shard that owns *bucket*.
 

@@ -19,7 +19,7 @@ from pipeline.errors import NotMigrated, PipelineError, ShardUnavailable, Unavai
 from pipeline.events import Event
 from pipeline.per_process import numbers, with_own_names
 from pipeline.shard.dialect import Dialect, dialect_of
-from pipeline.shard.driver_errors import NOT_THE_PRIMARY, Fault, code_of, fault_of, row_in, sentence_of
+from pipeline.shard.driver_errors import LEFT_OUT, NOT_THE_PRIMARY, Fault, code_of, fault_of, row_in, sentence_of
 
 #: Seconds until a server without an answer counts as away.
 CONNECT_S, STATEMENT_S = 3, 20
@@ -72,6 +72,7 @@ class NodeSession:
         self.suspect = False
         self._statement_bytes = 0
         self._limit_s: float | None = None
+        self._ignores: bool | None = None
         #: Numbers of errors of which the server names no row.
         self._silent_codes: set[int] = set()
         self._here = _Here()
@@ -104,7 +105,7 @@ class NodeSession:
 
         def after_connection() -> None:
             pydals_own()
-            self._statement_bytes, self._limit_s = 0, None
+            self._statement_bytes, self._limit_s, self._ignores = 0, None, None
             for name, function in self.dialect.functions.items():
                 self.adapter.connection.create_function(name, 1, function, deterministic=True)
             for sql in self.dialect.session(self.read_only):
@@ -241,6 +242,38 @@ class NodeSession:
             if row is None:
                 self._silent_codes.add(code)
         return row
+
+    def may_ignore(self) -> bool:
+        """Return whether `insert_ignoring` is of use; asked once per connection."""
+        if self._ignores is None:
+            self._ignores = self.dialect.may_ignore(self.rows)
+        return self._ignores
+
+    def insert_ignoring(self, sql: str, table: str, rows: int) -> list[int] | None:
+        """Run an `INSERT IGNORE`, and return the rows that the server has left out, from 1, in order.
+
+        A statement that ignores errors also changes what does not fit. The answer counts where each warning is of a row
+        that is not there, and says that the row was left out. Triggers may have seen that row.
+
+        Args:
+            sql: the statement.
+            table: its name in the database, as a literal.
+            rows: how many the statement has.
+
+        Returns:
+            None: something else has happened; roll back to the savepoint `pipeline_ignored`.
+
+        Raises:
+            Exception: the driver's own; roll back to that savepoint, if the transaction is still there.
+        """
+        _, _, [(made, warned)], _, [(text, triggers)] = self.ask(
+            "SAVEPOINT pipeline_ignored", sql, *self.dialect.ignored(table)
+        )
+        numbers = [int(number) for number in text.split()]
+        codes, ignored = {*numbers[::2]}, sorted({*numbers[1::2]})
+        if triggers or len(numbers) != 2 * warned or not codes <= LEFT_OUT or made + len(ignored) != rows:
+            return None
+        return ignored
 
     def marked_ids(self, statements: Sequence[int]) -> list[int | None]:
         """Return of marked INSERTs the last marked id that the server came to, if any; see `Dialect.mark`.

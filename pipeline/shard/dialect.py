@@ -11,6 +11,8 @@ from pipeline.shard.mysql_connection import Endpoint
 
 #: How long a statement of the pipeline waits for a lock, seconds.
 LOCK_WAIT_S = 1
+#: Of so many rows that `INSERT IGNORE` leaves out the server says why.
+MOST_WARNINGS = 1_000
 #: Runs a query inside the open transaction.
 Rows = Callable[[str], list[tuple[Any, ...]]]
 
@@ -100,7 +102,7 @@ class MySQL:
         """
         modes = "STRICT_TRANS_TABLES,NO_BACKSLASH_ESCAPES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE"
         statements = [
-            f"SET SESSION sql_mode='{modes},NO_ENGINE_SUBSTITUTION'",
+            f"SET SESSION sql_mode='{modes},NO_ENGINE_SUBSTITUTION', max_error_count={MOST_WARNINGS}",
             f"SET SESSION time_zone='{self.zone}'",
             self.limits(None),
             "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
@@ -151,6 +153,38 @@ class MySQL:
         """
         ask = "GET DIAGNOSTICS CONDITION 1 @pipeline_row = ROW_NUMBER"
         return int(rows(f"BEGIN NOT ATOMIC {ask}; SELECT @pipeline_row; END")[0][0] or 0) or None
+
+    def may_ignore(self, rows: Rows) -> bool:
+        """Return whether the server says of each row why `INSERT IGNORE` left it out, and replicas get rows.
+
+        MariaDB 10.7 does. A replica that gets statements would leave out what the replica refuses, and go on.
+
+        Args:
+            rows: runs a query inside the open transaction.
+        """
+        return bool(rows("SELECT 0 /*M!100700 + (NOT @@log_bin OR @@binlog_format = 'ROW') */")[0][0])
+
+    def ignored(self, table: str) -> Sequence[str]:
+        """Return what asks, behind an `INSERT IGNORE`, how many rows there are, of what the server has warned, and how
+        many triggers have seen what was left out.
+
+        Args:
+            table: its name in the database, as a literal.
+        """
+        return (
+            "SELECT ROW_COUNT(), @@warning_count",
+            "BEGIN NOT ATOMIC"
+            " DECLARE code, nth INT; DECLARE at, many INT DEFAULT 1; DECLARE found LONGTEXT DEFAULT '';"
+            " GET DIAGNOSTICS many = NUMBER;"
+            " WHILE at <= many DO"
+            " GET DIAGNOSTICS CONDITION at code = MYSQL_ERRNO, nth = ROW_NUMBER;"
+            " SET found = CONCAT(found, code, ' ', nth, ' '), at = at + 1;"
+            " END WHILE;"
+            " SET @pipeline_ignored = found; END",
+            "SELECT @pipeline_ignored, COUNT(*) FROM information_schema.triggers WHERE"
+            f" event_object_schema = DATABASE() AND event_object_table = {table}"
+            " AND event_manipulation = 'INSERT'",
+        )
 
     def on_conflict(self, key: Iterable[str], renew: Iterable[str]) -> str:
         """Return the tail that makes an INSERT an upsert.
@@ -252,6 +286,14 @@ class SQLite:
     def bad_row(self, rows: Rows) -> int | None:
         """Return None: SQLite names no row, so *rows* is not used."""
         return None
+
+    def may_ignore(self, rows: Rows) -> bool:
+        """Return False: SQLite gives no warnings, so *rows* is not used."""
+        return False
+
+    def ignored(self, table: str) -> Sequence[str]:
+        """Return nothing to ask; *table* is not used."""
+        return ()
 
     def on_conflict(self, key: Iterable[str], renew: Iterable[str]) -> str:
         """Return the tail by which an INSERT that meets *key* sets *renew*, all quoted."""

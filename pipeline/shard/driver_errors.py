@@ -49,6 +49,9 @@ _MYSQL_NO_PARENT = {1216, 1452}
 _MYSQL_RELATED_ROWS = {1216, 1217, 1451, 1452, 1761, 1762}
 #: SIGNAL: a trigger may have looked at other rows, too.
 _MYSQL_SIGNAL = 1644
+#: Errors for which `INSERT IGNORE` leaves a row out: duplicate keys, foreign keys, CHECK, no partition for a value, and
+#: CHECK OPTION. For all others the server changes the row, or may do so.
+LEFT_OUT = {1062, 1586, 1216, 1452, 4025, 1526, 1369}
 #: What SQLite says of a row's own values, and of nothing else.
 _SQLITE_OWN_VALUES = ("NOT NULL constraint", "CHECK constraint", "datatype mismatch")
 #: Deadlock, lock wait, snapshot conflict, a lock that was not waited for, no room for locks (1206): InnoDB rolled back

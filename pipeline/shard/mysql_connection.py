@@ -225,6 +225,8 @@ class NodeConnection(_Connection):
         this: Any = self
         if not this._sock:
             raise InterfaceError(0, "")
+        while this._result is not None and this._result.has_next:  # as the driver does: nothing of it is an answer
+            this.next_result()
         this._result = None
         texts = [sql.encode() for sql in statements]
         answers = _Answers(this)

@@ -78,16 +78,17 @@ def _raw(literals: Iterable[str]) -> list[msgspec.Raw]:
     return list(map(msgspec.Raw, map(str.encode, literals)))
 
 
-def insert_of(columns: Sequence[int], rows: Sequence[str], facts: Facts) -> str:
+def insert_of(columns: Sequence[int], rows: Sequence[str], facts: Facts, how: str = "INSERT") -> str:
     """Return the SQL that inserts rows of sheets.
 
     Args:
         columns: the numbers of the columns that have values beside the id.
         rows: of `rows_of`.
         facts: of the table.
+        how: how the statement begins.
     """
     names = [facts.names[facts.schema.id_index], *(facts.names[column] for column in columns)]
-    return f"INSERT INTO {facts.table} ({', '.join(names)}) VALUES ({'), ('.join(rows)})"
+    return f"{how} INTO {facts.table} ({', '.join(names)}) VALUES ({'), ('.join(rows)})"
 
 
 def copy_statement(ops: Sequence[Op], facts: Facts, source: Facts, dialect: Dialect) -> str:

@@ -13,6 +13,7 @@ from pipeline.config import Topology
 from pipeline.config.buckets import format_ranges, numbers, parse_ranges
 from pipeline.config.settings import Settings, TableSettings, load
 from pipeline.errors import ConfigError
+from pipeline.model import SMALLEST
 
 
 def settings(buckets: int, shards: dict[str, str | None], **tables: dict[str, Any]) -> Settings:
@@ -134,3 +135,21 @@ def test_bucket_numbers_survive_being_written_as_ranges(buckets: set[int]) -> No
 def test_a_text_that_is_no_list_of_ranges_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="bucket numbers"):
         parse_ranges(text)
+
+
+#: How a table's rows are spread; and where an op is that makes a row whose id carries bucket 5, and one of another id.
+SPREADS: dict[str, tuple[dict[str, Any], int | None, int | None]] = {
+    "by id": ({}, 5, 7),
+    "by a key": ({"shard_key": "who"}, 5, None),
+    "on all shards": ({"reference": True}, 8, 8),
+    "numbered by the database": ({"shard_key": "who", "ids": "database"}, None, None),
+    "by a list": ({"shard_key": "who", "rule": "lookup", "lookup": {"1": 2}}, 5, None),
+}
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_an_id_tells_where_an_op_is_that_makes_its_row(spread: str) -> None:
+    section, made_here, other = SPREADS[spread]
+    made = topology(8, {"s0": None}, t=section)
+
+    assert [made.bucket_making("t", row) for row in (SMALLEST + 1024 + 5, 11)] == [made_here, other]

@@ -17,11 +17,12 @@ from pipeline.admin import dead, stops
 from pipeline.admin.stops import release
 from pipeline.apply import earlier_ops, transaction
 from pipeline.apply.applier import Applier
+from pipeline.apply.batch import FactBook
 from pipeline.config.settings import ApplySettings
 from pipeline.enqueue.producer import Run
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import LogUnavailable
-from pipeline.model import HEAD_BYTES, START
+from pipeline.model import HEAD_BYTES, SMALLEST, START
 from pipeline.testing import Sandbox, sandbox
 
 TABLES = ("event", "parent", "child", "grandchild", "leaf", "node")
@@ -68,7 +69,7 @@ def test_an_op_is_not_rejected_because_its_server_was_away_for_longer_than_it_ma
     box.drain()
     pipeline.enqueue_delete((db.event.id == taken.id) & (db.event.who == first))
     renewed = pipeline.enqueue_insert(db.event, who=second, note="a")
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
 
     for away_s in (0, 3_600):
         now_s = clock.mono_s
@@ -89,7 +90,9 @@ def test_a_worker_whose_ops_needed_others_takes_all_buckets_together_the_next_ti
     db: Any, box: Sandbox
 ) -> None:
     places = two_buckets(box)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(buckets=1))
+    worker = Applier(
+        "s0", box.client.nodes.primary("s0"), box.log, ApplySettings(buckets=1), topology=box.client.topology
+    )
 
     def given_up() -> int:
         """Return how many transactions are given up until families of two buckets are applied."""
@@ -110,7 +113,7 @@ def test_a_child_is_not_rejected_that_comes_before_its_parent_in_a_transaction_t
 ) -> None:
     first, second = two_buckets(box)
     enqueued = enqueuing(monkeypatch)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
 
     enqueued(900, db.event, who=first)  # directly, while what follows was in the spool of another host
     parent = enqueued(100, db.parent, who=first)
@@ -136,7 +139,7 @@ def test_a_child_before_its_parent_is_not_rejected_because_the_log_goes_away_bef
     parent = enqueued(100, db.parent, who=first)
     child = enqueued(0, db.child, who=second, up=parent.id)  # on a host whose clock is behind
     monkeypatch.undo()
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), step)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), step, topology=box.client.topology)
     look(box, monkeypatch, worker, 20, due=[parent.bucket, child.bucket], each_s=60)
 
     assert steps.count("mark") > 1
@@ -148,7 +151,7 @@ def test_a_child_that_was_put_off_is_so_again_where_the_commit_of_its_parent_is_
 ) -> None:
     first, second = two_buckets(box)
     enqueued = enqueuing(monkeypatch)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
 
     enqueued(900, db.event, who=first)  # directly, while what follows was in the spool of another host
     parent = enqueued(100, db.parent, who=first)
@@ -177,7 +180,7 @@ def test_what_a_delete_waits_for_is_applied_though_its_bucket_was_not_marked_dir
     child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
     deleted = pipeline.enqueue_delete((db.parent.id == parent.id) & (db.parent.who == first))
     box.log.mark_clean("s0", [child.bucket])  # a worker drained it on a primary that died since
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
 
     while box.log.dirty("s0"):
         worker.apply()
@@ -194,7 +197,11 @@ def test_a_delete_ends_the_rest_of_an_older_child_that_would_last_for_longer_tha
     child = pipeline.enqueue_insert(db.child, who=first, up=parent.id)
     deleted = pipeline.enqueue_delete((db.parent.id == parent.id) & (db.parent.who == second))
     box.log.postpone("s0", [child.bucket], 3_600_000)  # the log's clock has been set back by an hour since it rests
-    worker, now_s, looks = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings()), clock.mono_s, 0
+    worker, now_s, looks = (
+        Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology),
+        clock.mono_s,
+        0,
+    )
 
     while deleted.status() == "queued" and looks < 20:
         looks += 1
@@ -216,7 +223,11 @@ def test_an_op_is_rejected_that_only_a_younger_delete_would_help_which_waits_for
     box.drain()
     doubled = pipeline.enqueue_insert(db.parent, who=first, note="a")
     deleted = pipeline.enqueue_delete((db.parent.id == taken.id) & (db.parent.who == second))
-    worker, now_s, looks = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings()), clock.mono_s, 0
+    worker, now_s, looks = (
+        Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology),
+        clock.mono_s,
+        0,
+    )
 
     while box.log.dirty("s0") and looks < 20:
         looks += 1
@@ -238,7 +249,11 @@ def test_what_is_paused_holds_up_the_deletes_of_a_bucket_once_and_not_each_by_it
     paused = pipeline.enqueue_insert(db.event, who=first)
     deletes = [pipeline.enqueue_delete((db.parent.id == row.id) & (db.parent.who == second)) for row in rows]
     settings = ApplySettings(set_aside=0)  # so that what is paused stays queued
-    worker, now_s, waited_s = Applier("s0", box.client.nodes.primary("s0"), box.log, settings), clock.mono_s, 0
+    worker, now_s, waited_s = (
+        Applier("s0", box.client.nodes.primary("s0"), box.log, settings, topology=box.client.topology),
+        clock.mono_s,
+        0,
+    )
 
     while {one.status() for one in deletes} != {"applied"} and waited_s < 30:
         waited_s += 1
@@ -264,7 +279,7 @@ def test_deletes_behind_an_op_do_not_keep_it_waiting_once_its_time_is_over(
         pipeline.enqueue_delete(db.child.id == row.id)  # each waits for a bucket of its own
     refuse(box)
     settings = ApplySettings(early_wait_s=1)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, settings)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, settings, topology=box.client.topology)
     look(box, monkeypatch, worker, 3, due=[refused.bucket], resting=list(buckets), each_s=1)
 
     assert refused.status() == "rejected"
@@ -281,7 +296,13 @@ def test_refused_ops_wait_for_what_is_behind_a_batch_only_at_its_end(
     for n in range(60):
         monkeypatch.setattr(clock, "wall_ns", lambda n=n: began_ns + n * 10**8)
         refused.append(pipeline.enqueue_insert(db.event, who=places[n % 2], note=f"never {n}"))
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=20, breaker=False))
+    worker = Applier(
+        "s0",
+        box.client.nodes.primary("s0"),
+        box.log,
+        ApplySettings(max_rows=20, breaker=False),
+        topology=box.client.topology,
+    )
 
     look(box, monkeypatch, worker, 20, due=[one.bucket for one in refused[:2]])
     monkeypatch.undo()
@@ -302,7 +323,9 @@ def test_what_refers_to_a_row_that_never_comes_is_no_part_of_a_circle(
     parents.append(enqueued(90, db.parent, who=two))
     children.append(enqueued(110, db.child, who=three, up=parents[1].id))
     old = enqueued(10, db.event, who=three)  # from another host's spool
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=1))
+    worker = Applier(
+        "s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=1), topology=box.client.topology
+    )
 
     look(box, monkeypatch, worker, 20, due=[never.bucket, children[0].bucket, old.bucket])
 
@@ -319,7 +342,7 @@ def test_an_op_is_not_refused_for_good_whose_parent_is_left_out_behind_an_early_
     enqueued(1000, db.event, who=first, note="never")  # directly, while what follows was in a spool
     parent = enqueued(500, db.parent, who=first)
     child = enqueued(600, db.child, who=second, up=parent.id)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
 
     look(box, monkeypatch, worker, 3, due=[parent.bucket, child.bucket], resting=[older.bucket])
     assert states(parent, child) == ["queued", "queued"]
@@ -384,7 +407,7 @@ def test_what_a_foreign_key_refuses_waits_for_nothing_else(
     children = [pipeline.enqueue_insert(db.leaf, who=second, up=up) for up in (gone.id, other.id)]
     row = (db.leaf.id == children[1].id) & (db.leaf.who == second)
     children.append(pipeline.enqueue_update(row, up=gone.id))
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
 
     look(box, monkeypatch, worker, 3, due=[children[0].bucket], resting=[other.bucket])
 
@@ -405,11 +428,38 @@ def test_behind_a_large_op_as_much_is_looked_at_as_may_be_kept_in_mind(
     large = enqueued(0, db.event, who=first, body="x" * 2 * HEAD_BYTES)
     made = enqueued(5, db.parent, who=first) if makes else large
     child = enqueued(10, db.child, who=second, up=made.id)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
 
     look(box, monkeypatch, worker, 3, due=[child.bucket], resting=[large.bucket])
 
     assert states(child, large) == [wanted, "queued"]
+
+
+@pytest.mark.parametrize(
+    ("known", "ids", "wanted"),
+    [(True, "pipeline", "rejected"), (False, "pipeline", "queued"), (True, "database", "queued")],
+    ids=["its id says", "no definition says what the id says", "the database gives ids"],
+)
+def test_a_row_is_looked_for_where_ops_are_that_may_make_it(
+    db: Any, monkeypatch: pytest.MonkeyPatch, known: bool, ids: str, wanted: str
+) -> None:
+    monkeypatch.setattr(earlier_ops, "MOST_BYTES", 10_000)
+    spread = {name: {"shard_key": "who"} for name in TABLES}
+    with sandbox(spread | {"parent": {"shard_key": "who", "ids": ids}}, shards=1, buckets=4) as box:
+        pipeline.define_tables(db)
+        first, second, third = buckets_of(box, 3)
+        enqueued = enqueuing(monkeypatch)
+        gone = box.client.topology.bucket_of("event", third)
+        large = enqueued(0, db.event, who=first, body="x" * 2 * HEAD_BYTES)
+        enqueued(0, db.event, who=first)
+        child = enqueued(10, db.child, who=second, up=SMALLEST + gone)
+        worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
+        if not known:
+            monkeypatch.setattr(FactBook, "table_named", lambda self, name: None)
+
+        look(box, monkeypatch, worker, 3, due=[child.bucket], resting=[large.bucket])
+
+        assert states(child, large) == [wanted, "queued"]
 
 
 def by_delete(db: Any, row: Any) -> None:
@@ -449,7 +499,7 @@ def test_an_op_whose_value_is_taken_waits_for_nothing_else(
     others.append(pipeline.enqueue_delete((db.child.id == child.id) & (db.child.who == first)))
     at(10)
     doubled = pipeline.enqueue_insert(db.event, who=second, note="a")
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
 
     look(box, monkeypatch, worker, 3, due=[doubled.bucket], resting=[child.bucket])
 
@@ -469,7 +519,7 @@ def test_of_ops_of_one_process_its_own_clock_says_which_was_before(
     refused = pipeline.enqueue_insert(db.event, who=second, note="never")
     at(10)
     younger = pipeline.enqueue_insert(db.event, who=first)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
 
     look(box, monkeypatch, worker, 3, due=[refused.bucket], resting=[younger.bucket])
 
@@ -501,7 +551,9 @@ def test_no_op_waits_for_what_is_sent_again_and_was_applied_before(
     pipeline.enqueue_insert(db.event, who=second)  # a batch ends behind it
     box.log.fail_over(box.log.replica())
     box.client.publisher.resend(kept[0].producer, {bucket: Run(1, [entry.payload for entry in kept])})
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=4))
+    worker = Applier(
+        "s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=4), topology=box.client.topology
+    )
     look(box, monkeypatch, worker, 30, due=[0, 1, 2, 3])
     monkeypatch.undo()
 
@@ -519,7 +571,7 @@ def test_an_older_op_is_waited_for_though_one_that_is_hardly_younger_stands_befo
     parent = pipeline.enqueue_insert(db.parent, who=first)
     at(300)
     child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
     look(box, monkeypatch, worker, 5, due=[child.bucket], resting=[parent.bucket], each_s=1)
     assert child.status() == "queued"
     monkeypatch.undo()
@@ -612,7 +664,7 @@ def test_a_delete_does_not_pass_what_the_delete_before_it_has_held_up(
     children.append(pipeline.enqueue_insert(db.child, who=first, up=two.id))
     at(400)
     pipeline.enqueue_delete((db.parent.id == two.id) & (db.parent.who == second))
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
     look(box, monkeypatch, worker, 20, due=[parent.bucket, children[0].bucket], each_s=1)
     monkeypatch.undo()
 
@@ -632,7 +684,7 @@ def test_a_delete_waits_for_older_ops_that_name_its_row_and_for_no_others(
     at(200)
     pipeline.enqueue_delete(db.child.id == one.id)
     pipeline.enqueue_delete(db.child.id == two.id)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
     look(box, monkeypatch, worker, 5, due=[one.bucket], resting=[below.bucket])
 
     assert [row["id"] for row in box.rows("child")] == [two.id]
@@ -651,7 +703,7 @@ def test_a_delete_that_reaches_rows_through_others_waits_for_older_ops_that_do_n
     box.drain()
     below = pipeline.enqueue_insert(db.grandchild, who=first, up=child.id)
     pipeline.enqueue_delete(db.parent.id == parent.id)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
     look(box, monkeypatch, worker, 5, due=[parent.bucket], resting=[below.bucket])
     monkeypatch.undo()
 
@@ -675,7 +727,9 @@ def test_a_transaction_takes_what_its_early_ops_wait_for_though_older_ops_would_
     deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
     for _ in range(8):
         pipeline.enqueue_insert(db.event, who=first)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=4))
+    worker = Applier(
+        "s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=4), topology=box.client.topology
+    )
     look(box, monkeypatch, worker, 20, due=[parent.bucket, child.bucket])
     monkeypatch.undo()
 
@@ -692,7 +746,7 @@ def test_a_delete_ends_the_rest_of_an_older_child_at_once(
     child = pipeline.enqueue_insert(db.grandchild, who=second, up=parent.id)
     deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
     box.log.postpone("s0", [child.bucket], 3_000)  # the shard's server was away
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
     look(box, monkeypatch, worker, 5, due=[parent.bucket])
 
     assert states(child, deleted) == ["applied", "applied"]
@@ -706,7 +760,7 @@ def test_a_delete_waits_for_a_child_whose_bucket_is_tried_again_for_four_seconds
     box.drain()
     child = pipeline.enqueue_insert(db.grandchild, who=second, up=parent.id)
     deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
     look(box, monkeypatch, worker, 9, due=[parent.bucket], resting=[child.bucket], each_s=0.5)
     assert states(child, deleted) == ["queued", "queued"]
     monkeypatch.undo()
@@ -732,7 +786,7 @@ def test_a_delete_waits_for_an_older_child_however_far_behind_in_its_bucket_and_
     child = pipeline.enqueue_insert(db.grandchild, who=second, up=parent.id)
     at(300)
     deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
     look(box, monkeypatch, worker, 5, due=[parent.bucket], resting=[older.bucket, child.bucket])
     assert states(child, deleted) == ["queued", "queued"]
     monkeypatch.undo()
@@ -750,7 +804,7 @@ def test_a_delete_does_not_wait_for_many_older_ops_that_do_not_name_its_row(
     box.drain()
     [older, *_] = pipeline.enqueue_bulk_insert(db.event, [{"who": second}] * 150)
     deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
     look(box, monkeypatch, worker, 3, due=[parent.bucket], resting=[older.bucket])
 
     assert states(older, deleted) == ["queued", "applied"]
@@ -770,7 +824,9 @@ def test_two_deletes_do_not_wait_for_each_other_where_neither_sees_all_that_is_o
     at(100)  # was in the spool of another host
     for who in places:
         pipeline.enqueue_bulk_insert(db.event, [{"who": who}] * 150)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=10))
+    worker = Applier(
+        "s0", box.client.nodes.primary("s0"), box.log, ApplySettings(max_rows=10), topology=box.client.topology
+    )
     look(box, monkeypatch, worker, 10, due=[row.bucket for row in rows])
 
     assert "applied" in states(*deletes)
@@ -789,7 +845,7 @@ def test_an_op_is_put_off_until_the_older_op_that_helps_it_is_committed(
     parent = pipeline.enqueue_insert(db.parent, who=second)  # was in the spool of another host
     at(300)
     child = pipeline.enqueue_insert(db.child, who=first, up=parent.id)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
     look(box, monkeypatch, worker, 20, due=[parent.bucket, child.bucket], each_s=1)
     monkeypatch.undo()
 
@@ -814,7 +870,7 @@ def test_an_op_is_put_off_no_more_where_nothing_is_committed_without_it(
     at(400)
     if behind:
         pipeline.enqueue_insert(db.event, who=second)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
     look(box, monkeypatch, worker, 20, due=[parent.bucket, child.bucket], each_s=1)
     monkeypatch.undo()
 
@@ -835,7 +891,7 @@ def test_an_op_is_put_off_no_more_where_what_it_waits_for_waits_for_it(
     child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
     at(300)
     pipeline.enqueue_delete((db.event.id == taken.id) & (db.event.who == second))
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
     look(box, monkeypatch, worker, 20, due=[doubled.bucket, child.bucket], each_s=1)
     monkeypatch.undo()
 
@@ -858,7 +914,7 @@ def test_an_older_op_is_put_off_as_long_as_a_younger_one_before_what_it_needs(
     child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
     at(500)
     pipeline.enqueue_delete((db.event.id == taken.id) & (db.event.who == second))
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
     look(box, monkeypatch, worker, 20, due=[doubled.bucket, child.bucket], each_s=1)
     monkeypatch.undo()
 
@@ -878,7 +934,7 @@ def test_what_a_whole_transaction_refuses_for_good_waits_for_nothing_that_it_put
     at(200)
     doubled = [pipeline.enqueue_insert(db.event, who=second, note="b") for _ in range(3)]
     pipeline.enqueue_delete((db.event.id == taken.id) & (db.event.who == second))
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
     look(box, monkeypatch, worker, 3, due=[helped.bucket, taken.bucket])
     monkeypatch.undo()
 
@@ -982,7 +1038,13 @@ def test_a_child_stays_in_its_log_where_its_parent_does(db: Any, box: Sandbox) -
     stops.pause(box.client, paused, "")
     parent = pipeline.enqueue_insert(db.parent, who=first)
     child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(set_aside=0, early_wait_s=0))
+    worker = Applier(
+        "s0",
+        box.client.nodes.primary("s0"),
+        box.log,
+        ApplySettings(set_aside=0, early_wait_s=0),
+        topology=box.client.topology,
+    )
     for _ in range(5):
         box.log.postpone("s0", [parent.bucket, child.bucket], 0)
         outcome = worker.apply()
@@ -1056,7 +1118,7 @@ def refuse(box: Sandbox) -> None:
 
 def waits_and_is_applied(box: Sandbox, monkeypatch: pytest.MonkeyPatch, bucket: int, waiting: Any) -> None:
     """Assert that an op is queued while another bucket rests, and applied once that has gone on."""
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings())
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
     look(box, monkeypatch, worker, 3, due=[waiting.bucket], resting=[bucket])
     assert waiting.status() == "queued"
     monkeypatch.undo()

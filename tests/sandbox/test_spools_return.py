@@ -86,7 +86,10 @@ def test_what_several_hosts_have_spooled_is_applied_whatever_comes_first(
         pipeline.define_tables(db)
         receipts = sent(db, box, luck, monkeypatch, [ops] * hosts, most)
         settings = ApplySettings(max_rows=rows, breaker=False)
-        workers = [Applier("s0", box.client.nodes.primary("s0"), box.log, settings) for _ in range(2)]
+        workers = [
+            Applier("s0", box.client.nodes.primary("s0"), box.log, settings, topology=box.client.topology)
+            for _ in range(2)
+        ]
 
         looks = 0
         while box.log.dirty("s0"):

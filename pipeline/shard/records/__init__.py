@@ -135,7 +135,8 @@ def marks(session: NodeSession) -> dict[int, Mark]:
     Args:
         session: inside the apply transaction.
     """
-    return marks_in(session.rows(READ_MARKS))
+    [found] = session.ask(READ_MARKS)
+    return marks_in(found)
 
 
 def marks_in(rows: Iterable[tuple[Any, ...]]) -> dict[int, Mark]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pipeline.errors import NotMigrated, PipelineError
@@ -150,22 +151,34 @@ def definition_of(session: NodeSession, table: str) -> str:
         table: its name in the database.
     """
     try:
-        return _definition(session, table)
+        return _digest([session.query(sql) for sql in _definition_sql(session, table)])
     except PipelineError:  # it cannot be read: then its changes are not noticed
         return ""
 
 
-def _definition(session: NodeSession, table: str) -> str:
+def definition_now(session: NodeSession, table: str) -> str:
+    """Return what `definition_of` returns, inside a transaction. Where that has met the table, it stays so to the end.
+
+    Args:
+        session: of the shard's primary.
+        table: its name in the database.
+    """
+    return _digest(session.ask(*_definition_sql(session, table)))
+
+
+def _definition_sql(session: NodeSession, table: str) -> list[str]:
     name = text_literal(table)
-    if session.dialect.name == "mysql":
-        found = session.query(f"SHOW CREATE TABLE {session.dialect.quote(table)}")
-        found += session.query(
-            "SELECT TRIGGER_NAME, ACTION_STATEMENT FROM information_schema.TRIGGERS"
-            f" WHERE EVENT_OBJECT_SCHEMA = DATABASE() AND EVENT_OBJECT_TABLE = {name} ORDER BY TRIGGER_NAME"
-        )
-    else:
-        found = session.query(f"SELECT sql FROM sqlite_master WHERE tbl_name = {name} ORDER BY name")
-    text = _NEXT_ID.sub("", repr([tuple(map(str, row)) for row in found]))
+    if session.dialect.name == "sqlite":
+        return [f"SELECT sql FROM sqlite_master WHERE tbl_name = {name} ORDER BY name"]
+    return [
+        f"SHOW CREATE TABLE {session.dialect.quote(table)}",
+        "SELECT TRIGGER_NAME, EVENT_MANIPULATION, ACTION_STATEMENT FROM information_schema.TRIGGERS"
+        f" WHERE EVENT_OBJECT_SCHEMA = DATABASE() AND EVENT_OBJECT_TABLE = {name} ORDER BY TRIGGER_NAME",
+    ]
+
+
+def _digest(found: Iterable[Iterable[Sequence[object]]]) -> str:
+    text = _NEXT_ID.sub("", repr([tuple(map(str, row)) for rows in found for row in rows]))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -584,6 +584,113 @@ def test_mariadb_comes_to_the_mark_before_the_row_that_it_refuses(session: NodeS
         assert session.rows("SELECT id FROM t") == [(6,)]
 
 
+#: Rows, and what an INSERT IGNORE of each does: it leaves the row out, or what it does is of no use.
+LEFT_OUT = {
+    "a value that is taken": "(3, 1, 'a', 1, 1, 1)",
+    "an id that is taken": "(1, 3, 'a', 1, 1, 1)",
+    "a CHECK": "(3, 3, 'a', 10, 1, 1)",
+    "no parent": "(3, 3, 'a', 1, 7, 1)",
+}
+CHANGED = {
+    "too long": "(3, 3, 'too long', 1, 1, 1)",
+    "no value": "(3, 3, NULL, 1, 1, 1)",
+    "out of range": "(3, 3, 'a', 1, 1, 999)",
+    "no number": "(3, 3, 'a', 'one', 1, 1)",
+    "by zero": "(3, 3, 'a', 1/0, 1, 1)",
+    "two rows of one kind each": "(3, 3, 'too long', 1, 1, 1), (9, 9, 'a', 10, 1, 1)",
+}
+
+
+def ignoring(session: NodeSession, *rows: str) -> list[int] | None:
+    """Insert rows, without those that are refused, into a table with one of each constraint."""
+    sql = f"INSERT IGNORE INTO t VALUES {', '.join(rows)}"
+    found = session.insert_ignoring(sql, "'t'", len(rows))
+    if found is None:
+        session.execute("ROLLBACK TO SAVEPOINT pipeline_ignored")
+    return found
+
+
+@pytest.fixture
+def picky(session: NodeSession) -> NodeSession:
+    """A session with a table that has one of each constraint, and a row."""
+    run(session, "DROP TABLE IF EXISTS t, up")
+    run(session, "CREATE TABLE up (id INT PRIMARY KEY)")
+    run(session, "INSERT INTO up VALUES (1)")
+    columns = "u INT UNIQUE, note VARCHAR(5) NOT NULL, n INT CHECK (n < 10), up INT REFERENCES up (id), tiny TINYINT"
+    table(session, columns)
+    run(session, "INSERT INTO t VALUES (1, 1, 'a', 1, 1, 1)")
+    return session
+
+
+@mariadb
+@pytest.mark.parametrize("bad", [*LEFT_OUT, *CHANGED])
+def test_rows_that_are_refused_are_left_out_or_nothing_is_done(picky: NodeSession, bad: str):
+    with picky.transaction():
+        assert picky.may_ignore()
+        found = ignoring(picky, "(2, 2, 'a', 1, 1, 1)", (LEFT_OUT | CHANGED)[bad], "(4, 4, 'a', 1, NULL, 1)")
+        rows = [row for (row,) in picky.rows("SELECT id FROM t ORDER BY id")]
+
+    assert (found, rows) == (([2], [1, 2, 4]) if bad in LEFT_OUT else (None, [1]))
+
+
+@mariadb
+def test_each_row_that_is_left_out_is_named(picky: NodeSession):
+    with picky.transaction():
+        rows = [f"({n}, {n}, 'a', {10 if n % 7 == 5 else 1}, 1, 1)" for n in range(2, 302)]
+        found = ignoring(picky, *rows)
+
+    assert found == [nth for nth in range(1, 301) if (nth + 1) % 7 == 5]
+
+
+@mariadb
+def test_more_rows_than_the_server_warns_of_are_not_taken_for_few(picky: NodeSession):
+    with picky.transaction():
+        assert ignoring(picky, *(f"({n}, {n}, 'a', 10, 1, 1)" for n in range(2, 1_103))) is None
+        assert picky.rows("SELECT COUNT(*) FROM t") == [(1,)]
+
+
+@mariadb
+def test_a_trigger_sees_no_row_that_is_left_out(picky: NodeSession):
+    run(picky, "CREATE TABLE IF NOT EXISTS saw (id INT)")
+    run(picky, "CREATE TRIGGER sees BEFORE INSERT ON t FOR EACH ROW INSERT INTO saw VALUES (NEW.id)")
+
+    with picky.transaction():
+        assert ignoring(picky, "(2, 2, 'a', 1, 1, 1)", "(3, 3, 'a', 10, 1, 1)") is None
+        assert picky.rows("SELECT id FROM saw") == []
+
+
+@mariadb
+@pytest.mark.parametrize("written", ["ROW", "MIXED", "STATEMENT"])
+def test_nothing_is_left_out_by_a_statement_that_replicas_run_again(
+    session: NodeSession, monkeypatch: pytest.MonkeyPatch, written: str
+):
+    asked = list[str]()
+
+    def rows(sql: str) -> list[tuple[Any, ...]]:
+        asked.append(sql)
+        return session.rows(sql.replace("@@log_bin", "1").replace("@@binlog_format", f"'{written}'"))
+
+    assert session.dialect.may_ignore(rows) == (written == "ROW")
+    assert asked[0].count("@@") == 2
+
+
+@both
+def test_only_a_server_that_names_rows_leaves_any_out(session: NodeSession, kind: str):
+    with session.transaction():
+        assert session.may_ignore() == (kind == "mariadb")
+
+
+@mariadb
+def test_statements_may_be_sent_together_once_it_is_known_which_row_was_refused(session: NodeSession):
+    table(session, "n INT CHECK (n < 10)")
+
+    with session.transaction():
+        with pytest.raises(OperationalError) as raised:
+            session.execute("INSERT INTO t (id, n) VALUES (1, 1), (2, 10)")
+        assert session.bad_row(raised.value) == 2
+        assert session.ask("SELECT 1", "SELECT 2") == [[(1,)], [(2,)]]
+
+
 @both
 def test_statements_sent_together_fail_each_by_itself(session: NodeSession):
     table(session, "n INT UNIQUE")

@@ -146,6 +146,23 @@ def test_a_row_of_a_sheet_that_a_trigger_refuses_is_found_by_its_mark(
     assert tried[-8:] == [9, *(4 * [1]), 5, 9, 6]  # 37 to 40 are behind the last mark
 
 
+def test_rows_of_sheets_that_are_refused_are_left_out_by_the_statement_that_inserts_the_others(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+):
+    sent, ask, each = list[str](), NodeSession.ask, NodeSession.execute_each
+    monkeypatch.setattr(NodeSession, "ask", lambda self, *some: sent.extend(some) or ask(self, *some))
+    monkeypatch.setattr(NodeSession, "execute_each", lambda self, some: sent.extend(some) or each(self, some))
+    bad, ops = (15, 95), [insert(PLAIN, row, {1: 1}) for row in range(1, 101)]
+    ops = [op if op.id not in bad else insert(PLAIN, op.id, {1: 9}) for op in ops]  # which a CHECK refuses
+
+    found = database.apply(ops, at_once=MANY, settled=1)
+
+    assert found["rejects"] == [(row,) for row in bad]
+    assert [row[0] for row in found["plain"]] == [row for row in range(1, 101) if row not in bad]
+    counted = [(sql.split(" INTO")[0], sql.count("), (") + 1) for sql in sent if "INTO `plain`" in sql]
+    assert counted[-3:] == [("INSERT IGNORE", 99), ("INSERT", 1), ("INSERT", 1)]
+
+
 @pytest.mark.parametrize("together", [True, False], ids=("one round trip", "one by one"))
 def test_only_the_bucket_whose_row_another_program_has_locked_is_tried_alone(
     database: Database, mariadb_uri: str, monkeypatch: pytest.MonkeyPatch, together: bool
