@@ -28,6 +28,7 @@ from pipeline.shard.driver_errors import (
     ended_abruptly,
     fault_of,
     is_driver_error,
+    lacks_memory,
     passes_by_itself,
     sentence_of,
 )
@@ -51,6 +52,7 @@ class Contended(PipelineError):
     def __init__(self, error: Exception):
         super().__init__(sentence_of(error))
         self.locked = fault_of(error) is Fault.LOCKED
+        self.lacks_memory = lacks_memory(error)
 
 
 class Crossed(PipelineError):
@@ -81,6 +83,9 @@ class ShardTurns(ABC):
         self._facts, self._stopped = transaction.facts, transaction.stopped
         #: Why ops of a schema wait, by its hash, and when the shard is tried again, s.
         self._behind: dict[str, tuple[float, WaitReason]] = {}
+        #: How many transactions with ops are committed; and how many were, as an op alone last met a server without
+        #: memory, by its bucket.
+        self._commits, self._without_memory = 0, dict[int, int]()
 
     @abstractmethod
     def _finish(self, batch: Batch, outcome: Outcome) -> None:
@@ -185,16 +190,24 @@ class ShardTurns(ABC):
     def _after_contention(self, bucket: int, attempt: Attempt, error: Contended, outcome: Outcome) -> Attempt | None:
         """Return the attempt to make at once; None where the bucket rests first."""
         again = attempt.waited() if error.locked else attempt.failed()
+        if error.lacks_memory and attempt.entries == 1 and not self._others_have_some(bucket):
+            again = attempt
         self._note_ended(bucket, again)
         if again.entries < attempt.entries:
             return again
         reason = WaitReason("locked" if error.locked else "overtime", self.shard, self.shard, str(error))
         self._explain(bucket, reason, attempt)
         outcome.waiting = reason.sentence()
-        rest_s = clock.backoff_s(again.waits + again.deaths, most_s=LOCK_REST_S)
+        rest_s = clock.backoff_s(max(1, again.waits + again.deaths), most_s=LOCK_REST_S)
         self._rest(bucket, rest_s)
         logger.warning(Event("bucket_rests", shard=self.shard, bucket=bucket, rest_s=rest_s, error=error))
         return None
+
+    def _others_have_some(self, bucket: int) -> bool:
+        """Return whether others were committed since an op, alone, last met a server without memory."""
+        before = self._without_memory.get(bucket, self._commits)
+        self._without_memory[bucket] = self._commits
+        return self._commits > before
 
     def _note_ended(self, bucket: int, attempt: Attempt) -> None:
         note = str(attempt._replace(ended=True))
@@ -240,6 +253,7 @@ class ShardTurns(ABC):
             result = self._transaction.run(take, blocked, last_try=last_try)
             self._step("commit")
             committing = clock.mono_s()
+        self._commits += bool(result[1].tried)
         result[0].ms, result[0].commit_us = ms_since(started), round((clock.mono_s() - committing) * 1e6)
         self._step("committed")
         return result

@@ -59,9 +59,11 @@ _SQLITE_OWN_VALUES = ("NOT NULL constraint", "CHECK constraint", "datatype misma
 _MYSQL_LOCKED = {1205, 1206, 1213, 1020, 3572, 1412, 1615}
 #: The other transaction goes on at once, so that a retry in place succeeds: deadlock, snapshot conflict, changed table.
 _MYSQL_BRIEFLY = {1213, 1020, 1412, 1615}
+#: There is no memory for the statement, or for any (1037, 1041).
+_MYSQL_MEMORY = {1037, 1041}
 #: The statement was interrupted (1317), took longer than the server lets it (MariaDB 1969, MySQL 3024), or more memory
-#: than a session's sort buffer has (1038).
-_MYSQL_OVERTIME = {1038, 1317, 1969, 3024}
+#: than a session's sort buffer (1038) or the server has.
+_MYSQL_OVERTIME = {1038, 1317, 1969, 3024, *_MYSQL_MEMORY}
 #: One table's file, or its disk: full (1021, 1114), not to be opened or written (1016, 1017, 1033, 1035, 1036),
 #: damaged (1034, 1194, 1195, 1712, 1877), gone (1812, 1814, 1932), or its storage engine fails (1030). MyISAM
 #: and Aria tell of a damaged file with numbers of their own (126, 127, 144, 145, 175).
@@ -70,10 +72,10 @@ _MYSQL_TABLE = {
     1016, 1017, 1021, 1030, 1033, 1034, 1035, 1036, 1114, 1194, 1195, 1712, 1812, 1814, 1877, 1932,
 }  # fmt: skip
 #: The server or its machine is at fault: connections are used up, refused or cut (1040, 1042 to 1045, 1129, 1130,
-#: 1203, 1226, 1158 to 1161), the database is away (1049), memory is full (1037, 1041), the server is going down or not
+#: 1203, 1226, 1158 to 1161), the database is away (1049), the server is going down or not
 #: ready (1053, 1927, 1047), it only reads (1290, 1836, 1792), COMMIT failed (1180), too many transactions run (1637).
 _MYSQL_SERVER = {
-    0, 1037, 1040, 1041, 1042, 1043, 1044, 1045, 1047, 1049, 1053, 1129, 1130, 1158, 1159, 1160, 1161, 1180, 1203, 1226,
+    0, 1040, 1042, 1043, 1044, 1045, 1047, 1049, 1053, 1129, 1130, 1158, 1159, 1160, 1161, 1180, 1203, 1226,
     1290, 1637, 1792, 1836, 1927,
 }  # fmt: skip
 #: Numbers of the client library: it lost, or did not reach, the server.
@@ -259,6 +261,11 @@ def ended_abruptly(error: BaseException) -> bool:
     """
     code = code_of(error)
     return code is not None and (code == 0 or code in _MYSQL_CLIENT)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether *error* says that the server has no memory: it may be the statement's fault, or nobody's."""
+    return code_of(error) in _MYSQL_MEMORY
 
 
 def passes_by_itself(error: BaseException) -> bool:

@@ -429,6 +429,28 @@ def test_an_op_whose_statement_needs_too_much_memory_is_rejected_and_stops_no_ot
     assert states(others + behind) == {"applied"}
 
 
+@pytest.mark.parametrize("code", [1037, 1041])
+@pytest.mark.parametrize("others_get_on", [True, False])
+def test_an_op_for_which_a_server_has_no_memory_is_rejected_only_while_others_get_on(
+    db: Any, box: Sandbox, meet: Meet, code: int, others_get_on: bool
+):
+    bad, others, behind = queue(db, "large")
+    meet("large" if others_get_on else "INSERT", mysql_error(code))
+    worker = applier(box)
+
+    for _ in range(30):
+        if others_get_on:
+            others.append(pipeline.enqueue_insert(db.event, who=8, note="later"))
+        worker.apply()
+        box.log.ahead_ms += LATER_MS
+
+    assert bad.status() == ("rejected" if others_get_on else "queued")
+    assert states(others + behind) == {"applied" if others_get_on else "queued"}
+    meet("", Died)
+    turns(box, most=30)
+    assert states([*others, *behind, *([] if others_get_on else [bad])]) == {"applied"}
+
+
 def test_a_redis_that_goes_away_again_and_again_is_no_fault_of_any_op(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ):
