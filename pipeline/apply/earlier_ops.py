@@ -312,7 +312,7 @@ class EarlierOps:
         if not again:
             self._putting_off, self._settled, self._let_go, self._waiting = {}, set(), None, set()
         self._batch, self._queued, self._looked_deep = batch, None, False
-        self._by_id, self._models = {}, {}
+        self._by_id = {}
 
     def awaited_by(
         self,
@@ -614,7 +614,7 @@ class EarlierOps:
         self._owned = [bucket for bucket, mark in marks.items() if mark.owned]
         behind, now_s = self._behind(), clock.mono_s()
         if now_s >= self._ahead_from_s + AHEAD_S:
-            self._ahead, self._ahead_from_s = {}, now_s
+            self._ahead, self._models, self._ahead_from_s = {}, {}, now_s
         known = {bucket: self._ahead.get(bucket, Ahead(after, after)) for bucket, after in behind.items()}
         self._ahead = {bucket: ahead.behind(behind[bucket]) for bucket, ahead in known.items()}
         kept = [entry_bytes(entry) for ahead in self._ahead.values() for entry in ahead.entries]
