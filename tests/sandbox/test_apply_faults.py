@@ -11,6 +11,7 @@ from pydal import DAL, Field
 
 import pipeline
 from pipeline import clock
+from pipeline.apply import judge
 from pipeline.apply.applier import Applier
 from pipeline.apply.pace import FEW_ROWS, MORE_ROWS
 from pipeline.config.settings import ApplySettings
@@ -203,12 +204,18 @@ def test_ops_of_an_older_schema_of_the_same_table_do_not_wait_for_the_newer(db: 
     assert {r.status() for r in old if r.bucket != waits.bucket} == {"applied"}
 
 
+@pytest.mark.parametrize("checked", [False, True], ids=["at the first refusal", "a moment after others"])
 def test_a_unique_index_that_comes_while_a_worker_runs_rejects_nothing_that_one_by_one_would_take(
-    db: Any, box: Sandbox
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, checked: bool
 ):
     worker = applier(box)
-    pipeline.enqueue_insert(db.event, who=7, note="warm")
+    warm = pipeline.enqueue_insert(db.event, who=7, note="warm")
     worker.apply()
+    began_s = clock.mono_s()
+    monkeypatch.setattr(clock, "mono_s", lambda: began_s)
+    if checked:
+        pipeline.enqueue_insert(db.event, id=warm.id, who=7, note="double")
+        assert worker.apply().rejected == 1
     change(box, "CREATE UNIQUE INDEX event_note ON event (note)")
     first = pipeline.enqueue_insert(db.event, who=7, note="x")
     pipeline.enqueue_delete(db.event.id == first.id)
@@ -218,6 +225,29 @@ def test_a_unique_index_that_comes_while_a_worker_runs_rejects_nothing_that_one_
 
     assert (outcome.applied, outcome.rejected) == (3, 0)
     assert sorted(row["note"] for row in box.rows("event")) == ["warm", "x"]
+
+
+def test_all_constraints_are_read_once_a_second_where_the_tables_definition_is_the_same(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    worker, read, times = applier(box), judge.constraints_of, list[str]()
+    monkeypatch.setattr(judge, "constraints_of", lambda session, table: times.append(table) or read(session, table))
+    taken = [pipeline.enqueue_insert(db.event, who=7, note="taken").id for _ in range(10)]
+    worker.apply()
+    now_s = clock.mono_s()
+
+    def refused(after_s: float) -> int:
+        """Return how often all constraints are read where an op is refused then."""
+        times.clear()
+        monkeypatch.setattr(clock, "mono_s", lambda: now_s + after_s)
+        pipeline.enqueue_insert(db.event, id=taken.pop(), who=7, note="double")
+        assert worker.apply().rejected == 1
+        return len(times)
+
+    assert [refused(0.1 * n) for n in range(4)] == [1, 0, 0, 0]
+    assert refused(1.1) == 1
+    change(box, "CREATE TRIGGER quiet AFTER DELETE ON event BEGIN SELECT 1; END")
+    assert [refused(1.2), refused(1.3)] == [2, 0]  # what is new is grouped by in the second try
 
 
 def test_an_upsert_waits_while_the_index_of_its_key_is_away(db: Any, box: Sandbox):
