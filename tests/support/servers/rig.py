@@ -143,10 +143,14 @@ class Rig:
             for name in names:
                 self.cluster.stop(name, signal.SIGCONT)
 
-    def put_off_reconcile(self, for_s: int = 120) -> None:
+    def put_off_reconcile(self) -> None:
         """Let no reconcile come to help for a while; what must not need it shows."""
         for shard in self.primaries:
-            self.redis.set(self.client.log.keys.lease(f"reconcile:{shard}"), "1", px=for_s * 1000)
+            self.put_off(f"reconcile:{shard}")
+
+    def put_off(self, lease: str, for_s: int = 120) -> None:
+        """Let no worker do for a while what it takes a lease for."""
+        self.redis.set(self.client.log.keys.lease(lease), "1", px=for_s * 1000)
 
     def close(self) -> None:
         """Take all down."""
