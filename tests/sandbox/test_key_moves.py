@@ -301,6 +301,71 @@ def test_a_group_of_both_keys_that_is_set_aside_while_the_key_is_copied_ends_the
     assert (0, 1) in world.rows(world.home, KEY)
 
 
+def pair(world: World, refused: int) -> Any:
+    """Update rows of both keys by their ids in one group; the database refuses what is of the one given."""
+    table, rows = world.db.purchase, {KEY: world.rows_of_key, world.other: world.rows_of_other}
+    with world.client.atomic():
+        for key, (_, row, *_) in rows.items():
+            changed = {"day": 2} if key == refused else {}
+            receipt = world.client.enqueue_update(table.id == row, n=table.n + 1, **changed)
+    world.drain()
+    return receipt
+
+
+def settled(world: World, shard: str, number: int, refused: int) -> None:
+    """Let a refused update have the day that it wants, and replay it."""
+    rows = world.rows_of_key if refused == KEY else world.rows_of_other
+    world.client.enqueue_delete(world.db.purchase.id == rows[2])
+    world.drain()
+    session, settings = world.client.nodes.primary(shard), world.client.settings
+    sql = f"SELECT epoch, seq FROM pipeline_rejects WHERE bucket = {number} AND state = 'rejected'"
+    heads = {number: [Position(*row) for row in session.query(sql)]}
+    replayed = list(Replay(shard, session, world.client.log, settings.apply, settings.tables).run(heads, "me"))
+    assert [one.replayed for one in replayed] == [1]
+
+
+@pytest.mark.parametrize("refused", ["key", "other"])
+def test_a_group_by_ids_of_which_one_shard_refuses_its_part_is_settled_there_before_the_key_comes_back(
+    world: World, refused: str
+) -> None:
+    world.moved(world.away)
+    [piece] = world.client.topology.placement.pieces
+    key, shard, number = {"key": (KEY, world.away, piece), "other": (world.other, world.home, world.bucket)}[refused]
+    receipt = pair(world, key)
+    assert receipt.status() == "rejected"
+    other = world.other if key == KEY else KEY
+    assert (1, 1) in world.rows(world.home if key == KEY else world.away, other)  # the other part is applied
+
+    with pytest.raises(
+        PipelineError, match=f"the op at {number}:.* and may be of purchase=7 and of other keys: replay"
+    ):
+        world.moved(world.home)
+    for mover in orders.under_way(world.client):  # what was copied is deleted first
+        list(mover.steps())
+    settled(world, shard, number, key)
+    world.moved(world.home)
+
+    assert (1, 1) in world.rows(world.home, other)
+    assert (2, 1) in world.rows(world.home, key)
+
+
+@pytest.mark.parametrize("refused", ["key", "other"])
+def test_a_group_by_ids_that_is_set_aside_while_the_key_comes_back_ends_the_move(world: World, refused: str) -> None:
+    world.moved(world.away)
+    steps = world.move(world.home).steps()
+    assert any(step.stage == "copying" for step in steps)
+    pair(world, KEY if refused == "key" else world.other)
+
+    with pytest.raises(MoveEnded, match="may be of purchase=7 and of other keys: replay or drop it first"):
+        list(steps)
+
+    for row in (world.rows_of_key[0], world.rows_of_other[0]):
+        world.add(row)
+    world.drain()
+    assert (0, 1) in world.rows(world.away, KEY)
+    assert (0, 1) in world.rows(world.home, world.other)
+
+
 def test_what_cannot_move_is_refused_before(world: World) -> None:
     with pytest.raises(PipelineError, match="has purchase=7 already"):
         world.move(world.home)
