@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import closing
 from threading import Thread
+from typing import Any
 
 import pytest
 from support.chance import SOAK
@@ -18,14 +19,14 @@ from support.servers.dying_movers import GIVE_UP, STAGES, THERE, DyingMovers
 from pipeline.clock import polls
 
 pytestmark = pytest.mark.mariadb
-#: How often the key goes there and back; in each trip a mover is killed in every stage. `PIPELINE_SOAK=10` kills 140.
+#: How often a key goes there and back; a mover is killed in each stage of each way. `PIPELINE_SOAK=10` kills 140.
 ROUNDS = SOAK
 #: A mover is killed behind the beginning of its stage by up to so many moments; most stages have fewer.
 MOMENTS = 8
 #: What is sent: single ops, groups, groups of two keys. An archive without the key takes no versions of it.
 WEIGHTS = {kind: weight for kind, weight in MIXED.items() if kind != "version"} | TWO_KEYS
-#: How many ops a producer sends a second, and how many of its calls are bulk calls.
-LOAD = {"per_s": 60, "sheets": 0.05, "weights": WEIGHTS}
+#: How many calls a producer makes a second, and how many of these are bulk calls.
+LOAD: dict[str, Any] = {"per_s": 60, "sheets": 0.05, "weights": WEIGHTS}
 
 
 @pytest.fixture
@@ -35,29 +36,38 @@ def movers(trial: Trial) -> Iterator[DyingMovers]:
 
 
 def test_keys_move_there_and_back_under_load_while_anything_is_killed(trial: Trial, movers: DyingMovers) -> None:
+    killed = Counter[str]()
+    with trial.rig.worker(ready=False, PIPELINE_CRASH_AT="any:0.004"):
+        for _ in range(ROUNDS):
+            killed += one_round(trial, movers)
+
+    print(f"{len(trial.ledger):,} ops: {dict(trial.holds())}; killed: {dict(sorted(killed.items()))}")
+
+
+def one_round(trial: Trial, movers: DyingMovers) -> Counter[str]:
+    """Move a key there and back, while another one is away; return what was killed, and when."""
     rig = trial.rig
     (key, *_), (other, *_) = shared = two_shared_buckets(trial)
-    trial.owners += [owner for owners in shared for owner in owners]
+    owners = [owner for found in shared for owner in found]
+    trial.owners += owners
     if SOAK == 1:
         rig.put_off("moves")  # a mover of a worker waits for 12 s until all readers know of the move
 
-    with rig.worker(ready=False, PIPELINE_CRASH_AT="any:0.004"):
-        producers = [trial.producer(100_000, **LOAD) for _ in range(2)]
-        there(movers, other, places(trial, other)[1])
-        killed = Counter[str]()
-        for _ in range(ROUNDS):
-            home, away = places(trial, key)
-            killed += trip(trial, movers, producers, key, (home, away))
-            killed += trip(trial, movers, producers, key, (away, home))
-        for one in producers:
-            one.stop()
-        trial.join()
+    producers = [trial.producer(100_000, owners=owners, **LOAD) for _ in range(2)]
+    home, away = places(trial, other)
+    there(movers, other, away)
+    killed = trip(trial, movers, producers, key, places(trial, key))
+    killed += trip(trial, movers, producers, key, places(trial, key)[::-1])
+    for one in producers:
+        one.stop()
+    trial.join()
 
-        print(f"{len(trial.ledger):,} ops: {dict(trial.holds())}; killed: {dict(sorted(killed.items()))}")
-        assert judge.away(rig.primaries).keys() == {rig.client.topology.bucket_of("tally", other)}
-        there(movers, other, places(trial, other)[0])
+    trial.holds()
+    assert judge.away(rig.primaries).keys() == {rig.client.topology.bucket_of("tally", other)}
+    there(movers, other, home)
     trial.holds()
     assert judge.away(rig.primaries) == {}
+    return killed
 
 
 def two_shared_buckets(trial: Trial) -> list[list[int]]:
@@ -76,8 +86,8 @@ def places(trial: Trial, key: int) -> tuple[str, str]:
     return home, away
 
 
-def trip(trial: Trial, movers: DyingMovers, producers: list[Producer], key: int, way: tuple[str, str]) -> Counter[str]:
-    """Move a key by movers that are killed, one in each stage; return what was killed."""
+def trip(trial: Trial, movers: DyingMovers, producers: list[Producer], key: int, way: tuple[str, ...]) -> Counter[str]:
+    """Move a key by movers that are killed, one in each stage, as is something else; return what was killed."""
     luck, killed = trial.luck, Counter[str]()
     victim, when = luck.choice(("worker-0", *way)), luck.choice(STAGES)
     given_up = luck.choice(("copy", "catch", "finish"))
@@ -87,9 +97,9 @@ def trip(trial: Trial, movers: DyingMovers, producers: list[Producer], key: int,
         if crash:
             crash.start()
             killed[victim] += 1
-        if stage == given_up:
-            killed[f"{GIVE_UP}: {movers.move(f'tally={key}', way[1], GIVE_UP, luck.randint(1, MOMENTS))}"] += 1
-        killed[movers.move(f"tally={key}", way[1], stage, luck.randint(1, MOMENTS))] += 1
+        for what in (GIVE_UP, stage) if stage == given_up else (stage,):
+            became = movers.move(f"tally={key}", way[1], what, luck.randint(1, MOMENTS))
+            killed[f"{what}: {became.partition(':')[0]}"] += 1
         if crash:
             crash.join()
     there(movers, key, way[1])

@@ -50,7 +50,7 @@ class DyingMovers:
         self._child = subprocess.Popen(command, env=environment(), **pipes)
 
     def move(self, key: str, to: str, stage: str = "", moment: int = 0) -> str:
-        """Let a mover order a move or go on with it; return `killed in STAGE`, `over`, `there`, or why it has ended.
+        """Let a mover order a move or go on with it; return `killed`, `over`, `there`, or why it has ended.
 
         Args:
             key: TABLE=VALUE.
@@ -166,7 +166,7 @@ class _End:
                 self._kill()
 
     def _kill(self) -> None:
-        print(f"killed in {self._stage}", flush=True)
+        print("killed", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
