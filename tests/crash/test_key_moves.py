@@ -50,8 +50,7 @@ def one_round(trial: Trial, movers: DyingMovers) -> Counter[str]:
     (key, *_), (other, *_) = shared = two_shared_buckets(trial)
     owners = [owner for found in shared for owner in found]
     trial.owners += owners
-    if SOAK == 1:
-        rig.put_off("moves")  # a mover of a worker waits for 12 s until all readers know of the move
+    rig.put_off("moves")  # a worker that moves waits for 12 s until all readers know
 
     producers = [trial.producer(100_000, owners=owners, **LOAD) for _ in range(2)]
     home, away = places(trial, other)

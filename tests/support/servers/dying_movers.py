@@ -31,8 +31,6 @@ STAGES = ("order", "begin", "copy", "catch", "finish", "publish", "clean")
 _ORDER = {stage: n for n, stage in enumerate(STAGES)} | {"abandon": 6, "undo": 6, "over": 7}
 #: What of the log is a step.
 LOG_STEPS = ("note_placement", "raise_epoch", "mark_dirty", "mark_clean", "postpone", "finish")
-#: How long a lease lasts, ms: whoever comes after a mover that was killed waits so long.
-LEASE_MS = 500
 #: How long a move may take, s.
 MOVE_S = 120
 #: What an order to give up a move names in place of a stage.
@@ -83,12 +81,13 @@ def main(config: str) -> None:
 
 
 def _live(config: str, key: str, to: str, stage: str, moment: int) -> str:
-    movers.HEARD_S, movers.LEASE_MS = 0.0, LEASE_MS
+    movers.HEARD_S = 0.0
     client, end = Client(config), _End(stage, moment)
     end.watch(client)
     mover = _ordered(client, key, to)
     if mover is None:
         return THERE
+    end.mover = mover
     if stage == GIVE_UP:
         mover.give_up("a test")
         return "given up"
@@ -101,6 +100,8 @@ def _live(config: str, key: str, to: str, stage: str, moment: int) -> str:
                     pass
             except MoveEnded:
                 return "given up"
+            finally:
+                mover.release()
             return "over"
     return "a worker is at it"
 
@@ -126,6 +127,7 @@ class _End:
     def __init__(self, stage: str, moment: int):
         self._stage, self._left = stage, moment
         self._now = "order"
+        self.mover: Mover | None = None
 
     def watch(self, client: Client) -> None:
         """Let commits and steps of the log be moments."""
@@ -166,6 +168,8 @@ class _End:
                 self._kill()
 
     def _kill(self) -> None:
+        if self.mover is not None:
+            self.mover.release()  # as if its lease had run out
         print("killed", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -148,9 +148,9 @@ class Rig:
         for shard in self.primaries:
             self.put_off(f"reconcile:{shard}")
 
-    def put_off(self, lease: str, for_s: int = 120) -> None:
-        """Let no worker do for a while what it takes a lease for."""
-        self.redis.set(self.client.log.keys.lease(lease), "1", px=for_s * 1000)
+    def put_off(self, lease: str, for_s: int = 240) -> None:
+        """Let no worker do for a while what it takes a lease for; the text is a lease's, which no worker mends."""
+        self.redis.set(self.client.log.keys.lease(lease), f"test {for_s * 1000}", px=for_s * 1000)
 
     def close(self) -> None:
         """Take all down."""
