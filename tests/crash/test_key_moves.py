@@ -37,7 +37,8 @@ def movers(trial: Trial) -> Iterator[DyingMovers]:
 
 def test_keys_move_there_and_back_under_load_while_anything_is_killed(trial: Trial, movers: DyingMovers) -> None:
     killed = Counter[str]()
-    with trial.rig.worker(ready=False, PIPELINE_CRASH_AT="any:0.004"):
+    # a worker that moves waits for 12 s until all readers know of the move: movers are the test's own here
+    with trial.rig.put_off("moves"), trial.rig.worker(ready=False, PIPELINE_CRASH_AT="any:0.004"):
         for _ in range(ROUNDS):
             killed += one_round(trial, movers)
 
@@ -50,8 +51,6 @@ def one_round(trial: Trial, movers: DyingMovers) -> Counter[str]:
     (key, *_), (other, *_) = shared = two_shared_buckets(trial)
     owners = [owner for found in shared for owner in found]
     trial.owners += owners
-    rig.put_off("moves")  # a worker that moves waits for 12 s until all readers know
-
     producers = [trial.producer(100_000, owners=owners, **LOAD) for _ in range(2)]
     home, away = places(trial, other)
     there(movers, other, away)
