@@ -31,7 +31,7 @@ LONGEST = (
     *("cluster/test_grouping_mariadb", "py4web/test_py4web_versions", "cluster/test_cluster_traces"),
     *("reads/test_moving_reads_mariadb", "web2py/test_web2py_browser", "applications/test_tracker"),
     *("crash/test_poison", "crash/test_moves", "crash/test_exactly_once", "crash/test_spool", "crash/test_order"),
-    *("crash/test_stale_reads", "crash/test_restarts", "crash/test_losses"),
+    *("crash/test_key_moves", "crash/test_stale_reads", "crash/test_restarts", "crash/test_losses"),
 )
 START_TIMEOUT_S = 20
 #: What was acknowledged outlives a kill; a replica need not wait for others to join it.

@@ -1,6 +1,7 @@
 """Keep what one worker process needs, anew after a fork; run works in threads; say that this worker consumes.
 
-For crash tests, `PIPELINE_CRASH_AT=commit:0.1` kills the process with SIGKILL before one in ten commits.
+For crash tests, `PIPELINE_CRASH_AT=commit:0.1` kills the process with SIGKILL before one in ten commits;
+`any:0.01` at one in a hundred steps.
 
 Say once a second, in a local file and to systemd, whether this worker consumes: it judges itself as the check does.
 A worker that does not consume says nothing more to systemd, whose watchdog then restarts it.
@@ -189,7 +190,7 @@ def are_stayed_at(shards: Iterable[str]) -> bool:
 
 def step(name: str) -> None:
     """Kill the process if the environment asks for a crash at the step *name*."""
-    if name == _at and chance.random() < float(_share or 1):
+    if _at in (name, "any") and chance.random() < float(_share or 1):
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -80,6 +80,16 @@ def everywhere(target: Target, *statements: str) -> None:
                 cursor.execute(sql)
 
 
+def every(target: Target, sql: str) -> list[tuple[Any, ...]]:
+    """Return the first row that a query gives on each primary."""
+    found = []
+    for shard in range(len(target.primaries)):
+        with target.connect(shard) as connection, connection.cursor() as cursor:
+            cursor.execute(sql)
+            found.append(cursor.fetchone() or ())
+    return found
+
+
 def trigger(does: str) -> Case:
     """Return the case of an insert at which a trigger does something."""
 

@@ -13,7 +13,7 @@ from benchmarks.cpu import Meter
 from benchmarks.figure import Figure
 from benchmarks.peer import WARM_ROWS, WARM_S
 from benchmarks.peers import ours
-from benchmarks.probes.bad_things import BAD, SIGNAL, Bad, Case, everywhere, trigger
+from benchmarks.probes.bad_things import BAD, SIGNAL, Bad, Case, every, everywhere, trigger
 from benchmarks.processes import running
 from benchmarks.rows import TABLE, Row, take
 from benchmarks.table import Table
@@ -37,6 +37,13 @@ QUANTITIES = (
 )
 REFER = f"ALTER TABLE {TABLE} ADD CONSTRAINT bad FOREIGN KEY (qty) REFERENCES quantity (id)"
 LOOK = "IF NOT EXISTS (SELECT 1 FROM quantity WHERE id = NEW.qty) THEN SIGNAL SQLSTATE '45000'; END IF"
+#: The rows of a shard, the sum of their customers, and the ops that are set aside.
+FOUND = f"SELECT COUNT(*), COALESCE(SUM(customer), 0), (SELECT COUNT(*) FROM pipeline_rejects) FROM {TABLE}"
+#: The bytes that ops which are set aside take on a shard.
+SPACE = (
+    "SELECT SUM(data_length + index_length) FROM information_schema.tables"
+    " WHERE table_schema = DATABASE() AND table_name IN ('pipeline_rejects', 'pipeline_held')"
+)
 #: What a round leaves behind that would slow the next.
 FORGET = (
     "DELETE FROM pipeline_held",
@@ -96,7 +103,8 @@ def measure_many(target: Target, table: Table, rows: int) -> list[Figure]:
             for receipt in receipts:
                 pipeline.enqueue_update(purchase.id == receipt.id, qty=1)
             pipeline.barrier(purchase, timeout_s=WARM_S * 2)
-            space = sum(_space_bytes(target, shard) for shard in range(len(target.primaries)))
+            everywhere(target, "ANALYZE TABLE pipeline_rejects, pipeline_held")
+            space = sum(int(found or 0) for [found] in every(target, SPACE))
             everywhere(target, WELCOME)
             began = time.perf_counter()
             done = sum(step.done.replayed for step in replay(client, chosen(client, Where(), HEADS)))
@@ -120,15 +128,6 @@ def measure_many(target: Target, table: Table, rows: int) -> list[Figure]:
     ]
 
 
-def _space_bytes(target: Target, shard: int) -> int:
-    tables = "table_schema = DATABASE() AND table_name IN ('pipeline_rejects', 'pipeline_held')"
-    with target.connect(shard) as connection, connection.cursor() as cursor:
-        cursor.execute("ANALYZE TABLE pipeline_rejects, pipeline_held")
-        cursor.execute(f"SELECT SUM(data_length + index_length) FROM information_schema.tables WHERE {tables}")
-        [found] = cursor.fetchone() or (0,)
-    return int(found)
-
-
 def _refused_round(target: Target, table: Table, purchase: Any, sent: list[Row]) -> dict[str, float]:
     """Enqueue rows to workers that know nothing yet, and wait; return the CPU of a row by who used it, µs."""
     meter = Meter(target)
@@ -141,11 +140,23 @@ def _refused_round(target: Target, table: Table, purchase: Any, sent: list[Row])
             table.drained_at(n * WARM_ROWS, WARM_S)
             pipeline.barrier(purchase, timeout_s=WARM_S)
         table.empty()
-        before = meter.read()
+        good = [row for row in sent if row["note"] != BAD]
+        begun, before = _found(target), meter.read()
         pipeline.enqueue_bulk_insert(purchase, sent)
-        table.drained_at(sum(row["note"] != BAD for row in sent), WARM_S)
+        table.drained_at(len(good), WARM_S)
         pipeline.barrier(purchase, timeout_s=WARM_S)
-        return {name: (now - before[name]) / len(sent) * 1e6 for name, now in meter.read().items()}
+        spent = {name: (now - before[name]) / len(sent) * 1e6 for name, now in meter.read().items()}
+    due = [len(good), sum(row["customer"] for row in good), len(sent) - len(good)]
+    done = [now - then for now, then in zip(_found(target), begun, strict=True)]
+    if done != due:
+        raise AssertionError(
+            f"rows, their sum, and ops set aside are {done} and should be {due}: a row is lost or doubled"
+        )
+    return spent
+
+
+def _found(target: Target) -> list[int]:
+    return [int(sum(column)) for column in zip(*every(target, FOUND), strict=True)]
 
 
 def _refused_figures(kind: str, spent: dict[str, list[dict[str, float]]], count: int) -> Iterator[Figure]:

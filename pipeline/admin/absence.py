@@ -33,6 +33,7 @@ from msgspec.structs import replace
 from pipeline import clock
 from pipeline.client import Client
 from pipeline.config.buckets import Placement
+from pipeline.enqueue.buckets import draw
 from pipeline.enqueue.deployment import Agreement, asked, known_positions
 from pipeline.errors import NotMigrated, PipelineError, Unavailable, WrongDeployment
 from pipeline.events import Event
@@ -354,19 +355,27 @@ def create_own_tables(session: NodeSession) -> None:
 
 
 def _refuse_split(pipeline: Client, shard: str) -> None:
-    """Raise where a key has a shard of its own, and the shard that was restored is one of the two.
+    """Raise where a key has a shard of its own, or moves, and the shard that was restored is one of the two.
 
-    Their watermarks are of one log: a backup of another time has ops of the key twice, or not at all.
+    Their watermarks are of one log: a backup of another time has ops of the key twice, or not at all. What the other
+    shard says counts beside the map, which may be of another time.
     """
     topology = pipeline.topology
     noted = Placement.noted(pipeline.log.placement()) or topology.placement
-    for piece in noted.pieces.values():
-        home = topology.shard_of(piece.of.bucket)
-        if shard in (home, piece.shard):
-            raise PipelineError(
-                f"{piece.of} of bucket {piece.of.bucket} on {home} has a shard of its own, {piece.shard}: nobody knows "
-                f"which ops of the key a backup of {shard} has. Promote a replica of {shard} in its place"
-            )
+    drawn, _ = draw(pipeline.nodes, topology, noted)
+    under_way = {**noted.moves, **drawn.moves}
+    for number, piece in {**noted.pieces, **drawn.pieces}.items():
+        home, moving = topology.shard_of(piece.of.bucket), under_way.get(number, ())
+        if shard not in (home, piece.shard, *moving):
+            continue
+        where, end = f"on {home} has a shard of its own, {piece.shard}", ""
+        if moving:
+            where = f"is being moved from {moving[0]} to {moving[1]}"
+            end = f", or end the move first: see pipeline move show {piece.of}"
+        raise PipelineError(
+            f"{piece.of} of bucket {piece.of.bucket} {where}: nobody knows which ops of the key a backup of {shard} "
+            f"has. Promote a replica of {shard} in its place{end}"
+        )
 
 
 def _noted(pipeline: Client, shard: str) -> Agreement:

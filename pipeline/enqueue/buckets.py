@@ -25,7 +25,7 @@ from pipeline.events import Event
 from pipeline.oplog import Log
 from pipeline.oplog.appends import Appends
 from pipeline.shard.nodes import Nodes
-from pipeline.shard.records import GONE, MOVED, OWNED, moves
+from pipeline.shard.records import GONE, LENT, MOVED, OWNED, STOPPED, moves
 from pipeline.shard.records.moves import ON_THE_WAY, Leg
 
 #: The last move of each bucket, by the shards that have answered.
@@ -160,6 +160,9 @@ def _pieces(
         away += [s for s, leg in legs.items() if leg.apart and leg.state == MOVED and s == leg.source != home]
         if not away and number in known.pieces and known.pieces[number].shard not in told:
             away = [known.pieces[number].shard]
+        # a bucket goes on without its key only once the key's shard has begun: what was restored there says nothing
+        if not away and home in legs and legs[home].apart and legs[home].home in (LENT, STOPPED):
+            away = [legs[home].other(home)]
         if home in legs and not legs[home].apart and legs[home].state in OWNED:
             away = []
         if away or number in under_way:

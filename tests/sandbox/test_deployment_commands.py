@@ -22,7 +22,9 @@ from support.sandbox.deployments import (
     site,
 )
 
+from pipeline.admin import moving as movers
 from pipeline.admin import shards
+from pipeline.admin.moving import orders
 from pipeline.cli import options
 from pipeline.cli import pipeline as command
 from pipeline.client import Client
@@ -184,6 +186,36 @@ def test_restore_of_a_backup_without_our_tables_doubles_nothing(site: Site, give
     assert "count as applied" in done.output
     drain(client)
     assert rows_of(client) == before
+
+
+def test_restore_of_a_shard_that_a_key_is_on_or_moves_from_or_to_is_refused_by_name(
+    site: Site, given: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(movers, "HEARD_S", 0.0)
+    client = run(site, *range(20))
+    home = client.topology.shard_of(bucket := client.topology.bucket_of("purchase", 7))
+    [away] = {*client.topology.shards} - {home}
+
+    mover = orders.order_key(client, "purchase=7", away, "me", keep_s=0)
+    steps = mover.steps()
+    next(steps)
+    for shard in (home, away):
+        refused = given("restore", shard, "--yes")
+        assert refused.exit_code == 1
+        assert said(refused) == (
+            f"purchase=7 of bucket {bucket} is being moved from {home} to {away}: nobody knows which ops of the key a "
+            f"backup of {shard} has. Promote a replica of {shard} in its place, or end the move first: see pipeline "
+            "move show purchase=7"
+        )
+    mover.give_up("a test")
+    list(mover.steps())
+    assert given("restore", away, "--yes").exit_code == 0
+    list(orders.order_key(client, "purchase=7", away, "me", keep_s=0).steps())
+    for shard in (home, away):
+        assert said(given("restore", shard, "--yes")) == (
+            f"purchase=7 of bucket {bucket} on {home} has a shard of its own, {away}: nobody knows which ops of the "
+            f"key a backup of {shard} has. Promote a replica of {shard} in its place"
+        )
 
 
 def test_restore_without_a_shard_or_of_one_that_there_is_not_changes_nothing(site: Site, given: Command) -> None:

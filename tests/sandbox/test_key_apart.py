@@ -69,6 +69,23 @@ def test_of_a_group_that_names_rows_by_their_ids_alone_each_shard_applies_its_ow
     assert world.aside() == []
 
 
+def test_an_update_and_a_delete_of_rows_of_both_keys_by_their_ids_are_done_once_on_each_shard(site: Site) -> None:
+    world = World(site, "", split=True)
+    table, of = world.db.purchase, (KEY, world.others[0])
+    rows = [world.client.enqueue_insert(table, customer=one, day=day).id for one in of for day in (1, 2)]
+    world.drain()
+    added = world.client.enqueue_update(table.id.belongs(rows), n=table.n + 1, shard_key=KEY)
+    gone = world.client.enqueue_delete(table.id.belongs([rows[0], rows[2]]), shard_key=world.others[0])
+    assert (added.status(), gone.status()) == ("queued", "queued")
+    world.apply(world.home)
+    assert added.status() == "queued"  # until both shards have passed it
+    world.drain()
+
+    assert world.rows() == sorted((one, 2, 1) for one in of)
+    assert world.rows(world.away) == [(KEY, 2, 1)]
+    assert (added.status(), gone.status()) == ("applied", "applied")
+
+
 def test_a_group_in_which_a_shard_finds_rows_of_both_is_applied_in_parts_and_logged(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:

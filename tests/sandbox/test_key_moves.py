@@ -8,18 +8,19 @@ from typing import Any
 
 import pytest
 from pydal import DAL, Field
-from support.sandbox.deployments import Site, apply, site
+from support.sandbox.deployments import Site, apply, backup_of, restore, site
 
+from pipeline.admin import absence, shards, upkeep
 from pipeline.admin import moving as movers
-from pipeline.admin import shards, upkeep
 from pipeline.admin.migration import migrate
 from pipeline.admin.moving import MoveEnded, Mover, orders
 from pipeline.admin.trace import story
 from pipeline.apply.replay import Replay
 from pipeline.client import Client
-from pipeline.config.buckets import log_number
+from pipeline.config.buckets import Placement, log_number
 from pipeline.enqueue import deployment
-from pipeline.errors import PipelineError
+from pipeline.enqueue.buckets import draw, follow
+from pipeline.errors import PipelineError, ShardUnavailable
 from pipeline.model import Position
 from pipeline.shard.records import ledger_queries
 
@@ -300,6 +301,71 @@ def test_a_group_of_both_keys_that_is_set_aside_while_the_key_is_copied_ends_the
     assert (0, 1) in world.rows(world.home, KEY)
 
 
+def pair(world: World, refused: int) -> Any:
+    """Update rows of both keys by their ids in one group; the database refuses what is of the one given."""
+    table, rows = world.db.purchase, {KEY: world.rows_of_key, world.other: world.rows_of_other}
+    with world.client.atomic():
+        for key, (_, row, *_) in rows.items():
+            changed = {"day": 2} if key == refused else {}
+            receipt = world.client.enqueue_update(table.id == row, n=table.n + 1, **changed)
+    world.drain()
+    return receipt
+
+
+def settled(world: World, shard: str, number: int, refused: int) -> None:
+    """Let a refused update have the day that it wants, and replay it."""
+    rows = world.rows_of_key if refused == KEY else world.rows_of_other
+    world.client.enqueue_delete(world.db.purchase.id == rows[2])
+    world.drain()
+    session, settings = world.client.nodes.primary(shard), world.client.settings
+    sql = f"SELECT epoch, seq FROM pipeline_rejects WHERE bucket = {number} AND state = 'rejected'"
+    heads = {number: [Position(*row) for row in session.query(sql)]}
+    replayed = list(Replay(shard, session, world.client.log, settings.apply, settings.tables).run(heads, "me"))
+    assert [one.replayed for one in replayed] == [1]
+
+
+@pytest.mark.parametrize("refused", ["key", "other"])
+def test_a_group_by_ids_of_which_one_shard_refuses_its_part_is_settled_there_before_the_key_comes_back(
+    world: World, refused: str
+) -> None:
+    world.moved(world.away)
+    [piece] = world.client.topology.placement.pieces
+    key, shard, number = {"key": (KEY, world.away, piece), "other": (world.other, world.home, world.bucket)}[refused]
+    receipt = pair(world, key)
+    assert receipt.status() == "rejected"
+    other = world.other if key == KEY else KEY
+    assert (1, 1) in world.rows(world.home if key == KEY else world.away, other)  # the other part is applied
+
+    with pytest.raises(
+        PipelineError, match=f"the op at {number}:.* and may be of purchase=7 and of other keys: replay"
+    ):
+        world.moved(world.home)
+    for mover in orders.under_way(world.client):  # what was copied is deleted first
+        list(mover.steps())
+    settled(world, shard, number, key)
+    world.moved(world.home)
+
+    assert (1, 1) in world.rows(world.home, other)
+    assert (2, 1) in world.rows(world.home, key)
+
+
+@pytest.mark.parametrize("refused", ["key", "other"])
+def test_a_group_by_ids_that_is_set_aside_while_the_key_comes_back_ends_the_move(world: World, refused: str) -> None:
+    world.moved(world.away)
+    steps = world.move(world.home).steps()
+    assert any(step.stage == "copying" for step in steps)
+    pair(world, KEY if refused == "key" else world.other)
+
+    with pytest.raises(MoveEnded, match="may be of purchase=7 and of other keys: replay or drop it first"):
+        list(steps)
+
+    for row in (world.rows_of_key[0], world.rows_of_other[0]):
+        world.add(row)
+    world.drain()
+    assert (0, 1) in world.rows(world.away, KEY)
+    assert (0, 1) in world.rows(world.home, world.other)
+
+
 def test_what_cannot_move_is_refused_before(world: World) -> None:
     with pytest.raises(PipelineError, match="has purchase=7 already"):
         world.move(world.home)
@@ -373,6 +439,75 @@ def test_a_mover_that_was_thought_dead_deletes_no_key_that_comes_to_where_its_bu
         list(rows)
 
     assert len(world.rows(world.home, KEY)) == 20
+
+
+# a database that was restored --------------------------------------------------------------------------------------
+
+
+def refusals(world: World) -> dict[str, str]:
+    """Return why which shards may not be restored."""
+    found = dict[str, str]()
+    for shard in world.client.topology.shards:
+        try:
+            absence.restoration_of(world.client, shard)
+        except PipelineError as error:
+            found[shard] = str(error)
+    return found
+
+
+def test_no_shard_of_a_key_is_restored_from_the_order_until_the_key_is_back_and_no_row_is_left(world: World) -> None:
+    both = {world.home, world.away}
+    for source, target in ((world.home, world.away), (world.away, world.home)):
+        steps = world.move(target).steps()
+        assert refusals(world).keys() >= {world.home}
+        for step in steps:
+            if step.stage != "over":
+                found = refusals(world)
+                assert found.keys() == both, step
+                assert all(f"is being moved from {source} to {target}: nobody knows" in one for one in found.values())
+        assert refusals(world).keys() == (both if target == world.away else set())
+
+
+def test_a_key_is_not_forgotten_whose_shard_was_restored_from_a_backup_of_before_or_is_silent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = backup_of(world.client, world.away)
+    world.moved(world.away)
+    [piece] = world.client.topology.placement.pieces.values()
+    nodes, first = world.client.nodes, Placement()
+
+    restore(world.client, world.away, backup)
+
+    assert [*draw(nodes, world.client.topology, first)[0].pieces.values()] == [piece]
+    follow(world.client.log, nodes, world.client.topology, anew=True)
+    assert refusals(world).keys() == {world.home, world.away}
+    assert TEXT in deployment.restored(world.client.log, nodes, world.client.topology, world.away)
+    primary = type(nodes).primary
+    monkeypatch.setattr(
+        type(nodes), "primary", lambda self, shard: silent(shard) if shard == world.away else primary(self, shard)
+    )
+    assert [*draw(nodes, world.client.topology, first)[0].pieces.values()] == [piece]
+
+
+def silent(shard: str) -> Any:
+    raise ShardUnavailable(shard, "does not answer")
+
+
+def test_a_key_is_not_forgotten_whose_shard_was_restored_while_the_key_was_coming_back(world: World) -> None:
+    backup = backup_of(world.client, world.away)
+    world.moved(world.away)
+    [piece] = world.client.topology.placement.pieces.values()
+    stages = {"copying", "stopping"}
+    for step in world.move(world.home).steps():
+        if step.stage in stages:
+            before = backup_of(world.client, world.away)
+            restore(world.client, world.away, backup)
+            drawn = draw(world.client.nodes, world.client.topology, Placement())[0]
+            if "has stopped" in step.text or step.stage == "copying":
+                assert [*drawn.pieces.values()] == [piece]
+            restore(world.client, world.away, before)
+            stages -= {step.stage}
+    assert stages == set()
 
 
 # what else looks at buckets ---------------------------------------------------------------------------------------

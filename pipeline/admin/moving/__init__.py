@@ -329,9 +329,7 @@ class Mover:
             fence = self.sides.fence(APPLYING)
             if not fence.holds(source):
                 return False
-            if held := buckets_rows.groups_held(self._client, source, of):
-                at = f"{of.bucket}:{held[0]}"
-                raise Different(f"{at} is set aside, and may be of {of} and of other keys: replay or drop it first")
+            buckets_rows.refuse_held(self._client, source, of, of.bucket)
             return moves.change_state(source, fence, MOVED)
 
     def _part(self, of: KeyName) -> Iterator[MoveStep]:
@@ -387,6 +385,8 @@ class Mover:
             if fence.holds(target) and sides.source_stands(MOVED, ends):
                 leg, marks = moves.legs_within(target, self.buckets)[piece], moves.lock_both(target, self.buckets)
                 level = leg.position == ends[piece] == marks[of.bucket].position and leg.home == STOPPED
+                if level:
+                    buckets_rows.refuse_held(self._client, target, of, of.bucket, piece)
                 if level and not buckets_rows.merge(target, piece, of):
                     raise Different(f"{of} and its bucket {of.bucket} have not seen the same ops yet: try again later")
         yield from self._map()

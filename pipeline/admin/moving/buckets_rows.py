@@ -320,18 +320,19 @@ def compare_key_records(client: Client, source: NodeSession, target: NodeSession
             raise Different(f"{table} differs for the key {of}")
 
 
-def set_aside_of(client: Client, session: NodeSession, of: KeyName) -> dict[Position, bool | None]:
-    """Return of each op that a bucket has set aside whether it is of a key; None where it may be of both.
+def set_aside_of(client: Client, session: NodeSession, of: KeyName, at: int) -> dict[Position, bool | None]:
+    """Return of each op that a bucket or a piece has set aside whether it is of a key; None where it may be of both.
 
     Args:
         client: the deployment.
-        session: of a node of the bucket's shard, inside a transaction.
+        session: of a node that has the ops, inside a transaction.
         of: the key, and its bucket.
+        at: the number of the bucket, or of the piece.
     """
     facts, items, found = FactBook(session.node, session, client.log), list[Item](), dict[Position, bool | None]()
-    sql = f"SELECT epoch, seq, producer, producer_seq, state, op FROM pipeline_rejects WHERE bucket = {of.bucket}"
+    sql = f"SELECT epoch, seq, producer, producer_seq, state, op FROM pipeline_rejects WHERE bucket = {at}"
     for epoch, seq, producer, number, state, text in sorted(session.rows(sql)):
-        entry = Entry(of.bucket, Position(epoch, seq), producer, number, str(text).encode())
+        entry = Entry(at, Position(epoch, seq), producer, number, str(text).encode())
         found[entry.position] = False  # what is no op is no key's
         try:
             op = decode(entry.payload)
@@ -343,27 +344,40 @@ def set_aside_of(client: Client, session: NodeSession, of: KeyName) -> dict[Posi
             found[entry.position] = None if state in set_aside.ASIDE else False
         elif op is not None:
             items.append(Item(entry, op))
-    own = OwnKeys(session, facts.known, client.settings.tables, {of.bucket: of})
+    own = OwnKeys(session, facts.known, client.settings.tables, {at: of})
     return found | {item.entry.position: one for item, one in zip(items, own.of_key(items), strict=True)}
 
 
 def _own_of(client: Client, session: NodeSession, of: KeyName) -> set[Position]:
     """Return the ops that a bucket has set aside and that are of a key, surely and alone."""
-    return {at for at, own in set_aside_of(client, session, of).items() if own}
+    return {at for at, own in set_aside_of(client, session, of, of.bucket).items() if own}
 
 
-def groups_held(client: Client, session: NodeSession, of: KeyName) -> list[Position]:
-    """Return the ops that a bucket has set aside, and that a key which leaves it would tear apart.
+def refuse_held(client: Client, session: NodeSession, of: KeyName, *at: int) -> None:
+    """Raise while an op is set aside that may be of a key and of others, and would be replayed with another's part.
+
+    A key that leaves would tear the op apart. Where the key comes back, a shard may have applied its part already.
 
     Args:
         client: the deployment.
-        session: of the bucket's shard, inside a transaction.
+        session: of a primary, inside a transaction.
         of: the key, and its bucket.
+        at: the numbers under which ops are set aside there: of the bucket, or of the piece.
+
+    Raises:
+        Different: naming the first one.
     """
-    doubtful = {at for at, own in set_aside_of(client, session, of).items() if own is None}
     words = ", ".join(f"'{state}'" for state in set_aside.ASIDE)
-    sql = f"SELECT epoch, seq FROM pipeline_rejects WHERE bucket = {of.bucket} AND state IN ({words})"
-    return sorted(at for row in session.rows(sql) if (at := Position(*row)) in doubtful) if doubtful else []
+    for number in at:
+        found = set_aside_of(client, session, of, number).items()
+        doubtful = {position for position, own in found if own is None}
+        sql = f"SELECT epoch, seq FROM pipeline_rejects WHERE bucket = {number} AND state IN ({words})"
+        held = sorted(doubtful.intersection(Position(*row) for row in session.rows(sql))) if doubtful else []
+        if held:
+            raise Different(
+                f"the op at {number}:{held[0]} is set aside, and may be of {of} and of other keys: replay or drop it "
+                "first, see pipeline dead list"
+            )
 
 
 def touched_since(

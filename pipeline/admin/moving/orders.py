@@ -13,8 +13,8 @@ from pipeline.admin.moving.buckets_rows import (
     MovedTable,
     Size,
     apart,
-    groups_held,
     moved_tables,
+    refuse_held,
     rows_in,
     size_of,
 )
@@ -115,14 +115,10 @@ def order_key(
             _refuse_busy(source, [of.bucket], marks, found)
             _refuse_lent(source, moves.pieces_within(session, [of.bucket]))
             moves.forget_pieces(session, [of.bucket])
-            if held := groups_held(client, session, of):
-                raise PipelineError(
-                    f"the op at {of.bucket}:{held[0]} is set aside, and may be of {of} and of other keys: replay or "
-                    "drop it first, see pipeline dead list"
-                )
         elif number not in marks or marks[number].state not in APPLYING:
             state = marks[number].state if number in marks else "unknown"
             raise PipelineError(f"{of} on {source} is {state}: see pipeline move list and pipeline why")
+        refuse_held(client, session, of, of.bucket if source == home else number)
         moves.write_leg(session, leg)
     stir(client, source)
     return Mover(client, leg, (number,))

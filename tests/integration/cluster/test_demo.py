@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,15 +42,58 @@ def test_the_demo_finds_every_row_as_the_file_says_and_leaves_nothing_behind(fol
 
 # on this engine a demo leaves nothing behind in `test_demo_grows`, and where it is interrupted
 def test_a_kept_cluster_has_every_row_and_stays_up_until_it_is_taken_down(folder: Path) -> None:
-    said = played("embedded", folder, "--keep")
+    result, said = played("embedded", folder, "--keep")
 
-    assert f"pipeline cluster down --dir {folder}" in said
-    assert (folder / "pipeline.toml").exists()
+    assert_told_alike(result, said)
     assert processes_in(folder) != []
+    *_, export, status, _, nodes, down = (line.strip() for line in said.splitlines() if line.strip())
+    assert export == f"export PIPELINE_CONFIG={folder / 'pipeline.toml'}"
+    for words in (f"{export}; {status}", nodes):
+        shown = subprocess.run(
+            f'PATH="{Path(sys.executable).parent}:$PATH"; {words}',
+            shell=True,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "s1" in shown.stdout
+    assert down == f"pipeline cluster down --dir {folder}"
 
 
-def played(engine: str, folder: Path, *options: str) -> str:
-    """Run the demo and judge its result; return what it shows meanwhile."""
+def assert_told_alike(result: dict[str, Any], said: str) -> None:
+    """Assert that the closing summary has the figures of the JSON, up to its last line."""
+    told = " ".join(said.split())
+    rows = sum(one["rows"] for one in result["checked"])
+    assert f"{rows:,} rows on 2 shards are exactly what the file says" in told
+    for one in result["checked"]:
+        counts = f"{one['rows']:,} {one['rows_expected']:,}"
+        assert f"{one['table']} {one['shard']} {counts} {one['checksum']} {one['checksum_expected']} ✓" in told
+    ops, seconds, ops_per_s = figures(r"end to end ([\d,]+) ops in ([\d.]+) s, ([\d,]+)/s", told)
+    assert (ops, ops_per_s) == (result["ops"], result["ops_per_s"])
+    assert seconds == pytest.approx(result["seconds"], abs=0.06)
+    tasks, each = figures(r"Celery ([\d,]+) tasks, ([\d,]+) ops each on average", told)
+    assert (tasks, each) == (result["batches"], round(ops / tasks))
+    single = figures(r"one enqueue p50 ([\d.]+) ms, p99 ([\d.]+) ms", told)
+    assert single == pytest.approx([n / 1e3 for n in result["single_enqueue_us"].values()], abs=0.006)
+    own, total = result["read_your_writes"], sum(one["reads"] for one in result["reads"])
+    assert figures(rf"from {own['node']} \({own['role']}\) in (\d+) ms, got", told) == pytest.approx(
+        [own["waited_s"] * 1e3], abs=0.6
+    )
+    for one in result["reads"]:
+        share = f"{one['reads'] / total:.1%}"
+        assert re.search(rf"{one['node']} [\w ,]+ {one['reason']} {one['reads']:,} {re.escape(share)}", told)
+    assert f"Flower {result['flower']} " in told
+
+
+def figures(pattern: str, told: str) -> list[float]:
+    """Return the numbers that a pattern finds in a text."""
+    found = re.search(pattern, told)
+    assert found is not None, f"{pattern} is not in {told}"
+    return [float(number.replace(",", "")) for number in found.groups()]
+
+
+def played(engine: str, folder: Path, *options: str) -> tuple[dict[str, Any], str]:
+    """Run the demo and judge its result; return it, and what is shown to people."""
     skip_without_servers(engine)
 
     asked = command(engine, folder, "--json", *options)
@@ -69,7 +114,7 @@ def played(engine: str, folder: Path, *options: str) -> str:
     assert counted["replica"] >= 300
     assert counted["primary"] > 0
     assert counted["stale"] > 0
-    return run.stderr
+    return result, run.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipeline.config import Topology
+from pipeline.config.buckets import FIRST_PIECE, log_number
 from pipeline.model import Position
 from support.oracle import nodes
-from support.oracle.ledger import Acknowledged, rows_of, set_of
-from support.oracle.model import Model, Row
+from support.oracle.ledger import Acknowledged, owners_in, rows_of, set_of
+from support.oracle.model import Deed, Model, Row
 
 Op = tuple[int, int, int]
 
@@ -24,13 +25,53 @@ OWNED = ("active", "holding", "halted", "lent", "stopped")
 
 
 def states(primaries: dict[str, str], topology: Topology, ledger: Iterable[Acknowledged]) -> dict[Op, str]:
-    """Return what became of each op: applied, lost, queued if nobody accounts for it, or its state if set aside."""
+    """Return what became of each op: applied, lost, queued if nobody accounts for it, or its state if set aside.
+
+    While a key is away both shards pass each entry of its bucket's log. A group of both that only one of them refuses
+    is `torn`.
+    """
     books, owners = {shard: _Book(uri) for shard, uri in primaries.items()}, owners_of(primaries, topology)
-    found = {}
+    apart, found = away(primaries), dict[Op, str]()
     for one in set_of(ledger):
         owned = [owners[one.bucket]] if one.bucket in owners else topology.shards_of(one.bucket)
         told = [books[shard].state(one) for shard in owned]
-        found[one.op] = next((state for state in told if state != "applied"), "applied")
+        state = next((state for state in told if state != "applied"), "applied")
+        if one.bucket in apart:
+            shard, number, key = apart[one.bucket]
+            there = books[shard].state(one._replace(bucket=number))
+            mine = {owner == key for owner in owners_in(one.deed)}
+            if "queued" in (state, there):
+                state = "queued"
+            elif len(mine) > 1:
+                state = state if state == there else "torn"
+            elif mine == {True}:
+                state = there
+        found[one.op] = state
+    return found
+
+
+def may_be_dropped(deed: Deed) -> bool:
+    """Return whether an op may be dropped though nobody has dropped it: a group that names a key away and another."""
+    kind, *members = deed
+    return kind == "group" and len({owner for name, owner, *_ in members if name == "insert"}) > 1
+
+
+def away(uris: dict[str, str]) -> dict[int, tuple[str, int, int]]:
+    """Return of each bucket one of whose keys is away the shard that has the key, the number it has there, and the key.
+
+    Args:
+        uris: of a node of each shard.
+    """
+    sql = (
+        "SELECT m.bucket, m.of_key FROM pipeline_moves m JOIN pipeline_watermarks w ON w.bucket = m.bucket"
+        " WHERE m.of_bucket IS NOT NULL AND w.state IN ('active', 'holding', 'halted')"
+    )
+    found = dict[int, tuple[str, int, int]]()
+    for shard, uri in uris.items():
+        for number, key in nodes.rows(uri, sql):
+            bucket = log_number(number)
+            assert bucket not in found, f"two shards have a key of bucket {bucket}: {found[bucket]}, {shard} {number}"
+            found[bucket] = shard, number, int(key)
     return found
 
 
@@ -44,15 +85,17 @@ def story(primaries: dict[str, str], topology: Topology, ledger: Iterable[Acknow
         f"{'>' if one.op == op else ' '} {one.position} p{one.producer}-{one.seq} {told[one.op]}: {one.deed}"
         for one in sorted(kin, key=lambda one: one.position)
     ]
-    for shard in topology.shards_of(this.bucket):
+    for shard in primaries:
         with nodes.connection(primaries[shard]) as made:
-            which = f"WHERE bucket = {this.bucket} AND producer = {this.producer}"
+            of_log = f"bucket % {FIRST_PIECE} = {this.bucket}"  # a key that is away has a number of its own
+            which = f"WHERE {of_log} AND producer = {this.producer}"
             said += [
                 f"{shard} {table}: {row}"
                 for table, sql in (
                     ("rejects", f"SELECT * FROM pipeline_rejects {which} AND producer_seq = {this.seq}"),
                     ("producers", f"SELECT * FROM pipeline_producers {which}"),
-                    ("watermark", f"SELECT * FROM pipeline_watermarks WHERE bucket = {this.bucket}"),
+                    ("watermark", f"SELECT * FROM pipeline_watermarks WHERE {of_log}"),
+                    ("moves", f"SELECT * FROM pipeline_moves WHERE {of_log}"),
                 )
                 for row in nodes.fetch(made, sql)
             ]

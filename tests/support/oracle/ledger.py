@@ -68,6 +68,12 @@ def rows_of(deed: Deed) -> set[int]:
     return {rest[n] for n in at}
 
 
+def owners_in(deed: Deed) -> set[int]:
+    """Return the shard keys whose rows a deed writes."""
+    kind, *rest = deed
+    return {key for member in rest for key in owners_in(member)} if kind == "group" else {rest[0]}
+
+
 def set_of(ledger: Iterable[Acknowledged]) -> list[Acknowledged]:
     """Return each op once: one that was sent again under an idempotency key was acknowledged twice."""
     return list({one.op: one for one in ledger}.values())

@@ -18,6 +18,10 @@ from support.oracle.model import Deed
 SURE_S = 60
 #: Deeds and their weights: mostly what shows an op done twice or out of order.
 MIXED = {"insert": 4, "bump": 8, "version": 3, "bump_all": 2, "upsert": 3, "delete": 1, "clash": 1, "group": 1}
+#: Groups of two shard keys of one bucket: they name rows by their ids alone, or the keys.
+TWO_KEYS = {"pair": 2, "both": 1}
+#: The most rows of a bulk call.
+MOST_ROWS = 40
 
 
 class Load:
@@ -28,6 +32,7 @@ class Load:
         owners: the shard keys it writes to; other loads may write to them too.
         weights: how often which deed.
         sure: send an op again under its idempotency key until it is acknowledged.
+        sheets: how likely `send_some` sends many rows in one call.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class Load:
         weights: dict[str, int] | None = None,
         sure: bool = False,
         durability: str = "redis",
+        sheets: float = 0.0,
     ):
         self._client, self._db, self._luck, self._name = client, db, luck, name
         self._owners, self._sure, self._durability = owners, sure, durability
@@ -50,14 +56,30 @@ class Load:
         if sure or durability != "redis":
             self._weights.pop("version", None)  # what a table's own words queue has neither key nor level
         self._mine: dict[int, list[tuple[int, str]]] = {owner: [] for owner in owners}
-        self._count = 0
+        self._count, self._sheets = 0, sheets
+        #: Ids of inserts that a taken name may have had refused.
+        self._doubtful = set[int]()
+
+    def send_some(self) -> list[Acknowledged]:
+        """Send one random deed, or the inserts of one bulk call."""
+        if self._luck.random() >= self._sheets:
+            return [self.send()]
+        self._count += 1
+        owners = self._luck.choices(self._owners, k=self._luck.randint(2, MOST_ROWS))
+        rows = [{"owner": owner, "name": f"{self._name}-{self._count}.{n}"} for n, owner in enumerate(owners)]
+        found = list[Acknowledged]()
+        for row, receipt in zip(rows, self._client.enqueue_bulk_insert(self._db.tally, rows), strict=True):
+            assert receipt.id is not None
+            self._mine[row["owner"]].append((receipt.id, row["name"]))
+            found.append(Acknowledged.of(receipt, ["insert", row["owner"], row["name"], receipt.id]))
+        return found
 
     def send(self) -> Acknowledged:
         """Send one random deed."""
         self._count += 1
         owner = self._luck.choice(self._owners)
         [kind] = self._luck.choices(list(self._weights), list(self._weights.values()))
-        if kind in ("bump", "version", "delete", "clash", "group") and not self._mine[owner]:
+        if kind in ("bump", "version", "delete", "clash", "group", "pair") and not self._mine[owner]:
             kind = "insert"
         receipt, deed = getattr(self, f"_{kind}")(owner)
         return Acknowledged.of(receipt, deed)
@@ -71,7 +93,9 @@ class Load:
 
     def _clash(self, owner: int) -> tuple[Receipt, Deed]:
         """Insert a name that was taken: refused, unless it has been deleted since."""
-        return self._insert(owner, self._pick(owner)[1])
+        receipt, deed = self._insert(owner, self._pick(owner)[1])
+        self._doubtful.add(deed[-1])
+        return receipt, deed
 
     def _bump(self, owner: int) -> tuple[Receipt, Deed]:
         row, _ = self._pick(owner)
@@ -111,6 +135,30 @@ class Load:
             _, second = self._bump(owner)
             _, third = self._bump_all(owner)
         return first, ["group", deed, second, third]
+
+    def _pair(self, owner: int) -> tuple[Receipt, Deed]:
+        """Update rows of two keys by their ids alone; none that an insert of a taken name would have made."""
+        owners = [one for one in self._neighbours(owner) if self._surely(one)]
+        if not owners:
+            return self._insert(owner)
+        picked = [(one, self._luck.choice(self._surely(one))) for one in self._luck.choices(owners, k=2)]
+        with self._client.atomic():
+            [*receipts] = (self._client.enqueue_update(self._db.tally.id == row, **self._bumped()) for _, row in picked)
+        return receipts[0], ["group", *(["bump", one, row, self._token] for one, row in picked)]
+
+    def _both(self, owner: int) -> tuple[Receipt, Deed]:
+        """Insert rows of two keys in one group."""
+        owners = self._luck.choices(self._neighbours(owner), k=2)
+        with self._client.atomic():
+            made = [self._insert(one, f"{self._name}-{self._count}.{n}") for n, one in enumerate(owners)]
+        return made[0][0], ["group", *(deed for _, deed in made)]
+
+    def _neighbours(self, owner: int) -> list[int]:
+        bucket_of = self._client.topology.bucket_of
+        return [one for one in self._owners if bucket_of("tally", one) == bucket_of("tally", owner)]
+
+    def _surely(self, owner: int) -> list[int]:
+        return [id for id, _ in self._mine[owner] if id not in self._doubtful]
 
     @property
     def _token(self) -> str:

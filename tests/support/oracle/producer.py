@@ -37,6 +37,10 @@ class Producer:
         """Wait until it has sent all."""
         assert self.child.wait(timeout_s) == 0, f"a producer failed, see {self.output}.log"
 
+    def stop(self) -> None:
+        """Let it send no more."""
+        _stop_of(self.output).touch()
+
     def kill(self) -> None:
         """Kill it if it still runs."""
         with suppress(ProcessLookupError):
@@ -54,6 +58,11 @@ class Producer:
         whole = [line for line in self.output.read_text().splitlines(keepends=True) if line.endswith("\n")]
         pairs = [json.loads(line) for line in whole]
         return [Acknowledged.of(Receipt.parse(text, None), deed) for text, deed in pairs]
+
+
+def _stop_of(output: Path) -> Path:
+    """Return the file whose presence ends a producer."""
+    return Path(f"{output}.stop")
 
 
 def environment() -> dict[str, str]:
@@ -86,10 +95,15 @@ def _main(config: str, output: str, options: dict[str, Any]) -> None:
     client.define_tables(db)
     load = Load(client, db, chance(options.pop("seed"), name), **options)
     file = os.open(output, os.O_WRONLY | os.O_APPEND)
+    stop = _stop_of(Path(output))
     for _ in range(ops):
-        noted = load.send()
-        receipt = Receipt(noted.bucket, noted.position, None, noted.producer, noted.seq, client.follower)
-        os.write(file, json.dumps([str(receipt), noted.deed]).encode() + b"\n")
+        if stop.exists():
+            break
+        lines = list[bytes]()
+        for noted in load.send_some():
+            receipt = Receipt(noted.bucket, noted.position, None, noted.producer, noted.seq, client.follower)
+            lines.append(json.dumps([str(receipt), noted.deed]).encode() + b"\n")
+        os.write(file, b"".join(lines))
         if per_s:
             clock.sleep_s(1 / per_s)
     for _ in polls(SETTLE_S):  # what it knows of losses is written down while it lives

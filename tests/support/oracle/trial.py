@@ -65,9 +65,9 @@ class Trial:
         self._producers.append(made)
         return made
 
-    def await_progress(self, producers: Sequence[Producer]) -> None:
-        """Wait until more has been acknowledged, at random."""
-        wanted = sum(one.count for one in producers) + self.luck.randrange(20, 120)
+    def await_progress(self, producers: Sequence[Producer], least: int = 20) -> None:
+        """Wait until so many more ops have been acknowledged, or up to six times as many, at random."""
+        wanted = sum(one.count for one in producers) + self.luck.randrange(least, 6 * least)
         for _ in clock.polls(30):
             ended = all(one.child.poll() is not None for one in producers)
             if ended or sum(one.count for one in producers) >= wanted:
@@ -113,7 +113,10 @@ class Trial:
         accounts = self.settle()
         self.balances()
         states = self.states()
-        verdict = replay(one for one in self.ledger if states[one.op] != "lost")
+        dropped = [one for one in self.ledger if states[one.op] == "dropped"]
+        strange = [one.deed for one in dropped if not judge.may_be_dropped(one.deed)]
+        assert not strange, f"dropped, though nobody has dropped them: {strange[: judge.SHOWN]}"
+        verdict = replay(one for one in self.ledger if states[one.op] not in ("lost", "dropped"))
         rejected = {op for op, state in states.items() if state == "rejected"}
         assert verdict.refused == rejected, self._story("refused", verdict.refused, rejected)
         parked = {op for op, state in states.items() if state == "parked"}
@@ -168,7 +171,8 @@ class Trial:
     def _owner_of(self, uris: dict[str, str]) -> Callable[[int], str | None]:
         """Return what names the shard that has a shard key's rows, by what these nodes say."""
         owners, topology = judge.owners_of(uris, self.rig.client.topology), self.rig.client.topology
-        return lambda key: owners.get(topology.bucket_of("tally", key))
+        keys = {key: shard for shard, _, key in judge.away(uris).values()}
+        return lambda key: keys.get(key) or owners.get(topology.bucket_of("tally", key))
 
     def close(self) -> None:
         """Kill what still runs."""

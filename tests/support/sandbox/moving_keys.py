@@ -28,8 +28,7 @@ from pipeline.errors import PipelineError, ShardUnavailable
 from pipeline.reads import Token
 from pipeline.shard import NodeSession
 from support.oracle import judge
-from support.oracle.ledger import replay, set_of
-from support.oracle.model import Deed
+from support.oracle.ledger import replay
 from support.sandbox.moving import OWNERS, SHARDS, Storm, long_run
 from support.tables import TABLES_TOML
 
@@ -132,39 +131,11 @@ class KeyStorm(Storm):
             back = target == client.topology.shard_of(client.topology.bucket_of("tally", owner))
             self.faults["ways back ordered" if back else "ways out ordered"] += 1
 
-    def _states(self) -> dict[judge.Op, str]:
-        topology, uris = self.admin.topology, {name: self._file(name) for name in SHARDS}
-        books, owners = {shard: judge._Book(uri) for shard, uri in uris.items()}, judge.owners_of(uris, topology)
-        away = self._away()
-        found = {}
-        for one in set_of(self.ledger):
-            if one.bucket not in owners:
-                found[one.op] = "queued"
-                continue
-            told = books[owners[one.bucket]].state(one)
-            if one.bucket in away:
-                shard, number, owner = away[one.bucket]
-                there = books[shard].state(one._replace(bucket=number))
-                passed = "queued" not in (told, there)
-                told = (there if _owner(one.deed) == owner else told) if passed else "queued"
-            found[one.op] = told
-        return found
-
     def _place_of(self, owner: int) -> str:
-        away = self._away().get(self.admin.topology.bucket_of("tally", owner))
-        return away[0] if away is not None and away[2] == owner else super()._place_of(owner)
-
-    def _away(self) -> dict[int, tuple[str, int, int]]:
-        """Return of each bucket one of whose keys is away the shard that has the key, its number, and the key."""
-        found = dict[int, tuple[str, int, int]]()
-        sql = (
-            "SELECT m.bucket, m.of_key FROM pipeline_moves m JOIN pipeline_watermarks w ON w.bucket = m.bucket"
-            " WHERE m.of_bucket IS NOT NULL AND w.state IN ('active', 'holding', 'halted')"
+        away = judge.away({name: self._file(name) for name in SHARDS}).get(
+            self.admin.topology.bucket_of("tally", owner)
         )
-        for shard in SHARDS:
-            for number, key in self._rows(shard, sql):
-                found[log_number(number)] = shard, number, int(key)
-        return found
+        return away[0] if away is not None and away[2] == owner else super()._place_of(owner)
 
 
 def _slow(time: VirtualTime, then: Callable[..., Any]) -> Callable[..., Any]:
@@ -227,11 +198,6 @@ def _unlike(found: Any, expected: Any) -> str:
         return f"{found}, not {expected}"
     lacking, more = Counter(expected) - Counter(found), Counter(found) - Counter(expected)
     return f"lacks {[*lacking][:3]}, has {[*more][:3]}"
-
-
-def _owner(deed: Deed) -> int:
-    kind, *rest = deed
-    return _owner(rest[0]) if kind == "group" else int(rest[0])
 
 
 if __name__ == "__main__":

@@ -143,10 +143,23 @@ class Rig:
             for name in names:
                 self.cluster.stop(name, signal.SIGCONT)
 
-    def put_off_reconcile(self, for_s: int = 120) -> None:
+    def put_off_reconcile(self, for_s: int = 30) -> None:
         """Let no reconcile come to help for a while; what must not need it shows."""
         for shard in self.primaries:
-            self.redis.set(self.client.log.keys.lease(f"reconcile:{shard}"), "1", px=for_s * 1000)
+            self._hold(f"reconcile:{shard}", for_s)
+
+    @contextmanager
+    def put_off(self, lease: str, for_s: int = 600) -> Iterator[None]:
+        """Let no worker do in a block what it takes a lease for."""
+        self._hold(lease, for_s)
+        try:
+            yield
+        finally:
+            self.redis.delete(self.client.log.keys.lease(lease))
+
+    def _hold(self, lease: str, for_s: int) -> None:
+        """Hold a lease; its text is a lease's, since workers take another text for nobody's."""
+        self.redis.set(self.client.log.keys.lease(lease), f"test {for_s * 1000}", px=for_s * 1000)
 
     def close(self) -> None:
         """Take all down."""
