@@ -13,7 +13,7 @@ _LOCAL, _INODE = 1, 9
 def process_of_port(local_port: int) -> int | None:
     """Return the id of a process that has the local end of a connection open."""
     inodes = {f"socket:[{inode}]" for inode in _inodes(local_port)}
-    for entry in Path("/proc").iterdir():
+    for entry in Path("/proc").iterdir() if inodes else ():
         if entry.name.isdigit() and inodes & _links(entry / "fd"):
             return int(entry.name)
     return None

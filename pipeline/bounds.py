@@ -20,7 +20,7 @@ from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from pipeline import clock
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Unavailable
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -214,6 +214,9 @@ def waited(future: Future[_Result], wait_s: float, late: Callable[[_Result], obj
         return future.result(wait_s)
     except BaseException as error:
         if future.done():  # the work's own error, or it ended this moment
+            failed = future.exception()
+            if isinstance(failed, Unavailable):  # others may wait for the same work
+                raise failed.for_caller() from failed
             return future.result()
         future.add_done_callback(lambda ended: late(ended.result()) if ended.exception() is None else None)
         if isinstance(error, TimeoutError):

@@ -118,6 +118,12 @@ class Unavailable(PipelineError):
     retryable = True
     numbered: Mapping[int, tuple[int, int]] = {}
 
+    def for_caller(self) -> Unavailable:
+        """Return an error like this one for one of several callers: each fills `numbered` with its own ops."""
+        like = type(self).__new__(type(self), *self.args)
+        like.__dict__.update(self.__dict__)
+        return like
+
 
 class LogUnavailable(Unavailable):
     """Redis did not answer in time. Unless `sent` is False the op may or may not be in the log.

@@ -34,7 +34,7 @@ from pipeline import clock
 from pipeline.client import Client
 from pipeline.config.buckets import Placement
 from pipeline.enqueue.buckets import draw
-from pipeline.enqueue.deployment import Agreement, asked, known_positions
+from pipeline.enqueue.deployment import Agreement, asked, known_positions, tries
 from pipeline.errors import NotMigrated, PipelineError, Unavailable, WrongDeployment
 from pipeline.events import Event
 from pipeline.model import START, Position, deleted_behind
@@ -310,12 +310,15 @@ def restore(pipeline: Client, shard: str) -> list[Restored]:
                 records.remember(session, sent)
         if lacking := all_buckets - there.keys() - {one.bucket for one in done}:
             session.execute(ledger_queries.buckets_sql(session.dialect, sorted(lacking)))
-    notes.publish(notes.settled())
+    for _ in tries():
+        if notes.keep(notes.settled()):
+            break
+        notes = _noted(pipeline, shard)
     pipeline.log.mark_dirty(shard, [one.bucket for one in done if one.replayed])
     return done
 
 
-def take_queue(pipeline: Client) -> Fingerprint:
+def take_queue(pipeline: Client) -> None:
     """Let this configuration's Redis and prefix be the queue of these databases, and refuse the one before.
 
     The databases get a deployment of their own: processes that know the Redis of before are refused there.
@@ -327,20 +330,29 @@ def take_queue(pipeline: Client) -> Fingerprint:
         PipelineError: this Redis keeps the queue of another deployment, or the databases know none.
         WrongDeployment: the configuration differs in more than Redis and its prefix.
     """
-    notes = asked(pipeline.log, pipeline.nodes, pipeline.topology)
-    noted = notes.newest_of_shards
-    if noted is None:
-        raise PipelineError("these databases belong to no deployment yet; run: pipeline migrate")
-    if notes.redis is not None and notes.redis.deployment != noted.deployment:
-        raise PipelineError(
-            f"this Redis and prefix are the queue of {notes.redis.source} already: write another [redis] prefix"
-        )
-    if found := [*different_in(notes.mine, replace(noted, prefix=notes.mine.prefix)), *notes.standing(noted)]:
-        raise WrongDeployment(found)
-    own = replace(noted, deployment=uuid4().hex, redis=(), databases=())
-    new = own.changed(notes.named)
-    notes.publish(new)
-    return new
+    for _ in tries():
+        notes = asked(pipeline.log, pipeline.nodes, pipeline.topology)
+        noted = notes.newest_of_shards
+        if noted is None:
+            raise PipelineError("these databases belong to no deployment yet; run: pipeline migrate")
+        other = notes.redis if notes.redis is not None and notes.redis.deployment != noted.deployment else None
+        if other is not None and not _taken_in_part(pipeline, other, noted):
+            raise PipelineError(
+                f"this Redis and prefix are the queue of {other.source} already: write another [redis] prefix"
+            )
+        if found := [*different_in(notes.mine, replace(noted, prefix=notes.mine.prefix)), *notes.standing(noted)]:
+            raise WrongDeployment(found)
+        own = replace(noted, deployment=uuid4().hex, redis=(), databases=())
+        if notes.keep(own.changed(notes.named)):
+            break
+
+
+def _taken_in_part(pipeline: Client, redis: Fingerprint, noted: Fingerprint) -> bool:
+    """Return whether a run that was killed has noted in Redis alone that this is the queue; nobody has used it then."""
+    topology = pipeline.topology
+    if redis.version <= noted.version or not all(topology.fingerprint.leads_to(one, redis) for one in topology.shards):
+        return False
+    return not any(pipeline.log.marks(one) for one in topology.shards if not topology.group_of(one))
 
 
 def create_own_tables(session: NodeSession) -> None:

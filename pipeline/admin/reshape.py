@@ -18,7 +18,7 @@ from pipeline.admin.migration import expand_shard, migrate, published
 from pipeline.client import Client
 from pipeline.config import Topology
 from pipeline.config.buckets import Rule, format_ranges, numbers, parse_ranges
-from pipeline.enqueue.deployment import Agreement, asked
+from pipeline.enqueue.deployment import Agreement, asked, tries
 from pipeline.enqueue.epochs import RAISE_S, new_epoch
 from pipeline.errors import LogUnavailable, PipelineError, ShardKeyError, WrongDeployment, did_you_mean
 from pipeline.model import START
@@ -57,17 +57,19 @@ def add_shard(pipeline: Client, shard: str) -> int:
     """
     if shard not in pipeline.topology.shards:
         raise PipelineError(f"write [shards.{shard}] with its primary into {pipeline.settings.source} first")
-    notes, noted = noted_of(pipeline)
-    if shard not in dict(noted.shards):
-        refuse_unless(notes, _grown(pipeline, noted, shard))
-        _refuse_crossing(pipeline, dict(noted.shards))
-    session = pipeline.nodes.primary(shard)
-    create_own_tables(session)
-    taken = pipeline.topology.buckets_of(shard)
-    if shard not in dict(noted.shards):
-        _give_up(pipeline, noted, taken)
+    session, taken = pipeline.nodes.primary(shard), pipeline.topology.buckets_of(shard)
+    for _ in tries():
+        notes, noted = noted_of(pipeline)
+        is_new = shard not in dict(noted.shards)
+        if is_new:
+            refuse_unless(notes, _grown(pipeline, noted, shard))
+            _refuse_crossing(pipeline, dict(noted.shards))
+        create_own_tables(session)
+        if is_new:
+            _give_up(pipeline, noted, taken)
         # from here on no worker trims the log of reference tables, until it knows this shard too
-        notes.publish(noted.changed(notes.named))
+        if not is_new or notes.keep(noted.changed(notes.named)):
+            break
     expand_shard(pipeline, shard)
     copied = _copy_reference(pipeline, next(one for one in dict(noted.shards) if one != shard), session)
     migrate(pipeline)
@@ -90,19 +92,21 @@ def adopt_rows(pipeline: Client, table: str) -> list[Misplaced]:
         WrongDeployment: the configuration differs in more than this table.
         PipelineError: no such table is published, or ops wait in the logs.
     """
-    notes, noted = noted_of(pipeline)
     tables = pipeline.log.newest_schemas()
-    if table not in tables:
-        raise PipelineError(f"no table {table!r} is published{did_you_mean(table, tables)}")
-    schema = TableSchema.from_json(tables[table])
-    spreads = {**dict(noted.tables), table: notes.mine.spread(table)}
-    refuse_unless(notes, replace(noted, tables=tuple(sorted(spreads.items()))))
-    for piece in pipeline.topology.split.values():
-        raise PipelineError(f"{piece.of} has a shard of its own: send it back first: pipeline move back {piece.of}")
-    _refuse_queued(pipeline)
-    if found := list(misplaced(pipeline, schema)):
-        return found
-    notes.publish(replace(noted.changed(notes.named), tables=tuple(sorted(spreads.items()))), adopted=table)
+    for _ in tries():
+        notes, noted = noted_of(pipeline)
+        if table not in tables:
+            raise PipelineError(f"no table {table!r} is published{did_you_mean(table, tables)}")
+        schema = TableSchema.from_json(tables[table])
+        spreads = tuple(sorted({**dict(noted.tables), table: notes.mine.spread(table)}.items()))
+        refuse_unless(notes, replace(noted, tables=spreads))
+        for piece in pipeline.topology.split.values():
+            raise PipelineError(f"{piece.of} has a shard of its own: send it back first: pipeline move back {piece.of}")
+        _refuse_queued(pipeline)
+        if found := list(misplaced(pipeline, schema)):
+            return found
+        if notes.keep(replace(noted.changed(notes.named), tables=spreads), adopted=table):
+            break
     renew_epochs(pipeline)
     return list(misplaced(pipeline, schema))  # what was sent by the old configuration until this moment
 

@@ -33,6 +33,7 @@ from pipeline.config.buckets import Placement, format_ranges, numbers, parse_ran
 from pipeline.config.files import with_shard, without_shard
 from pipeline.config.settings import Settings, ShardSettings, load
 from pipeline.enqueue.buckets import follow
+from pipeline.enqueue.deployment import tries
 from pipeline.errors import ConfigError, PipelineError, Unavailable, did_you_mean
 from pipeline.model import START, Position
 from pipeline.model.fingerprint import Fingerprint
@@ -295,23 +296,25 @@ def remove_shard(pipeline: Client, shard: str) -> None:
         PipelineError: a bucket is not yet owned where the configuration puts it. Or the shard is part of a move, is not
             known, or is still in the configuration.
     """
-    notes, noted = reshape.noted_of(pipeline)
-    held = dict(noted.shards)
-    if shard not in held:
-        raise PipelineError(f"no shard {shard!r} is in this deployment{did_you_mean(shard, held)}")
-    if shard in pipeline.topology.shards:
-        raise PipelineError(f"take [shards.{shard}] out of {pipeline.settings.source} first")
-    _refuse_moving(pipeline, shard)
-    if astray := _owned_elsewhere(pipeline, noted):
-        raise PipelineError(
-            f"{pipeline.settings.source} puts the buckets {format_ranges(astray)} where they are not: write "
-            f"[shards.{shard}] and buckets as they were, move what {shard} owns, see pipeline move, and let pipeline "
-            "shard remove write the file"
-        )
-    others = [name for name in held if name != shard]
-    rebased = tuple((name, dict(notes.mine.shards).get(name, "")) for name in others)
-    reshape.refuse_unless(notes, replace(noted, shards=rebased))
-    notes.publish(noted.changed(notes.named))
+    for _ in tries():
+        notes, noted = reshape.noted_of(pipeline)
+        held = dict(noted.shards)
+        if shard not in held:
+            raise PipelineError(f"no shard {shard!r} is in this deployment{did_you_mean(shard, held)}")
+        if shard in pipeline.topology.shards:
+            raise PipelineError(f"take [shards.{shard}] out of {pipeline.settings.source} first")
+        _refuse_moving(pipeline, shard)
+        if astray := _owned_elsewhere(pipeline, noted):
+            raise PipelineError(
+                f"{pipeline.settings.source} puts the buckets {format_ranges(astray)} where they are not: write "
+                f"[shards.{shard}] and buckets as they were, move what {shard} owns, see pipeline move, and let "
+                "pipeline shard remove write the file"
+            )
+        others = [name for name in held if name != shard]
+        rebased = tuple((name, dict(notes.mine.shards).get(name, "")) for name in others)
+        reshape.refuse_unless(notes, replace(noted, shards=rebased))
+        if notes.keep(noted.changed(notes.named)):
+            break
     reshape.renew_epochs(pipeline)
 
 

@@ -7,11 +7,12 @@ forgotten the fingerprint, or does not know the database's address. How a table 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from uuid import uuid4
 
 from msgspec.structs import replace
 
+from pipeline import clock
 from pipeline.config import Topology
 from pipeline.config.buckets import FIRST_PIECE, numbers_text
 from pipeline.errors import LogUnavailable, NotMigrated, Unavailable, WrongDeployment
@@ -26,8 +27,8 @@ from pipeline.shard.columns import columns_of, holds_rows
 from pipeline.shard.nodes import Nodes
 from pipeline.shard.records import ledger_queries
 
-#: How often a comparison begins anew because another process noted something meanwhile.
-TRIES = 5
+#: For how long a comparison begins anew because others note something meanwhile, s: of those that try, one succeeds.
+AGREE_S = 10.0
 logger = logging.getLogger("pipeline.deployment")
 
 
@@ -174,7 +175,7 @@ class Agreement:
             adopted: the table whose spread is meant to change.
 
         Returns:
-            Whether it is kept; False where another process has noted another one meanwhile.
+            Whether it is kept; False where another process has noted another one meanwhile: begin anew, see `tries`.
 
         Raises:
             WrongDeployment: the Redis of a group is another deployment's, or has noted another spread of a table.
@@ -190,7 +191,7 @@ class Agreement:
             self._note_elsewhere(new, added)
         for shard in self._nodes.shards if changes else self.shards:
             if changes or self.shards[shard] != new:
-                ledger_queries.keep_fingerprint(self._nodes.primary(shard), text)
+                ledger_queries.keep_fingerprint(self._nodes.primary(shard), new)
         self._seen, self.redis = text, new
         return True
 
@@ -203,27 +204,17 @@ class Agreement:
 
     def _note_elsewhere(self, new: Fingerprint, added: Collection[str]) -> None:
         """Note a change in the Redis of every other group, unless that is another deployment's."""
+        known = {one.deployment for one in (self.redis, *self.shards.values()) if one is not None}
         for scope in self._scopes:
-            seen = self._log.deployment(scope)
-            there = Fingerprint.noted(seen)
-            self._refuse_elsewhere(there, added)  # it may have been noted since
-            ours = there is None or self.noted is None or there.deployment == self.noted.deployment
-            text = new.with_tables(there.tables if there is not None else ()).to_json()
-            if seen != text and not (ours and self._log.note_deployment(seen, text, scope)):
-                raise WrongDeployment([f"the Redis of {scope} keeps another deployment's queue under this prefix"])
-
-    def publish(self, new: Fingerprint, *, adopted: str = "") -> None:
-        """Store a fingerprint, as `keep` does.
-
-        Args:
-            new: in force from then on.
-            adopted: the table whose spread is meant to change.
-
-        Raises:
-            WrongDeployment: another process has changed it meanwhile.
-        """
-        if not self.keep(new, adopted=adopted):
-            raise WrongDeployment(["another process changes the deployment's fingerprint right now; try again"])
+            for _ in tries():
+                seen = self._log.deployment(scope)
+                there = Fingerprint.noted(seen)
+                self._refuse_elsewhere(there, added)  # it may have been noted since
+                if there is not None and there.deployment not in {*known, new.deployment}:
+                    raise WrongDeployment([f"the Redis of {scope} keeps another deployment's queue under this prefix"])
+                text = new.after(there).with_tables(there.tables if there is not None else ()).to_json()
+                if seen == text or self._log.note_deployment(seen, text, scope):
+                    break
 
     def standing(self, noted: Fingerprint, used: Collection[str] = ()) -> list[str]:
         """Return the differences of those tables that both name, or that have a row on some shard.
@@ -242,6 +233,17 @@ class Agreement:
             primaries = [self._nodes.primary(shard) for shard in self._nodes.shards]
             firm |= {name for name in unsure if any(holds_rows(one, named[name]) for one in primaries)}
         return [why for name, why in found.items() if name in firm]
+
+
+def tries() -> Iterator[None]:
+    """Yield for each attempt to read the fingerprints, compare, and keep a new one; break once it is kept.
+
+    Raises:
+        LogUnavailable: others have noted something in each attempt; nothing is kept, and the command may be repeated.
+    """
+    for _ in clock.polls(AGREE_S, first_s=0.01):
+        yield
+    raise LogUnavailable("the deployment's fingerprint keeps changing", sent=False)
 
 
 def asked(log: Log, nodes: Nodes, topology: Topology) -> Agreement:
@@ -288,8 +290,9 @@ def verify(
         WrongDeployment: it does not fit; nothing was changed.
         NotMigrated: no database keeps a fingerprint.
         ShardUnavailable: a database that has to be asked did not answer.
+        LogUnavailable: other processes keep changing it.
     """
-    for _ in range(TRIES):
+    for _ in tries():
         notes = Agreement(log, nodes, topology, scope.name)
         for shard in scope.shards:
             if asking or notes.unknown(shard):
@@ -303,8 +306,8 @@ def verify(
         if notes.noted is None:
             raise NotMigrated(", ".join(scope.shards), "it keeps no fingerprint")
         if notes.keep(noted := notes.settled(used)):
-            return noted
-    raise LogUnavailable("the deployment's fingerprint keeps changing", sent=False)
+            break
+    return noted
 
 
 def compare_all(log: Log, nodes: Nodes, topology: Topology) -> None:

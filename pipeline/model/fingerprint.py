@@ -148,6 +148,16 @@ class Fingerprint(msgspec.Struct, frozen=True):
         redis = tuple(sorted({*self.redis, *other.redis}))
         return msgspec.structs.replace(self, databases=databases, redis=redis)
 
+    def after(self, kept: Fingerprint | None) -> Fingerprint:
+        """Return what a server keeps once this fingerprint has come to it: the newer one, with all its addresses.
+
+        Args:
+            kept: what the server keeps so far; another deployment's is replaced.
+        """
+        if kept is None or kept.deployment != self.deployment or kept.version < self.version:
+            return self
+        return kept if kept.version > self.version else self.meeting(kept)
+
     def beside(self, noted: Fingerprint) -> Fingerprint:
         """Return this fingerprint with the shards of the deployment that it lacks and that own no bucket.
 

@@ -51,7 +51,7 @@ def statement(kind: str, ops: Sequence[Op], facts: Facts, dialect: Dialect) -> s
     return _WRITERS[kind](ops, facts, dialect)
 
 
-def rows_of(sheets: Sequence[Sheet], facts: Facts) -> list[str]:
+def rows_of(sheets: Sequence[Sheet], facts: Facts, *, numbers: bool = False) -> list[str]:
     """Return the literals of each row of sheets of one shape, as `insert_of` takes them.
 
     A line of JSON is a row of literals where no text needs an escape: sessions on MySQL read double quotes as quotes.
@@ -60,12 +60,16 @@ def rows_of(sheets: Sequence[Sheet], facts: Facts) -> list[str]:
     Args:
         sheets: in order.
         facts: of the table.
+        numbers: whether a number is written as such where pyDAL writes its text; see `Facts.still_of_numbers`.
     """
     columns: list[Sequence[Any]] = [list(chain.from_iterable(sheet.ids for sheet in sheets))]
     for nth, column in enumerate(sheets[0].columns):
         values = list(chain.from_iterable(sheet.values[nth] for sheet in sheets))
         form = facts.json_forms[column]
-        columns.append(values if form and form.has(values) else _raw(map(facts.encode[column], values)))
+        if form and form.has(values):
+            columns.append(values if numbers else form.as_texts(values))
+        else:
+            columns.append(_raw(map(facts.encode[column], values)))
     text = _encode_lines(zip(*columns, strict=True)).decode()
     rows = text[1:-2].split("]\n[")
     if len(rows) == len(columns[0]):

@@ -329,6 +329,27 @@ class Facts:
         """
         return column is not None and self._numbers((column,)) is not None
 
+    def of_numbers(self, columns: Iterable[int]) -> list[int]:
+        """Return those of some columns that get numbers where pyDAL writes texts.
+
+        Args:
+            columns: their numbers.
+        """
+        return [column for column in columns if (form := self.json_forms[column]) and form.of_numbers]
+
+    def still_of_numbers(self, session: NodeSession, columns: Iterable[int]) -> bool:
+        """Return whether columns have types still that read a number as its text; 0.3 ms.
+
+        Once a transaction has written the table, no other connection can alter it before the commit.
+
+        Args:
+            session: of the shard's primary, inside the transaction.
+            columns: of `of_numbers`.
+        """
+        types = _column_types(session, self.schema.name_there)
+        pairs = [(types.get(self.schema.columns[one].name_there.lower()), self.json_forms[one]) for one in columns]
+        return all(form is not None and type_ in form.of_numbers for type_, form in pairs)
+
     def _numbers(self, columns: tuple[str, ...]) -> tuple[int, ...] | None:
         by_name = {c.name_there.lower(): i for i, c in enumerate(self.schema.columns)}
         numbers = [by_name.get(column.lower()) for column in columns]

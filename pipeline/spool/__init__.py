@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -168,11 +168,13 @@ class Spool:
             PipelineFull, SpoolUnavailable: none was taken in, but for those that are `numbered`.
             WrongDeployment: none was taken in: the configuration places ops otherwise than what was compared last.
         """
-        wish = _Wish(runs, int(kept), dict(numbered) if numbered else {}, behind)
+        wish = _Wish(runs, int(kept), numbered or {}, behind)
         self._together().done(wish)
         if wish.error is not None:
-            if isinstance(wish.error, Unavailable):  # others may send what a failing disk took
-                wish.error.numbered = wish.numbers if wish.committed else {}
+            if isinstance(wish.error, Unavailable):
+                error = wish.error.for_caller()  # other callers may have the same
+                error.numbered = wish.numbers if wish.committed else {}  # others may send what a failing disk took
+                raise error from wish.error
             raise wish.error
         if not wish.taken:
             return {}
@@ -329,33 +331,42 @@ class Spool:
         self.file.close()
 
     def _take_in(self, wishes: Sequence[_Wish]) -> None:
-        """Take in what some threads wish, with one fsync for all."""
-        committed = False
+        """Take in what some threads wish, with one fsync for all; each alone where one of them may be what fails."""
+        begun = committed = False
         try:
             with self.file.writing(synced=False) as db:
-                marked = self.waiting()
+                begun, marked = True, self.waiting()
                 if marked or not all(wish.behind for wish in wishes):
-                    self._refuse_misplaced(db, wishes)
-                    if not marked:
+                    wishes = self._rightly_placed(db, wishes)
+                    if wishes and not marked:
                         self.file.mark()
                     for wish in wishes:
                         wish.insert(db)
             committed = True
             self.file.sync()
         except BaseException as error:
+            alone = len(wishes) > 1 and begun and not committed and isinstance(error, Exception)
             for wish in wishes:
-                wish.error, wish.committed = error, committed
+                if alone:
+                    wish.taken = False
+                    self._take_in([wish])
+                else:
+                    wish.error, wish.committed = error, committed
 
-    def _refuse_misplaced(self, db: sqlite3.Cursor, wishes: Sequence[_Wish]) -> None:
-        """Raise where ops are new that the configuration which was compared last would place elsewhere."""
+    def _rightly_placed(self, db: sqlite3.Cursor, wishes: Sequence[_Wish]) -> Sequence[_Wish]:
+        """Return the wishes without those that have a new op which the configuration compared last places elsewhere."""
         if self._placing is None:
-            return
+            return wishes
         if (text := _agreed(db)) != self._compared[0]:
             self._compared = text, placed_otherwise(self._placing, Fingerprint.noted(text))
-        for table, fault in self._compared[1].items():
-            new = (ops for wish in wishes for bucket, ops in wish.runs.items() if bucket not in wish.numbers)
-            if any(_named(table) in op for ops in new for op in ops):
-                raise WrongDeployment([REFUSED.format(path=self.path, fault=fault)])
+        if not self._compared[1]:
+            return wishes
+        for wish in wishes:
+            new = [op for bucket, ops in wish.runs.items() if bucket not in wish.given for op in ops]
+            for table, fault in self._compared[1].items():
+                if any(_named(table) in op for op in new):
+                    wish.error = WrongDeployment([REFUSED.format(path=self.path, fault=fault)])
+        return [wish for wish in wishes if wish.error is None]
 
 
 @dataclass(slots=True)
@@ -364,19 +375,20 @@ class _Wish:
 
     runs: Mapping[int, Sequence[bytes]]
     kept: int  # a bool would be converted for each row
-    numbers: dict[int, Number]
-    behind: bool = False
+    given: Mapping[int, Number]
+    behind: bool
+    numbers: dict[int, Number] = field(default_factory=dict)
     taken: bool = False
     committed: bool = False
     error: BaseException | None = None
 
     def insert(self, db: sqlite3.Cursor) -> None:
         """Number the ops and insert them."""
-        self.taken = True
+        self.taken, self.numbers = True, (numbers := dict(self.given))
         for bucket, payloads in self.runs.items():
-            if bucket not in self.numbers:
-                self.numbers[bucket] = _next(db, bucket, len(payloads))
-            producer, first = self.numbers[bucket]
+            if bucket not in numbers:
+                numbers[bucket] = _next(db, bucket, len(payloads))
+            producer, first = numbers[bucket]
             if len(payloads) == 1:
                 db.execute(_INSERT, (bucket, producer, first, self.kept, payloads[0]))
             else:

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +17,8 @@ from hiredis import pack_command
 from support.servers.redis_stub import HANG_UP, Stub
 
 from pipeline import clock
-from pipeline.bounds import COLD_S, WaitBudget, WaitBudgets, in_all, require_threads
-from pipeline.errors import ConfigError, LogUnavailable
+from pipeline.bounds import COLD_S, WaitBudget, WaitBudgets, in_all, require_threads, waited
+from pipeline.errors import ConfigError, LogUnavailable, ShardUnavailable
 from pipeline.model import Position
 from pipeline.oplog.appends import Append, Scope
 from pipeline.oplog.redis import line as lines
@@ -96,6 +97,20 @@ def test_the_works_own_errors_are_its_callers_a_time_out_too(wait_budgets: WaitB
 
     with wait_budgets.within(wait_budgets.budget()), pytest.raises(TimeoutError, match="the work's own"):
         wait_budgets.aside(fail)
+
+
+def test_of_several_that_wait_for_what_fails_each_has_an_error_of_its_own():
+    future: Future[None] = Future()
+    future.set_exception(ShardUnavailable("s0", "on purpose"))
+    errors = list[ShardUnavailable]()
+
+    for seq in (1, 2):
+        with pytest.raises(ShardUnavailable, match=r"s0.* on purpose") as raised:
+            waited(future, AMPLE_S)
+        raised.value.numbered = {3: (7, seq), **raised.value.numbered}
+        errors.append(raised.value)
+
+    assert [error.numbered for error in errors] == [{3: (7, 1)}, {3: (7, 2)}]
 
 
 def test_a_budget_that_is_used_up_begins_nothing(wait_budgets: WaitBudgets):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import errno
 import os
 import stat
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,77 @@ def test_threads_that_come_together_share_a_commit_and_each_gets_its_own_numbers
     found = [op.payload.split() for op in spool.head([3])]
     for name in range(8):
         assert [int(n) for who, n in found if int(who) == name] == list(range(25))
+
+
+def together(spool: Spool, *calls: Mapping[int, Sequence[bytes]], first: bytes = b"first") -> list[Any]:
+    """Let some calls come while the commit of another does not get on; return what each got, or was refused with."""
+    group, got = spool._together(), list[Any](["nothing"] * len(calls))
+
+    def add(nth: int, runs: Mapping[int, Sequence[bytes]]) -> None:
+        try:
+            got[nth] = spool.add(runs)
+        except Exception as error:
+            got[nth] = error
+
+    threads = [threading.Thread(target=spool.add, args=({1: [first]},))]
+    threads += [threading.Thread(target=add, args=(nth, runs)) for nth, runs in enumerate(calls)]
+    with spool.file._lock:
+        for nth, thread in enumerate(threads):
+            thread.start()
+            assert any(group._led and len(group._waiting) == nth for _ in clock.polls(20))
+    for thread in threads:
+        thread.join(timeout=30)
+    return got
+
+
+def test_an_op_that_another_configuration_places_refuses_its_own_call_alone(spool: Spool):
+    mine, other = (Fingerprint(64, (), (("sale", by),), "pl", f"{by}.toml") for by in ("by customer", "by its own id"))
+    ours, theirs = (Spool(spool.path, 1_000_000, one) for one in (mine, other))
+    theirs.agree(other)
+
+    got = together(ours, {3: [b'["visit"]']}, {3: [b'["visit"]', b'["sale"]'], 4: [b'["visit"]']}, {3: [b'["page"]']})
+
+    [(producer, first)] = got[0].values()
+    assert (first, got[2]) == (1, {3: (producer, 2)})
+    assert isinstance(got[1], WrongDeployment)
+    assert payloads(ours, 3, 4) == [b'["visit"]', b'["page"]']
+
+
+def test_where_all_ops_of_a_commit_are_placed_elsewhere_no_marker_is_left(spool: Spool):
+    mine, other = (Fingerprint(64, (), (("sale", by),), "pl", f"{by}.toml") for by in ("by customer", "by its own id"))
+    ours, theirs = (Spool(spool.path, 1_000_000, one) for one in (mine, other))
+    theirs.agree(other)
+
+    with pytest.raises(WrongDeployment):
+        ours.add({3: [b'["sale"]']})
+
+    assert not ours.waiting()
+
+
+def test_an_op_for_which_there_is_no_room_refuses_its_own_call_alone(spool: Spool):
+    got = together(spool, {3: [b"a"]}, {3: [b"b", b"x" * 2_000_000]}, {3: [b"c"], 4: [b"d"]})
+
+    [(producer, first)] = got[0].values()
+    assert (first, got[2][3]) == (1, (producer, 2))
+    assert isinstance(got[1], PipelineFull)
+    assert payloads(spool, 3, 4) == [b"a", b"c", b"d"]
+
+
+def test_of_a_sync_that_fails_each_caller_learns_its_own_numbers(spool: Spool, monkeypatch: Any):
+    spool.add({3: [b"before"]})
+    synced = os.fdatasync
+
+    def fail(file: int) -> None:
+        if spool.counts().waiting > 2:  # the first commit of the threads is not to fail
+            raise OSError(errno.EIO, "on purpose")
+        synced(file)
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    got = together(spool, *({3: [b"%d" % n]} for n in range(4)))
+    monkeypatch.undo()
+
+    assert [error.numbered[3][1] for error in got] == [2, 3, 4, 5]
+    assert [op.payload for op in spool.head([3])] == [b"before", *(b"%d" % n for n in range(4))]
 
 
 # limits and faults ------------------------------------------------------------------------------------------------

@@ -437,7 +437,7 @@ def test_a_redis_is_known_after_a_wipe_by_every_address_that_led_to_it(site: Sit
 def test_what_another_process_notes_meanwhile_is_read_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     run(site, 7)
     client = site.client(redis={"url": "redis://proxy.invalid/0"})
-    noting, refused = site.log.note_deployment, [True]
+    noting, refused = site.log.note_deployment, [True] * 8
 
     def note(seen: str, text: str, scope: str) -> bool:
         return False if refused and refused.pop() else noting(seen, text, scope)

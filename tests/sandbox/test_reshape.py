@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from pydal import DAL, Field
 from support.sandbox.deployments import (
     BY_CUSTOMER,
     Site,
@@ -23,11 +26,14 @@ from support.sandbox.deployments import (
 from pipeline import clock
 from pipeline.admin import absence as restoring
 from pipeline.admin import reshape, shards, upkeep
-from pipeline.admin.migration import migrate
+from pipeline.admin.migration import migrate, statement
 from pipeline.client import Client
+from pipeline.enqueue import deployment
 from pipeline.errors import PipelineError, WrongDeployment
 from pipeline.model.fingerprint import Fingerprint
 from pipeline.oplog.memory.log import MemoryLog
+from pipeline.shard.columns import columns_of
+from pipeline.shard.records import ledger_queries
 
 __all__ = ["site"]
 OLD = {"s0": "0-31", "s1": "32-63"}
@@ -277,3 +283,149 @@ def test_a_wiped_redis_gets_the_fingerprint_back_from_the_databases(site: Site) 
     assert site.log.deployment() == text
     with pytest.raises(WrongDeployment, match="buckets is 48"):
         insert(site.client(buckets=48))
+
+
+#: Another name of the same Redis: there is something to note.
+BY_PROXY = {"url": "redis://proxy.invalid/0"}
+
+
+def set_up(site: Site) -> Client:
+    client = site.client(file="worker.toml")
+    client.define_tables(model())
+    migrate(client)
+    return client
+
+
+def set_up_again(site: Site) -> Client:
+    client = site.client(redis=BY_PROXY)
+    migrate(client)
+    return client
+
+
+def grown(site: Site) -> Client:
+    client = site.client(shards=GROWN)
+    reshape.add_shard(client, "s2")
+    return client
+
+
+def shrunk(site: Site) -> Client:
+    client = site.client(shards=OLD)
+    shards.remove_shard(client, "s2")
+    return client
+
+
+def adopted(site: Site) -> Client:
+    client = site.client(tables={**BY_CUSTOMER, "purchase": {"shard_key": "qty"}})
+    reshape.adopt_rows(client, "purchase")
+    return client
+
+
+def restored(site: Site) -> Client:
+    client = site.client(redis=BY_PROXY)
+    restoring.restore(client, "s1")
+    return client
+
+
+COMMANDS: dict[str, tuple[Callable[[Site], object], Callable[[Site], Client]]] = {
+    "migrate": (lambda site: None, set_up),
+    "migrate again": (set_up, set_up_again),
+    "shard add": (set_up, grown),
+    "shard remove": (lambda site: (set_up(site), grown(site)), shrunk),
+    "adopt-rows": (set_up, adopted),
+    "restore": (set_up, restored),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_another_process_notes_while_a_command_runs_fails_it_not(
+    site: Site, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, run_command = COMMANDS[command]
+    before(site)
+    noting, others = site.log.note_deployment, iter(range(8))
+
+    def note(seen: str, text: str, scope: str) -> bool:
+        if (other := next(others, None)) is not None and (noted := Fingerprint.noted(site.log.deployment())):
+            noting(site.log.deployment(), noted.with_tables([(f"other{other}", "by its own id")]).to_json(), scope)
+        return noting(seen, text, scope)
+
+    monkeypatch.setattr(site.log, "note_deployment", note)
+
+    client = run_command(site)
+
+    monkeypatch.undo()
+    noted = Fingerprint.from_json(site.log.deployment())
+    assert noted.shards == client.topology.fingerprint.shards
+    assert noted.names("other0") or command == "migrate"
+
+
+@pytest.mark.parametrize("at", range(4))
+@pytest.mark.parametrize("command", [one for one in COMMANDS if one != "shard remove"])
+def test_a_command_that_was_killed_as_it_noted_a_fingerprint_is_given_again(
+    site: Site, command: str, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, run_command = COMMANDS[command]
+    before(site)
+    keeping, writes = ledger_queries.keep_fingerprint, iter(range(at))
+
+    def keep(*given: Any) -> None:
+        if next(writes, None) is None:
+            raise KeyboardInterrupt
+        keeping(*given)
+
+    monkeypatch.setattr(deployment.ledger_queries, "keep_fingerprint", keep)
+    with suppress(KeyboardInterrupt):
+        run_command(site)
+    monkeypatch.undo()
+
+    client = run_command(site)
+
+    kept = {ledger_queries.fingerprint_of(client.nodes.primary(shard))[0] for shard in client.topology.shards}
+    assert kept == {site.log.deployment()}
+
+
+@pytest.mark.parametrize("at", range(2))
+def test_a_queue_that_was_taken_in_part_is_taken_by_the_next_run(
+    site: Site, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(site, 7)
+    second = site.client(redis={"url": "redis://other.invalid/0", "prefix": "new"}, log=MemoryLog())
+    keeping, writes = ledger_queries.keep_fingerprint, iter(range(at))
+
+    def keep(*given: Any) -> None:
+        if next(writes, None) is None:
+            raise KeyboardInterrupt
+        keeping(*given)
+
+    monkeypatch.setattr(deployment.ledger_queries, "keep_fingerprint", keep)
+    with pytest.raises(KeyboardInterrupt):
+        restoring.take_queue(second)
+    monkeypatch.undo()
+
+    restoring.take_queue(second)
+
+    assert migrate(second) == 0
+    assert insert(second).status() == "queued"
+
+
+def test_of_two_migrations_at_once_each_does_what_the_other_has_not(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(site, 7)
+    wider = DAL("sqlite:memory", bigint_id=True, migrate=False)
+    fields = Field("customer", "integer"), Field("qty", "integer"), Field("note", length=40), Field("at", "integer")
+    wider.define_table("purchase", *fields)
+    first, second = site.client(), site.client()
+    first.define_tables(wider)
+    running, others = statement.run, iter([second])
+
+    def run_step(*given: Any, **how: Any) -> None:
+        for other in others:
+            migrate(other)
+        running(*given, **how)
+
+    monkeypatch.setattr(statement, "run", run_step)
+
+    assert migrate(first) == 0
+
+    assert [column.name for column in columns_of(first.nodes.primary("s1"), "purchase")][-2:] == ["note", "at"]

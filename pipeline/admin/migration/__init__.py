@@ -18,7 +18,7 @@ from pipeline.admin.migration.statement import Behind, StatementRefused, lag_of
 from pipeline.admin.migration.steps import Fault, Step, expand
 from pipeline.client import Client
 from pipeline.config.buckets import FIRST_PIECE, format_ranges
-from pipeline.enqueue.deployment import asked, restored
+from pipeline.enqueue.deployment import asked, restored, tries
 from pipeline.errors import MigrationUnfinished, PipelineError, Unavailable, WrongDeployment
 from pipeline.events import Event
 from pipeline.model.schema import TableSchema
@@ -84,19 +84,24 @@ def migrate(
         PipelineError: a bucket is active on another shard than the configuration says, or a primary does not answer:
             nothing is changed then.
         WrongDeployment: the databases or Redis belong to a deployment that is configured otherwise, or a database was
-            restored: nothing is changed then.
+            restored: nothing is changed then, unless another command changes the deployment meanwhile.
+        LogUnavailable: Redis did not answer, or others keep changing the deployment's fingerprint: run it again.
         MigrationUnfinished: what could not be done, each with what to do; all else was done.
     """
-    notes = asked(pipeline.log, pipeline.nodes, pipeline.topology)
-    notes.refuse()
+    shards = pipeline.topology.shards
+    asked(pipeline.log, pipeline.nodes, pipeline.topology).refuse()
     _refuse_moved(pipeline)
     _refuse_restored(pipeline)
     steps, faults = plan_of(pipeline, contracts=contracts)
     ran: list[Step] = []
     for event in _run_all(pipeline, steps, ran, faults, offline=offline):
         report(event)
-    if all(columns.columns_of(pipeline.nodes.primary(shard), "pipeline_deployment") for shard in notes.shards):
-        notes.publish(notes.settled())
+    if all(columns.columns_of(pipeline.nodes.primary(shard), "pipeline_deployment") for shard in shards):
+        for _ in tries():
+            notes = asked(pipeline.log, pipeline.nodes, pipeline.topology)
+            notes.refuse()
+            if notes.keep(notes.settled()):
+                break
         _give_ids(pipeline)
     if faults:
         raise MigrationUnfinished(map(str, faults), len(ran))
@@ -206,14 +211,21 @@ def _run(
                         statement.run(session, step, offline=offline)
                         ran.append(step)
                     except StatementRefused as error:
-                        faults.append(Fault(shard, step.what, str(error)))
-                        failed.add(step.what)
+                        if not _done_by_another(pipeline, step):
+                            faults.append(Fault(shard, step.what, str(error)))
+                            failed.add(step.what)
                 del left[0]
             if kept:
                 ledger_queries.keep_schemas(session, kept)
     except PipelineError as error:
         what = left[0].what if left else "its table definitions"
         faults.append(Fault(shard, what, f"{error}; {len(left)} statements of this shard did not run"))
+
+
+def _done_by_another(pipeline: Client, step: Step) -> bool:
+    """Return whether a refused step is needed no more, since another run of `migrate` has done it meanwhile."""
+    plan = plan_of(pipeline, contracts=step.contracts)
+    return step not in plan.steps and not plan.faults
 
 
 @contextmanager

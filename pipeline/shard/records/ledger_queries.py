@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from pipeline.errors import NotMigrated
 from pipeline.model import Position
+from pipeline.model.fingerprint import Fingerprint
 from pipeline.shard import NodeSession
 from pipeline.shard.dialect import Dialect
 from pipeline.shard.records import READ_MARKS, LostRange, Mark, marks_in, ops_in, sent_by, text_literal
@@ -331,16 +332,23 @@ def fingerprint_of(session: NodeSession) -> tuple[str | None, str]:
     return (str(found[0][0]) if found else None), str(session.query(f"SELECT {session.dialect.own_name}")[0][0])
 
 
-def keep_fingerprint(session: NodeSession, text: str) -> None:
+def keep_fingerprint(session: NodeSession, new: Fingerprint) -> None:
     """Store the fingerprint of the deployment that a database belongs to; committed when this returns.
+
+    A newer one of the same deployment stays: its process noted it in Redis later, and came here first.
 
     Args:
         session: of the shard's primary.
-        text: JSON.
+        new: the fingerprint.
     """
-    tail = session.dialect.on_conflict(["id"], ["fingerprint"])
+    first = text_literal(new.to_json())
     with session.translated(), session.transaction():
-        session.execute(f"INSERT INTO pipeline_deployment (id, fingerprint) VALUES (1, {text_literal(text)}){tail}")
+        tail = session.dialect.on_conflict(["id"], [])
+        session.execute(f"INSERT INTO pipeline_deployment (id, fingerprint) VALUES (1, {first}){tail}")
+        [[text]] = session.rows(f"SELECT fingerprint FROM pipeline_deployment WHERE id = 1{session.dialect.hold}")
+        kept = new.after(Fingerprint.noted(str(text))).to_json()
+        if kept != text:
+            session.execute(f"UPDATE pipeline_deployment SET fingerprint = {text_literal(kept)} WHERE id = 1")
 
 
 def buckets_sql(dialect: Dialect, buckets: Iterable[int]) -> str:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from support.sandbox.sessions import both, empty_schema, run
 
 from pipeline.errors import NotMigrated
+from pipeline.model.fingerprint import Fingerprint
 from pipeline.shard import NodeSession, stored_rows
 from pipeline.shard.columns import own_tables
 from pipeline.shard.records import ledger_queries
@@ -74,17 +76,20 @@ def test_the_records_of_a_bucket_arrive_and_replace_what_is_there(shard: NodeSes
 
 
 def test_a_database_keeps_one_fingerprint_and_has_a_name_of_its_own(session: NodeSession, target: NodeSession) -> None:
+    older = Fingerprint(64, (), (), "p", "it's \\ here", "drawn", databases=(("s0", ("a",)),))
+    newer = replace(older, version=2)
     assert ledger_queries.fingerprint_of(session)[0] is None
     with pytest.raises(NotMigrated):
-        ledger_queries.keep_fingerprint(session, "{}")
+        ledger_queries.keep_fingerprint(session, older)
     for _, sql in own_tables(session.dialect.name):
         run(session, sql)
 
-    ledger_queries.keep_fingerprint(session, '{"a":"it\'s"}')
-    ledger_queries.keep_fingerprint(session, '{"a":"it\'s \\\\ new"}')
+    ledger_queries.keep_fingerprint(session, older)
+    first, name = ledger_queries.fingerprint_of(session)
+    ledger_queries.keep_fingerprint(session, newer)
+    ledger_queries.keep_fingerprint(session, older)  # its process was late
 
-    text, name = ledger_queries.fingerprint_of(session)
-    assert text == '{"a":"it\'s \\\\ new"}'
+    assert (first, ledger_queries.fingerprint_of(session)[0]) == (older.to_json(), newer.to_json())
     if session.dialect.name == "mysql":
         assert name.startswith("mysql ")
         assert name != ledger_queries.fingerprint_of(target)[1]

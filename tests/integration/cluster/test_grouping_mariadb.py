@@ -30,10 +30,11 @@ from support.sandbox.sessions import as_user
 
 from pipeline.apply import pace
 from pipeline.apply.applier import Applier
-from pipeline.apply.executor import Executor
+from pipeline.apply.executor import CHECKED_ROWS, Executor
 from pipeline.apply.transaction import ApplyTransaction
 from pipeline.config.settings import ApplySettings
 from pipeline.model import INSERT, UPDATE, Op, encode
+from pipeline.model.schema import Column, TableSchema
 from pipeline.oplog.appends import Append
 from pipeline.shard import NodeSession
 
@@ -161,6 +162,47 @@ def test_rows_of_sheets_that_are_refused_are_left_out_by_the_statement_that_inse
     assert [row[0] for row in found["plain"]] == [row for row in range(1, 101) if row not in bad]
     counted = [(sql.split(" INTO")[0], sql.count("), (") + 1) for sql in sent if "INTO `plain`" in sql]
     assert counted[-3:] == [("INSERT IGNORE", 99), ("INSERT", 1), ("INSERT", 1)]
+
+
+@pytest.mark.parametrize("rows", [60, CHECKED_ROWS])
+@pytest.mark.parametrize("then", ["before", "within"])
+def test_a_number_stays_a_text_where_its_column_becomes_a_choice_of_texts(
+    database: Database, mariadb_uri: str, monkeypatch: pytest.MonkeyPatch, rows: int, then: str
+):
+    schema = TableSchema("choosing", (Column("id", "id"), Column("n", "bigint"), Column("m", "bigint")))
+    log, execute = database._begun(), ApplyTransaction._execute
+    line, worker = log.line(), Applier("s0", database.session, log, ApplySettings(max_rows=10_000, breaker=False))
+    log.publish_schemas([(schema.name, schema.hash, schema.to_json())])
+    values, changes = ("2", "1", "0"), list[str]()
+
+    def load(first: int) -> None:
+        ops = [insert(schema, row, {1: row % 3, 2: row}) for row in range(first, first + rows)]
+        for bucket in range(2):
+            append = Append(bucket, first // 2, [encode(op) for op in ops if op.id % 2 == bucket])
+            line.append(SCOPE, EPOCH, PRODUCER, [append], "", 0)
+        while log.due("s0", 1):
+            worker.apply()
+
+    def changed(*given: Any, **how: Any) -> Executor:
+        with nodes.connection(mariadb_uri) as other:
+            while changes:
+                nodes.fetch(other, changes.pop())
+        return execute(*given, **how)
+
+    with nodes.connection(mariadb_uri) as other:
+        nodes.fetch(other, "DROP TABLE IF EXISTS choosing")
+        nodes.fetch(other, "CREATE TABLE choosing (id BIGINT PRIMARY KEY, n BIGINT, m BIGINT)")
+        load(2)
+        nodes.fetch(other, "DELETE FROM choosing")  # the server would take a number for an index, too
+        changes.append(f"ALTER TABLE choosing MODIFY n ENUM{values}")
+        if then == "before":
+            nodes.fetch(other, changes.pop())
+        monkeypatch.setattr(ApplyTransaction, "_execute", changed)
+        load(2 + rows)
+
+    found = dict(database.session.query("SELECT id, n FROM choosing"))
+    assert found == {row: str(row % 3) for row in range(2 + rows, 2 + 2 * rows)}
+    assert database.session.query("SELECT COUNT(*) FROM pipeline_rejects") == [(0,)]
 
 
 @pytest.mark.parametrize("together", [True, False], ids=("one round trip", "one by one"))

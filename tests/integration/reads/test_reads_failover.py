@@ -42,7 +42,7 @@ def test_a_promoted_replica_gets_all_that_the_dead_primary_took_with_it_and_all_
     one.healthy()
     for replica in REPLICAS:
         until(lambda replica=replica: len(tallies(one, replica)) == 12)  # type: ignore[misc]
-        one.sql(replica, "STOP SLAVE IO_THREAD")
+    one.cut_off()
     unreplicated = [r for owner, row in enumerate(rows) for r in additions(one, row.id, owner, 5)]
     one.client.wait_all(unreplicated)
     assert tallies(one, "s0") == [5] * 12
@@ -71,7 +71,7 @@ def test_with_nothing_new_to_write_a_promotion_alone_brings_back_what_was_not_re
     one.healthy()
     for replica in REPLICAS:
         until(lambda replica=replica: tallies(one, replica) == [0])  # type: ignore[misc]
-        one.sql(replica, "STOP SLAVE IO_THREAD")
+    one.cut_off()
     assert row.id is not None
     one.client.wait_all(additions(one, row.id, 1, 7))
 

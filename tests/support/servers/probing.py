@@ -62,6 +62,16 @@ class Shard:
         self.sql(replica, f"STOP SLAVE; CHANGE MASTER TO MASTER_PORT={port}; START SLAVE")
         until(lambda: servers.follows(self.sql(replica, "SHOW SLAVE STATUS\\G")))
 
+    def cut_off(self) -> None:
+        """Let no replica receive any more, and the first of them apply all that any other has: it can be promoted.
+
+        Heartbeats never pause. A replica that had one more than the first could not follow that one (1236).
+        """
+        for replica in reversed(REPLICAS):
+            self.sql(replica, "STOP SLAVE IO_THREAD")
+        [received] = re.findall(r"Gtid_IO_Pos: (\S+)", self.sql(REPLICAS[0], "SHOW SLAVE STATUS\\G"))
+        until(lambda: self.sql(REPLICAS[0], "SELECT @@gtid_slave_pos").split()[-1] == received)
+
     def promote(self, replica: str) -> None:
         self.sql(replica, "STOP SLAVE; RESET SLAVE ALL; SET GLOBAL read_only=0")
 
