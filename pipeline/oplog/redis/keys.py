@@ -415,7 +415,7 @@ def cut_entry(bucket: int, id: bytes, fields: Sequence[bytes]) -> Entry:
 
 def _sheets(rows: Sheet, room: int) -> Iterator[tuple[int, bytes]]:
     """Yield parts of which each is in one block; the first fills the block that there is, where much of it is left."""
-    row, at = max(1, rows.size_bytes // len(rows)), 0
+    row, at = -(-rows.size_bytes // len(rows)), 0
     while at < len(rows):
         left = len(rows) - at
         filled = room if WORTH_A_CUT_BYTES <= room < left * row + _ENTRY_BYTES else BLOCK_BYTES
