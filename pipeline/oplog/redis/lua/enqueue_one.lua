@@ -46,7 +46,7 @@ if at == '0' or at + 0 <= behind then
   call('SETRANGE', KEYS[1], map, '1')
 end
 call('HSET', KEYS[3], bucket, seq .. ' ' .. epoch .. ' ' .. at)
--- where ops pile up, the bucket is dirty: neither time nor a second command. By 0, for a right to ZSCORE is new to users
+-- where ops pile up the bucket is dirty already, and no time is needed. ZSCORE would say so, but users may lack the right
 local dirty = redis.pcall('ZADD', KEYS[4], 'XX', 'INCR', '0', bucket)
 if not dirty or type(dirty) == 'table' then
   local time = call('TIME')
