@@ -75,6 +75,8 @@ LOG_SERVER = "redis"
 PASSWORD_FILE = "password.conf"
 #: The bytes of one block of a stream, as in `deploy/redis/redis-log.conf`; see docs/notes/29-packed-entries.md.
 STREAM_NODE_BYTES = "16384"
+#: A hash or a sorted set of more members is looked up, not read through, as in that file; see docs/notes/07-enqueue.md.
+FEW_FIELDS, FEW_DIRTY = "32", "16"
 
 
 class MariadbServers:
@@ -387,6 +389,8 @@ def service(directory: Path, command: tuple[str, ...], port: int) -> Service:
         "save": "",
         "maxmemory-policy": "noeviction",
         "stream-node-max-bytes": STREAM_NODE_BYTES,
+        "hash-max-listpack-entries": FEW_FIELDS,
+        "zset-max-listpack-entries": FEW_DIRTY,
         "daemonize": "no",
     }
     secret = str(directory / LOG_SERVER / PASSWORD_FILE)

@@ -54,9 +54,12 @@ host_logger = logging.getLogger("pipeline.spool")
 MOST_TAKEN = 10_000
 #: How many ops there are of each bucket, kind and table.
 What = Mapping[tuple[int, str, str], int]
-#: The bucket, kind and table of one op that was sent alone, whether it went to the spool, and how long that took, s. It
-#: refers to no container, so Python's collector passes it over: kept dicts cost a caller 4 µs an op, this 0.3.
-Single = tuple[int, str, str, bool, float]
+#: Kind and table of each member of an atomic group.
+Members = tuple[tuple[str, str], ...]
+#: The bucket, kind and table of one op that was sent alone, whether it went to the spool, and how long that took, s; of
+#: a group, its members in the kind's place. It refers to no container but tuples, so Python's collector passes it over:
+#: kept dicts cost a caller 4 µs an op, this 0.3.
+Single = tuple[int, str | Members, str, bool, float]
 #: The shards of an op, and whether it went to the spool.
 Way = tuple[tuple[str, ...], bool]
 _WAYS = {False: DIRECT, True: SPOOLED}
@@ -314,7 +317,7 @@ class Sends(Later):
 
     def _gather_single(self) -> None:
         """Sort the calls with one op by what they are first: 0.14 µs for each, where adding each up takes 0.5."""
-        like: dict[tuple[int, str, str, bool], list[float]] = {}
+        like: dict[tuple[int, str | Members, str, bool], list[float]] = {}
         single, ops, calls, took = self.single, self._ops, self._calls, self._took_s
         while single:
             bucket, kind, table, spooled, took_s = single.popleft()
@@ -325,8 +328,9 @@ class Sends(Later):
         times: dict[Way, list[float]] = {}
         for (bucket, kind, table, spooled), some in like.items():
             way = self._shards(bucket), spooled
-            key = way, kind, table
-            ops[key] = ops.get(key, 0) + len(some)
+            for member in ((kind, table),) if isinstance(kind, str) else kind:
+                key = way, *member
+                ops[key] = ops.get(key, 0) + len(some)
             times.setdefault(way, []).extend(some)
         for way, of_way in times.items():
             took[way] = took.get(way, 0.0) + sum(of_way)

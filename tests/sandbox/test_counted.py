@@ -19,6 +19,7 @@ from pipeline.clock import polls
 from pipeline.config import Topology
 from pipeline.config.settings import load
 from pipeline.enqueue import held_ops, shipment
+from pipeline.enqueue.dispatch import FEW_MEMBERS
 from pipeline.enqueue.shipment import OpPlace, Sends
 from pipeline.errors import LogUnavailable, PipelineFull, Unavailable
 from pipeline.oplog import doorbell
@@ -156,6 +157,19 @@ def test_an_op_that_its_caller_could_not_enqueue_is_counted_with_what_was_not_th
     assert {name: n for name, n in counts.items() if not name.startswith("enqueue")} == {
         f"refused {reason} insert thing": 32
     }
+
+
+@pytest.mark.parametrize("members", [1, 3, FEW_MEMBERS, FEW_MEMBERS + 1, 40])
+def test_of_an_atomic_group_each_member_is_counted_and_the_call_once(here: Here, members: int):
+    for _ in range(2):
+        with pipeline.atomic():
+            for n in range(members):
+                pipeline.enqueue_insert(here.db.thing, owner=7, name=f"n{n}")
+
+    found = here.counts()
+
+    assert found["enqueued direct insert thing"] == 2 * members
+    assert sum(n for name, n in found.items() if name.startswith("enqueue_ms direct ")) == 2
 
 
 def test_while_redis_is_away_a_process_keeps_no_more_counters_than_the_log_does(monkeypatch: pytest.MonkeyPatch):

@@ -73,10 +73,15 @@ DEFINITION = b"definition"
 MOST_BYTES = 8_192
 #: The most ops of a pack, or of a sheet.
 MOST_OPS = MOST_BYTES // 32
-#: The most bytes of a sheet of several rows.
-MOST_SHEET_BYTES = 2 * MOST_BYTES
-#: So many rows are measured of a sheet that may be too large.
-SAMPLE = 8
+#: The bytes of entries in a block of a stream of 16 KB, as `deploy/redis/redis-log.conf` has it; what an entry has
+#: beside its op's text: a signature, place, producer and sequence.
+BLOCK_BYTES, _ENTRY_BYTES = 16_384 - 64, 72
+#: The most bytes of a sheet of several rows: it fills a block.
+MOST_SHEET_BYTES = BLOCK_BYTES - _ENTRY_BYTES
+#: A sheet is cut to fill a block that would keep so many bytes unused. Less would save little, and make more entries.
+WORTH_A_CUT_BYTES = 3_072
+#: The first rows of a sheet may be so many bytes longer than others.
+_SPREAD_BYTES = 160
 _KIND = b'["pack",'
 #: What an entry begins with that holds several ops.
 _SEVERAL = (sheet.KIND, _KIND)
@@ -301,15 +306,16 @@ def _seal(key: bytes, whole: bytes) -> bytes:
     return blake2b(whole, key=key, digest_size=_BYTES).digest()
 
 
-def packed(payloads: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
+def packed(payloads: Sequence[bytes], room: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
     """Yield the texts of the entries that hold ops, in order, each with the number of its ops.
 
     Args:
         payloads: encoded ops of one bucket, or a sheet. An op of `MOST_BYTES` or more has an entry of its own, as has
             what is no op.
+        room: how many bytes the last block of the log may take, see `room_behind`.
     """
     if isinstance(payloads, Sheet):
-        yield from _sheets(payloads)
+        yield from _sheets(payloads, room)
         return
     run: list[bytes] = []
     size = 0
@@ -325,6 +331,17 @@ def packed(payloads: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
             size += len(payload)
     if run:
         yield len(run), _text(run)
+
+
+def room_behind(room: int, text: bytes) -> int:
+    """Return how many bytes the last block of a log may take behind an entry.
+
+    Args:
+        room: the same before the entry.
+        text: of the entry, without a signature.
+    """
+    taken = len(text) + _ENTRY_BYTES
+    return (room if taken <= room else BLOCK_BYTES) - taken
 
 
 def unpacked(text: bytes) -> Sequence[bytes]:
@@ -396,15 +413,15 @@ def cut_entry(bucket: int, id: bytes, fields: Sequence[bytes]) -> Entry:
     return Entry(bucket, Position(int(epoch), int(seq)), sender, number, words[5])
 
 
-def _sheets(rows: Sheet) -> Iterator[tuple[int, bytes]]:
-    count, each = len(rows), MOST_OPS
-    row = sum(len(column[0]) if isinstance(column[0], str) else 8 for column in rows.values)
-    if count > SAMPLE and count * row > MOST_SHEET_BYTES // 2:
-        few = rows[:SAMPLE]  # to encode all, only to divide them, costs twice
-        each = max(1, min(MOST_OPS, MOST_SHEET_BYTES * SAMPLE // len(few.text)))
-    each = -(-count // -(-count // each))
-    for at in range(0, count, each):
-        yield from _halved(rows[at : at + each] if each < count else rows)
+def _sheets(rows: Sheet, room: int) -> Iterator[tuple[int, bytes]]:
+    """Yield parts of which each is in one block; the first fills the block that there is, where much of it is left."""
+    row, at = -(-rows.size_bytes // len(rows)), 0
+    while at < len(rows):
+        left = len(rows) - at
+        filled = room if WORTH_A_CUT_BYTES <= room < left * row + _ENTRY_BYTES else BLOCK_BYTES
+        each = max(1, min(left, MOST_OPS, (filled - _ENTRY_BYTES - _SPREAD_BYTES) // row))
+        yield from _halved(rows[at : at + each] if each < len(rows) else rows)
+        at, room = at + each, BLOCK_BYTES
 
 
 def _halved(rows: Sheet) -> Iterator[tuple[int, bytes]]:

@@ -44,7 +44,7 @@ from pipeline.oplog.redis.connection import (
     text_of,
     translated,
 )
-from pipeline.oplog.redis.keys import Keys, packed, place, signed
+from pipeline.oplog.redis.keys import BLOCK_BYTES, Keys, packed, place, room_behind, signed
 from pipeline.oplog.redis.wire import Wire
 from pipeline.oplog.shared_state import BELL_MS, BIG_TTL_MS, IDEMPOTENCY_TTL_MS, PRODUCER_TTL_MS, ROOM_MS, this_process
 
@@ -89,6 +89,8 @@ class RedisLine:
         self._wire: Wire | None = None
         self._renew_at = 0.0
         self._heads: dict[tuple[str, int], list[str]] = {}
+        #: Of each bucket the bytes that are left in the last block of its log, had this line alone appended there.
+        self._rooms: dict[int, int] = {}
         #: Of each bucket epoch, producer, and the packed beginning of the usual command.
         self._ones: dict[int, tuple[int, int, bytes]] = {}
         self._text, self._sha = script("enqueue")
@@ -200,10 +202,11 @@ class RedisLine:
         for bucket, first, payloads in appends:
             names.append(keys.log(bucket))
             rest += (bucket, first, len(payloads), 0)
-            entries, at = len(rest) - 1, first
-            for ops, text in packed(payloads):
+            entries, at, room = len(rest) - 1, first, self._rooms.get(bucket, BLOCK_BYTES)
+            for ops, text in packed(payloads, room):
                 rest += (ops, signed(self._sign_keys, place(bucket, producer, at), text))
-                at, biggest = at + ops, max(biggest, len(text) // ops)
+                at, biggest, room = at + ops, max(biggest, len(text) // ops), room_behind(room, text)
+            self._rooms[bucket] = room
             rest[entries] = (len(rest) - entries) // 2
         big = biggest if biggest >= BIG_BYTES else 0
         renewal = self._renewal()

@@ -16,7 +16,7 @@ from pipeline.model.sheet import Sheet, singly
 from pipeline.oplog import Log
 from pipeline.oplog.appends import APPENDED, BIG_BYTES, HOLE, SEEN, EpochStale, Line, Placed
 from pipeline.oplog.redis import log as redis_log
-from pipeline.oplog.redis.keys import MOST_BYTES, packed, unpacked
+from pipeline.oplog.redis.keys import BLOCK_BYTES, MOST_BYTES, WORTH_A_CUT_BYTES, packed, room_behind, unpacked
 
 TRACE = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
 
@@ -172,7 +172,7 @@ def test_a_sheet_is_read_op_by_op_from_any_watermark_and_together_where_that_is_
     assert placed == [Placed(APPENDED, Position(EPOCH, 1))]
     every = shown(entries(log, 3))
     assert every == [(n, n + 1, payload) for n, payload in enumerate(sent)]
-    for seq, count in ((0, 1), (1, 70), (63, 1), (255, 2), (250, 300), (598, 4)):
+    for seq, count in ((0, 1), (1, 70), (63, 1), (253, 2), (250, 300), (598, 4)):
         after = {3: Position(EPOCH, seq)}
         assert shown(log.read(after, {3: count})[3]) == every[seq + 1 : seq + 1 + count]
         together, _ = log.read_noted("s0", after, {3: count}, {3: f"{after[3]} {count}"}, anew=True)
@@ -204,8 +204,10 @@ def test_the_texts_of_a_sheet_hold_its_ops(count: int, size: int, step: int):
 
 
 @pytest.mark.parametrize("size", [5, 300, 9_000], ids=["many rows", "wide rows", "rows of half an entry"])
-def test_a_large_sheet_is_encoded_once(size: int, monkeypatch: pytest.MonkeyPatch):
+def test_a_large_sheet_is_encoded_once_behind_the_door(size: int, monkeypatch: pytest.MonkeyPatch):
     encoded: list[int] = []
+    sent = Sheet("sale", "hash", 1.0, range(1, 1001), (0,), [[f"{n:0{size}}" for n in range(1000)]])
+    assert sent.size_bytes > 1000 * size, "the door has measured it"
 
     def noting(op: Any) -> bytes:
         text = encode(op)
@@ -213,12 +215,27 @@ def test_a_large_sheet_is_encoded_once(size: int, monkeypatch: pytest.MonkeyPatc
         return text
 
     monkeypatch.setattr("pipeline.model.sheet.encode", noting)
-    sent = Sheet("sale", "hash", 1.0, range(1, 1001), (0,), [[f"{n:0{size}}" for n in range(1000)]])
 
     made = list(packed(sent))
 
     assert sum(n for n, _ in made) == 1000
     assert sum(encoded) <= 1.3 * sum(len(text) for _, text in made)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 120), st.sampled_from([20, 90, 300])), min_size=8, max_size=20))
+def test_the_sheets_of_a_bucket_fill_the_blocks_of_its_log(sheets: list[tuple[int, int]]):
+    room, blocks = BLOCK_BYTES, [0]
+    for count, size in sheets:
+        for _, text in packed(sheet(1, count, size), room):
+            behind = room_behind(room, text)
+            if behind > room - len(text):
+                blocks.append(0)
+            room = behind
+            blocks[-1] += len(text)
+
+    assert all(size <= BLOCK_BYTES for size in blocks)
+    assert all(size > BLOCK_BYTES - WORTH_A_CUT_BYTES - 700 for size in blocks[:-1])
 
 
 def test_a_release_that_knows_no_sheets_lets_one_wait(monkeypatch: pytest.MonkeyPatch):

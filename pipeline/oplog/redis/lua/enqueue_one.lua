@@ -46,10 +46,12 @@ if at == '0' or at + 0 <= behind then
   call('SETRANGE', KEYS[1], map, '1')
 end
 call('HSET', KEYS[3], bucket, seq .. ' ' .. epoch .. ' ' .. at)
-local time = call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if type(redis.pcall('ZADD', KEYS[4], 'NX', now, bucket)) == 'table' then
-  call('DEL', KEYS[4])  -- no dirty set of ours
+-- where ops pile up the bucket is dirty already, and no time is needed. ZSCORE would say so, but users may lack the right
+local dirty = redis.pcall('ZADD', KEYS[4], 'XX', 'INCR', '0', bucket)
+if not dirty or type(dirty) == 'table' then
+  local time = call('TIME')
+  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  if type(dirty) == 'table' then call('DEL', KEYS[4]) end  -- no dirty set of ours
   call('ZADD', KEYS[4], 'NX', now, bucket)
 end
 local bell, ring = head[3], false
