@@ -16,7 +16,8 @@ from pipeline import model
 
 pytestmark = pytest.mark.mariadb
 
-#: The parent makes an id before it forks, so that each child inherits a warm client and a block of ids.
+#: The parent makes an id before it forks, so that each child inherits a warm client and a block of ids; and signs its
+#: receipt, so that not all children look for the secret at once.
 FORKING = """
 import json, os, sys
 from pipeline.client import Client
@@ -24,7 +25,7 @@ from support.tables import define
 
 config, owner, children, each = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 client, db = Client(config), define()
-client.enqueue_insert(db.event, owner=owner, body="parent")
+str(client.enqueue_insert(db.event, owner=owner, body="parent"))
 pids = []
 for child in range(children):
     pid = os.fork()
