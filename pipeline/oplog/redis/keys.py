@@ -79,7 +79,7 @@ BLOCK_BYTES, _ENTRY_BYTES = 16_384 - 64, 72
 #: The most bytes of a sheet of several rows: it fills a block.
 MOST_SHEET_BYTES = BLOCK_BYTES - _ENTRY_BYTES
 #: A sheet is cut to fill a block that would keep so many bytes unused. Less would save little, and make more entries.
-WORTH_A_CUT_BYTES = 3_072
+WORTH_A_CUT_BYTES = 2_560
 #: The first rows of a sheet may be so many bytes longer than others.
 _SPREAD_BYTES = 160
 _KIND = b'["pack",'
