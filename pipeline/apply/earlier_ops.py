@@ -675,8 +675,7 @@ def needed_by(op: Op, facts: Facts, error: Exception) -> Needed | None:
         return None
     events, own = EVENTS_OF.get(op.kind, EVENTS), facts.database_name.lower()
     if is_signal(error):
-        seen = any(event in events for event, _ in facts.constraints.triggers)
-        return None if seen and not facts.constraints.fired(*events) else ANYTHING
+        return None if facts.constraints.has_triggers(*events) and not facts.constraints.fired(*events) else ANYTHING
     if op.kind not in (INSERT, UPSERT, UPDATE) or facts.constraints.fired(*events):
         return ANYTHING
     if is_about_parents(error):

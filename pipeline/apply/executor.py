@@ -355,21 +355,23 @@ class Executor:
 
     def _all_or_none(self, statements: Iterable[Sequence[Op]]) -> tuple[Exception, Op] | None:
         """Execute statements, each of like ops. Where one fails for good, undo all and return why and the statement's
-        first op.
+        first op. One alone needs no savepoint: if it fails, it changes nothing.
         """
-        self._execute("SAVEPOINT pipeline_group")
-        for ops in statements:
-            if not ops:
-                continue
+        every = [ops for ops in statements if ops]
+        if several := len(every) > 1:
+            self._execute("SAVEPOINT pipeline_group")
+        for ops in every:
             facts = self._known[ops[0].schema]
             try:
                 self._statement(ops[0].kind, ops, facts)
             except Exception as error:
                 if not self._judge.blames_op(error, facts):
                     raise
-                self._back_to("ROLLBACK TO SAVEPOINT pipeline_group")
+                if several:
+                    self._back_to("ROLLBACK TO SAVEPOINT pipeline_group")
                 return error, ops[0]
-        self._execute("RELEASE SAVEPOINT pipeline_group")
+        if several:
+            self._execute("RELEASE SAVEPOINT pipeline_group")
         return None
 
     def _statement(self, kind: str, ops: Sequence[Op], facts: Facts) -> None:
@@ -443,17 +445,8 @@ class Executor:
             raise Early(self._early)
 
     def _taken(self, item: Item) -> bool:
-        self._at, op = (item,), item.op
-        if op.ops:
-            return self._all_or_none([one] for one in op.ops) is None
-        facts = self._known[op.schema]
-        try:
-            self._statement(op.kind, [op], facts)
-        except Exception as error:
-            if not self._judge.blames_op(error, facts):
-                raise
-            return False
-        return True
+        self._at = (item,)
+        return self._all_or_none([one] for one in item.op.members) is None
 
     def _try_again(self) -> None:
         """Try after all else what was refused: clocks differ within a batch, too.

@@ -359,8 +359,7 @@ class Lessons:
         Args:
             facts: of their table. A trigger may see what is left out.
         """
-        triggered = any(event == "INSERT" for event, _ in facts.constraints.triggers)
-        return not triggered and facts.schema.hash not in self._unignored
+        return not facts.constraints.has_triggers("INSERT") and facts.schema.hash not in self._unignored
 
     def knows(self, facts: Facts, definition: str) -> bool:
         """Return whether constraints were read a moment ago, and the table's definition is the same since.

@@ -413,6 +413,14 @@ class Constraints:
     triggers: Reach = ()
     reached: frozenset[str] = frozenset()
 
+    def has_triggers(self, *events: str) -> bool:
+        """Return whether the table has triggers on some events, or may have, as the user may not see them.
+
+        Args:
+            events: INSERT, UPDATE or DELETE.
+        """
+        return any(event in events for event, _ in self.triggers)
+
     def fired(self, *events: str) -> frozenset[str]:
         """Return the tables that triggers may read or write.
 
