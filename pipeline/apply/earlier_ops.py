@@ -176,11 +176,13 @@ class Needed(NamedTuple):
         rows: rows to which it refers, by the names of their tables in the database: an op may make one.
         freed: the name of its own table, where a value is taken: an op on that may free the value.
         cascades: whether an op on another table may, too, as its deletes may go on here.
+        read: tables, by these names, whose rows decide what a trigger says: any op on one may help.
     """
 
     rows: Mapping[str, Collection[int]] = MappingProxyType({})
     freed: str = ""
     cascades: bool = False
+    read: Collection[str] = ()
 
 
 #: Of what an op needs nothing is known.
@@ -209,27 +211,30 @@ class HelpingOps(NamedTuple):
         Args:
             entry: read from a log.
         """
-        rows = self.needed.rows
+        rows, read = self.needed.rows, self.needed.read
         if isinstance(entry, SheetEntry):
-            ids = rows.get(self._there(entry.sheet.table), ())
-            return any(row in entry.sheet.ids for row in ids)
-        kind, table = _begins(entry.payload)
-        if kind == b"insert" and not self._may_make(table):
-            return False
+            table = self._there(entry.sheet.table)
+            return table in read or any(row in entry.sheet.ids for row in rows.get(table, ()))
+        kind, begun = _begins(entry.payload)
+        if kind == b"insert" and b"\\" not in begun:
+            table = self._there(begun.decode(errors="replace"))
+            if table not in rows and table not in read:
+                return False
         if kind in (b"update", b"delete") and rows:
             return False
         try:
             members = decode(entry.payload).members
         except (NewerOp, NotAnOp):
             return True
-        return any(self._makes(op) if rows else self._frees(op) for op in members)
-
-    def _may_make(self, table: bytes) -> bool:
-        return b"\\" in table or self._there(table.decode(errors="replace")) in self.needed.rows
+        helps = self._makes if rows else self._is_read if read else self._frees
+        return any(map(helps, members))
 
     def _makes(self, op: Op) -> bool:
         ids = self.needed.rows.get(self._there(op.table), ())
         return op.kind not in (UPDATE, DELETE) and bool(ids) and (op.id is None or op.id in ids)
+
+    def _is_read(self, op: Op) -> bool:
+        return self._there(op.table) in self.needed.read
 
     def _frees(self, op: Op) -> bool:
         if op.kind in (INSERT, COPY):
@@ -675,8 +680,8 @@ def needed_by(op: Op, facts: Facts, error: Exception) -> Needed | None:
         return None
     events, own = EVENTS_OF.get(op.kind, EVENTS), facts.database_name.lower()
     if is_signal(error):
-        return None if facts.constraints.has_triggers(*events) and not facts.constraints.fired(*events) else ANYTHING
-    if op.kind not in (INSERT, UPSERT, UPDATE) or facts.constraints.fired(*events):
+        return _read_by_triggers(facts, events)
+    if op.kind not in (INSERT, UPSERT, UPDATE) or facts.constraints.writes(*events):
         return ANYTHING
     if is_about_parents(error):
         # SQLite says the same where others refer to the row
@@ -685,6 +690,14 @@ def needed_by(op: Op, facts: Facts, error: Exception) -> Needed | None:
     if is_about_values(error) and own not in facts.constraints.reached:
         return Needed(freed=own, cascades=bool(facts.constraints.parents))
     return ANYTHING
+
+
+def _read_by_triggers(facts: Facts, events: Collection[str]) -> Needed | None:
+    """Return what may help an op that a trigger refuses; None: the trigger looks at the op's row alone."""
+    read = {name.lower() for name in facts.constraints.changed_by(*events)}
+    if "@" in read or not facts.constraints.has_triggers(*events):
+        return ANYTHING
+    return Needed(read=read) if read else None
 
 
 def _referred(op: Op, facts: Facts) -> Mapping[str, Collection[int]]:

@@ -124,10 +124,9 @@ def may_stay(sheets: Sequence[SheetEntry], items: Iterable[Item], known: Mapping
     hashes = {entry.sheet.schema for entry in sheets}
     own: set[str] = set()
     for facts in (known[hash] for hash in hashes):
-        parents = {parent for _, parent in facts.parents}
-        if not facts.plain or facts.database_name in parents:
+        if facts.read_by_inserts is None:
             return False
-        own |= {facts.database_name, *parents}
+        own |= {facts.database_name, *facts.read_by_inserts}
     others = {one.schema for item in items for one in item.op.named}
     return own.isdisjoint(table for hash in others for table in _reached(known[hash])) and _are_apart(sheets)
 
@@ -145,15 +144,15 @@ def grouped_sheets(sheets: Iterable[SheetEntry], known: Mapping[str, Facts]) -> 
     read: dict[str, int] = {}
     for entry in _sheets_by_time(sheets):
         facts, shape = known[entry.sheet.schema], (entry.sheet.schema, entry.sheet.columns)
-        table, parents = facts.database_name, {parent for _, parent in facts.parents}
-        floor = max([read.get(table, -1), *(written.get(parent, -1) for parent in parents)]) + 1
+        table, others = facts.database_name, facts.read_by_inserts or ()
+        floor = max([read.get(table, -1), *(written.get(other, -1) for other in others)]) + 1
         at = opened.get(shape, -1)
         if at < floor:
             at = opened[shape] = len(groups)
             groups.append([])
         groups[at].append(entry)
         written[table] = max(at, written.get(table, -1))
-        read |= {parent: max(at, read.get(parent, -1)) for parent in parents}
+        read |= {other: max(at, read.get(other, -1)) for other in others}
     return groups
 
 

@@ -291,7 +291,7 @@ class Judge:
             return
         self._checked.add(facts.schema.hash)
         definition = definition_now(self._session, facts.database_name)
-        if own and not facts.constraints.fired(*EVENTS) and self._lessons.knows(facts, definition):
+        if own and not facts.constraints.writes(*EVENTS) and self._lessons.knows(facts, definition):
             return
         if constraints_of(self._session, facts.database_name) != facts.constraints:
             raise ConstraintsChanged(f"the constraints of {facts.schema.name} have changed")

@@ -49,6 +49,7 @@ _MYSQL_NO_PARENT = {1216, 1452}
 _MYSQL_RELATED_ROWS = {1216, 1217, 1451, 1452, 1761, 1762}
 #: SIGNAL: a trigger may have looked at other rows, too.
 _MYSQL_SIGNAL = 1644
+_SQLITE_SIGNAL = "SQLITE_CONSTRAINT_TRIGGER"
 #: Errors for which `INSERT IGNORE` leaves a row out: duplicate keys, foreign keys, CHECK, no partition for a value, and
 #: CHECK OPTION. For all others the server changes the row, or may do so.
 LEFT_OUT = {1062, 1586, 1216, 1452, 4025, 1526, 1369}
@@ -179,7 +180,7 @@ def is_signal(error: BaseException) -> bool:
     Args:
         error: as the driver raised it.
     """
-    return code_of(error) == _MYSQL_SIGNAL
+    return code_of(error) == _MYSQL_SIGNAL or getattr(error, "sqlite_errorname", "") == _SQLITE_SIGNAL
 
 
 def is_about_parents(error: BaseException) -> bool:

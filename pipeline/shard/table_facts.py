@@ -11,7 +11,7 @@ index that was added by hand counts too.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
@@ -28,11 +28,14 @@ _RULE = "(RESTRICT|CASCADE|SET NULL|NO ACTION|SET DEFAULT)"
 _WRITTEN = re.compile(
     rf"CONSTRAINT `((?:[^`]|``)+)` FOREIGN KEY [^\n]*?\)(?: ON DELETE {_RULE})?(?: ON UPDATE {_RULE})?,?$", re.MULTILINE
 )
-#: (event, tables that the triggers of a table may reach then); `@` are the variables of the session.
+#: (event, tables about which the triggers of a table are then); `@` are the variables of the session.
 Reach = tuple[tuple[str, tuple[str, ...]], ...]
 _EVENTS = ("DELETE", "INSERT", "UPDATE")
 #: What is before the body of SQLite's CREATE TRIGGER; its event.
 _SQLITE_HEAD = re.compile(r"(?is).*?\b(insert|update|delete)\b.*?\bon\s+\S+")
+#: The words without one of which a trigger writes nothing but its row.
+_WRITES = frozenset(("insert", "update", "delete", "replace", "load", "truncate"))
+_WORD = re.compile(r"[\w$]+")
 #: What may be the call of a routine, and whether it names a database.
 _CALL = re.compile(r"(\.\s*)?`?([\w$]+)`?\s*\(")
 #: Words before a bracket that call no routine of the application's. The list need not be whole: another word counts as
@@ -147,8 +150,22 @@ def descendants(table: str, children: Mapping[str, Iterable[str]]) -> tuple[str,
 # triggers ---------------------------------------------------------------------------------------------------------
 
 
-def reach_of_triggers(session: NodeSession, children: Mapping[str, Sequence[str]]) -> dict[str, Reach]:
-    """Return what the triggers of each table may read or write, by the table's name in lower case.
+class TriggerReach(NamedTuple):
+    """What the triggers of one table are about, by event.
+
+    Attributes:
+        reached: the tables that they may read or write.
+        sources: the tables an op on which may change what they do with the same row: those, and what may change these.
+        writing: the events of those that may write, or of which nothing is known.
+    """
+
+    reached: Reach = ()
+    sources: Reach = ()
+    writing: tuple[str, ...] = ()
+
+
+def reach_of_triggers(session: NodeSession, children: Mapping[str, Sequence[str]]) -> dict[str, TriggerReach]:
+    """Return what the triggers of each table are about, by the table's name in lower case.
 
     A table without triggers is left out. Where the user may not see triggers, every table has some that reach all.
 
@@ -161,29 +178,50 @@ def reach_of_triggers(session: NodeSession, children: Mapping[str, Sequence[str]
     if not (triggers or unseen):
         return {}
     sqlite = session.dialect.name == "sqlite"
-    tables = session.rows(
-        "SELECT name FROM sqlite_master WHERE type = 'table'"
+    rows = session.rows(
+        "SELECT name, type FROM sqlite_master WHERE type IN ('table', 'view')"
         if sqlite
-        else "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()"
+        else "SELECT table_name, table_type FROM information_schema.tables WHERE table_schema = DATABASE()"
     )
-    names = {str(name).lower(): str(name) for (name,) in tables if not str(name).startswith("pipeline_")}
+    names = {str(name).lower(): str(name) for name, _ in rows if not str(name).startswith("pipeline_")}
+    views = {str(name).lower() for name, what in rows if str(what).lower() == "view"}
     if unseen:
-        everything = (*sorted(names.values()), "@")
-        return dict.fromkeys(names, tuple((event, everything) for event in _EVENTS))
+        all_of_it = tuple((event, (*sorted(names.values()), "@")) for event in _EVENTS)
+        return dict.fromkeys(names, TriggerReach(all_of_it, all_of_it, _EVENTS))
     named: dict[tuple[str, str], set[str]] = {}
+    writing = set[tuple[str, str]]()
     for table, event, body in triggers:
-        words = {word.lower() for word in re.findall(r"[\w$]+", body)}
-        # what a routine does is not known, and a session's variable is what the last trigger made of it
-        reached = set(names) if not sqlite and _calls(body, names) else words & names.keys()
-        named.setdefault((table, event), set()).update(reached, "@" if "@" in body else ())
+        words = {word.lower() for word in _WORD.findall(body)}
+        # what a routine does or a view shows is not known; a session's variable is what any trigger made of it before
+        hidden = any(_names(body, words, view) for view in views) or (not sqlite and _calls(body, names))
+        reached = set(names) if hidden else {name for name in names if _names(body, words, name)}
+        named.setdefault((table, event), set()).update(reached, "@" if hidden or "@" in body else ())
+        if hidden or not words.isdisjoint(_WRITES):
+            writing.add((table, event))
     further = {name: {child.lower() for child in children.get(name, ())} for name in names}
-    for (table, _), reached in named.items():
-        further.setdefault(table, set()).update(reached)
-    reach: dict[str, Reach] = {}
-    for (table, event), reached in sorted(named.items()):
-        all_of_it = reached | {name.lower() for one in reached for name in descendants(one, further)}
-        reach[table] = (*reach.get(table, ()), (event, tuple(sorted(names.get(one, one) for one in all_of_it))))
+    changed_by: dict[str, set[str]] = {}
+    for name, changed in [*further.items(), *((table, named[table, event]) for table, event in writing)]:
+        for one in changed:
+            changed_by.setdefault(one, set()).add(name)
+    for (table, _), directly in named.items():
+        further.setdefault(table, set()).update(directly)
+    reach: dict[str, TriggerReach] = {}
+    for (table, event), directly in sorted(named.items()):
+        writes = (table, event) in writing
+        reached = _closure(directly, further) if writes else directly
+        there, sources = reach.get(table, TriggerReach()), _closure(reached, changed_by)
+        reach[table] = TriggerReach(
+            (*there.reached, (event, tuple(sorted(names.get(one, one) for one in reached)))),
+            (*there.sources, (event, tuple(sorted(names.get(one, one) for one in sources)))),
+            (*there.writing, event) if writes else there.writing,
+        )
     return reach
+
+
+def _closure(names: Iterable[str], further: Mapping[str, Iterable[str]]) -> set[str]:
+    """Return some names and all to which these lead, in lower case."""
+    some = set(names)
+    return some | {name.lower() for one in some for name in descendants(one, further)}
 
 
 def sees_triggers(session: NodeSession) -> bool:
@@ -231,6 +269,11 @@ def _fits(pattern: str, database: str) -> bool:
     parts = re.split(r"(\\.|[%_])", pattern[1:-1].replace("``", "`"))
     written = "".join({"%": ".*", "_": "."}.get(part) or re.escape(part.removeprefix("\\")) for part in parts)
     return re.fullmatch(written, database, re.IGNORECASE | re.DOTALL) is not None
+
+
+def _names(body: str, words: Collection[str], table: str) -> bool:
+    """Return whether a trigger's body may name a table; a name that is no word stands in quotes."""
+    return table in words or (_WORD.fullmatch(table) is None and table.replace("`", "``") in body.lower())
 
 
 def _calls(body: str, tables: Iterable[str]) -> bool:
@@ -314,12 +357,19 @@ class Facts:
     @cached_property
     def plain(self) -> bool:
         """Whether an insert can conflict on nothing but its id and the ids of its parents."""
-        return not (
-            self.unique
-            or self.hidden_unique
-            or any(column is None for column, _ in self.parents)
-            or self.constraints.fired("INSERT")
-        )
+        return not (self._needs_more or self.constraints.fired("INSERT"))
+
+    @cached_property
+    def read_by_inserts(self) -> frozenset[str] | None:
+        """The other tables on which an insert may depend; None where it may conflict on more than these and its id."""
+        tables = self.constraints.fired("INSERT") | {parent for _, parent in self.parents}
+        more = self._needs_more or self.constraints.writes("INSERT")
+        return None if more or not tables.isdisjoint((self.database_name, "@")) else tables
+
+    @cached_property
+    def _needs_more(self) -> bool:
+        """Whether an insert may conflict on more than its id, ids of parents, and what triggers do."""
+        return bool(self.unique) or self.hidden_unique or any(column is None for column, _ in self.parents)
 
     def has(self, column: str | None) -> bool:
         """Return whether the schema has a column.
@@ -404,13 +454,17 @@ class Constraints:
         parents: its foreign keys.
         children: tables whose foreign keys point here, and their children: a delete may reach all of them.
         triggers: by event, the tables that its triggers may reach; all of them where the user may not see triggers.
-        reached: of the table and its parents, in lower case, those that a trigger of any table may reach.
+        sources: by event, the tables an op on which may change what its triggers do with the same row.
+        writing: the events on which its triggers may write other rows, or do what nobody knows.
+        reached: of the table and its parents, in lower case, those that a trigger of any table may write.
     """
 
     unique: tuple[tuple[str, ...], ...] = ()
     parents: tuple[ForeignKey, ...] = ()
     children: tuple[str, ...] = ()
     triggers: Reach = ()
+    sources: Reach = ()
+    writing: tuple[str, ...] = ()
     reached: frozenset[str] = frozenset()
 
     def has_triggers(self, *events: str) -> bool:
@@ -427,7 +481,27 @@ class Constraints:
         Args:
             events: INSERT, UPDATE or DELETE.
         """
-        return frozenset(table for event, tables in self.triggers if event in events for table in tables)
+        return _of_events(self.triggers, events)
+
+    def changed_by(self, *events: str) -> frozenset[str]:
+        """Return the tables an op on which may change what triggers do with the same row.
+
+        Args:
+            events: INSERT, UPDATE or DELETE.
+        """
+        return _of_events(self.sources, events)
+
+    def writes(self, *events: str) -> bool:
+        """Return whether triggers may write other rows, or do what nobody knows.
+
+        Args:
+            events: INSERT, UPDATE or DELETE.
+        """
+        return not set(events).isdisjoint(self.writing)
+
+
+def _of_events(reach: Reach, events: Collection[str]) -> frozenset[str]:
+    return frozenset(table for event, tables in reach if event in events for table in tables)
 
 
 def constraints_of(session: NodeSession, table: str) -> Constraints:
@@ -475,16 +549,17 @@ def _mysql(session: NodeSession, tables: Sequence[str]) -> dict[str, Constraints
             tuple(map(tuple, indexes.get(table.lower(), {}).values())),
             tuple(key for key in keys if key.table.lower() == table.lower()),
             descendants(table, children),
-            reach.get(table.lower(), ()),
+            *reach.get(table.lower(), TriggerReach()),
             _reached(table, keys, reach),
         )
         for table in tables
     }
 
 
-def _reached(table: str, keys: Iterable[ForeignKey], reach: Mapping[str, Reach]) -> frozenset[str]:
+def _reached(table: str, keys: Iterable[ForeignKey], reach: Mapping[str, TriggerReach]) -> frozenset[str]:
     own = {table.lower(), *(key.parent.lower() for key in keys if key.table.lower() == table.lower())}
-    return frozenset(own & {one.lower() for own in reach.values() for _, tables in own for one in tables})
+    written = (tables for theirs in reach.values() for event, tables in theirs.reached if event in theirs.writing)
+    return frozenset(own & {one.lower() for tables in written for one in tables})
 
 
 def _sqlite(session: NodeSession, table: str) -> Constraints:
@@ -506,7 +581,7 @@ def _sqlite(session: NodeSession, table: str) -> Constraints:
         tuple(unique),
         parents,
         descendants(table, children),
-        reach.get(table.lower(), ()),
+        *reach.get(table.lower(), TriggerReach()),
         _reached(table, parents, reach),
     )
 

@@ -88,12 +88,18 @@ def test_the_rows_that_an_op_refers_to(what: Op, wanted: Mapping[str, set[int]])
     [
         {"parents": OTHER_KIND},
         {"reached": frozenset({"two"})},
-        {"triggers": (("INSERT", ("log",)),)},
+        {"triggers": (("INSERT", ("log",)),), "writing": ("INSERT",)},
     ],
-    ids=["not by id", "a trigger may make it", "a trigger of its own may refer to others"],
+    ids=["not by id", "a trigger may make it", "what a trigger of its own writes may refer to others"],
 )
 def test_in_doubt_any_op_may_help(constraints: Mapping[str, Any]) -> None:
     assert needed(op(up=5, off=6), NO_PARENT, **constraints) == Needed()
+
+
+def test_a_trigger_that_writes_nothing_needs_no_parent() -> None:
+    found = needed(op(up=5, off=6), NO_PARENT, triggers=(("INSERT", ("log",)),))
+
+    assert found == Needed({"one": {5}, "two": {6}})
 
 
 def test_a_taken_value_is_freed_by_ops_on_its_table_and_where_rows_go_with_others_on_any() -> None:
@@ -107,24 +113,21 @@ def test_any_op_may_delete_what_refers_to_a_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("triggers", "wanted"),
+    ("sources", "wanted"),
     [
-        ((), Needed()),
         ((("INSERT", ()),), None),
-        ((("INSERT", ("log",)),), Needed()),
-        ((("INSERT", ("@",)),), Needed()),
+        ((("INSERT", ("Log", "two")),), Needed(read={"log", "two"})),
+        ((("INSERT", ("@", "log")),), Needed()),
         ((("INSERT", ()), ("DELETE", ("log",))), None),
     ],
-    ids=[
-        "that nobody sees",
-        "of its row alone",
-        "that reads others",
-        "that reads a variable",
-        "beside one that is not fired",
-    ],
+    ids=["of its row alone", "that reads others", "that reads a variable", "beside one that is not fired"],
 )
-def test_a_signal_of_a_trigger_that_looks_at_nothing_else_is_final(triggers: Any, wanted: Any) -> None:
-    assert needed(op(up=5, off=6), SIGNAL, triggers=triggers) == wanted
+def test_a_signal_waits_for_ops_on_what_its_trigger_reads(sources: Any, wanted: Any) -> None:
+    assert needed(op(up=5, off=6), SIGNAL, triggers=sources, sources=sources) == wanted
+
+
+def test_a_signal_of_a_trigger_that_nobody_sees_waits_for_any_op() -> None:
+    assert needed(op(up=5, off=6), SIGNAL) == Needed()
 
 
 def test_what_depends_on_the_op_alone_is_final() -> None:

@@ -414,6 +414,63 @@ def test_what_a_foreign_key_refuses_waits_for_nothing_else(
     assert states(*children, later) == ["rejected", "applied", "rejected", "queued"]
 
 
+def of_its_table(db: Any, who: int) -> Any:
+    return pipeline.enqueue_insert(db.event, who=who, note="open")
+
+
+def in_a_sheet(db: Any, who: int) -> Any:
+    return pipeline.enqueue_bulk_insert(db.event, [{"who": who, "note": "open"}] + [{"who": who}] * 20)[0]
+
+
+def through_another(db: Any, who: int) -> Any:
+    return pipeline.enqueue_insert(db.parent, who=who, note="opens")
+
+
+def elsewhere(db: Any, who: int) -> Any:
+    return pipeline.enqueue_insert(db.leaf, who=who)
+
+
+def elsewhere_in_a_sheet(db: Any, who: int) -> Any:
+    return pipeline.enqueue_bulk_insert(db.node, [{"who": who}] * 20)[0]
+
+
+@pytest.mark.parametrize(
+    ("older", "wanted"),
+    [
+        (of_its_table, "applied"),
+        (in_a_sheet, "applied"),
+        (through_another, "applied"),
+        (elsewhere, "rejected"),
+        (elsewhere_in_a_sheet, "rejected"),
+    ],
+)
+def test_what_a_trigger_refuses_waits_for_ops_that_may_change_what_it_reads_and_for_no_others(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, older: Callable[[Any, int], Any], wanted: str
+) -> None:
+    session = box.client.nodes.primary("s0")
+    unless_open = "WHEN NOT EXISTS (SELECT 1 FROM event WHERE note = 'open') BEGIN SELECT RAISE(ABORT, 'shut'); END"
+    session.execute(f"CREATE TRIGGER asks BEFORE INSERT ON child {unless_open}")
+    session.execute(
+        "CREATE TRIGGER opens AFTER INSERT ON parent WHEN NEW.note = 'opens'"
+        " BEGIN INSERT INTO event (id, who, note) VALUES (NEW.id, NEW.who, 'open'); END"
+    )
+    first, second = two_buckets(box)
+    at = after(monkeypatch)
+    at(0)
+    resting = older(db, first).bucket
+    at(10)
+    child = pipeline.enqueue_insert(db.child, who=second)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
+
+    look(box, monkeypatch, worker, 3, due=[child.bucket], resting=[resting])
+    assert child.status() == ("queued" if wanted == "applied" else "rejected")
+    monkeypatch.undo()
+    box.log.postpone("s0", [resting, child.bucket], 0)
+    box.drain()
+
+    assert child.status() == wanted
+
+
 @pytest.mark.parametrize(
     ("most_bytes", "makes", "wanted"),
     [(8_000_000, False, "rejected"), (8_000_000, True, "queued"), (10_000, False, "queued")],
@@ -1111,8 +1168,9 @@ def of_one_host(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refuse(box: Sandbox) -> None:
     """Let the database refuse events, as a program of its own may: nobody knows what it looks at."""
-    says = "BEGIN SELECT RAISE(ABORT, 'never'); END"
+    says = "BEGIN SELECT RAISE(ABORT, 'never') FROM unknown; END"
     session = box.client.nodes.primary("s0")
+    session.execute("CREATE VIEW unknown AS SELECT 1")
     session.execute(f"CREATE TRIGGER refuses BEFORE INSERT ON event WHEN NEW.note LIKE 'never%' {says}")
 
 

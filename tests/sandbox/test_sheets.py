@@ -11,7 +11,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from support.examples import examples
-from support.oracle.grouping import BUCKET, EPOCH, PAST, PLAIN, PRODUCER, SCOPE, Database
+from support.oracle.grouping import BUCKET, EPOCH, PAST, PLAIN, PRODUCER, SCOPE, WARY, Database
 from support.oracle.loads import AT_ONCE, insert, loaded
 
 from pipeline.apply import pace
@@ -20,6 +20,7 @@ from pipeline.apply.batch import Batch
 from pipeline.apply.executor import Executor
 from pipeline.config.settings import ApplySettings
 from pipeline.model import DELETE, Entry, Op, encode
+from pipeline.model.schema import TableSchema
 from pipeline.oplog.appends import Append
 from pipeline.shard import NodeSession
 from pipeline.shard.dialect import SQLite
@@ -217,9 +218,16 @@ def test_a_sheet_beside_an_op_of_its_table_is_taken_apart(database: Database, sh
     assert (sheets, len(found["plain"])) == ([], 16)
 
 
-def test_sheets_of_a_parent_and_its_children_keep_their_order(database: Database, sheets: list[int]):
-    known = [*(insert(PLAIN, row, {1: 1}) for row in range(1, 5)), *(past(row, 1) for row in range(1, 6))]
-    ops = [past(6, 1), past(7, 2), insert(PLAIN, 50, {1: 1}), insert(PLAIN, 51, {1: 1}), past(8, 50), past(9, 51)]
+@pytest.mark.parametrize("table", [PAST, WARY], ids=["a foreign key", "a trigger that reads"])
+def test_sheets_of_a_table_and_of_one_that_needs_its_rows_keep_their_order(
+    database: Database, sheets: list[int], table: TableSchema
+):
+    def needing(row: int, other: int) -> Op:
+        return insert(table, row, {1: other})
+
+    known = [*(insert(PLAIN, row, {1: 1}) for row in range(1, 5)), *(needing(row, 1) for row in range(1, 6))]
+    ops = [needing(6, 1), needing(7, 2), *(insert(PLAIN, row, {1: 1}) for row in (50, 51))]
+    ops += [needing(8, 50), needing(9, 51)]
 
     found = database.apply([*known, *ops], at_once=AT_ONCE)
 
@@ -257,7 +265,3 @@ def test_what_the_shard_has_seen_of_a_sheet_is_dropped_and_what_is_lost_before_o
     lost = database.session.query("SELECT epoch, producer, first_seq, last_seq FROM pipeline_lost ORDER BY producer")
     assert lost == [(EPOCH + 1, 0, 8, 9), (EPOCH + 1, PRODUCER, 15, 22)]
     assert database._found()["watermark"].position == (EPOCH + 1, 17)
-
-
-def past(row: int, of: int) -> Op:
-    return insert(PAST, row, {1: of})

@@ -40,12 +40,14 @@ PAST = TableSchema("past", (ID, Column("up", "reference plain"), Column("n", "in
 ONCE = TableSchema("once", (ID, Column("up", "bigint"), Column("a", "string", 10, unique=True), Column("n", "integer")))
 #: Whose triggers write rows of `plain`, and refuse what these refuse.
 LOUD = TableSchema("loud", (ID, Column("n", "integer"), Column("t", "string", 20)))
+#: Whose trigger reads rows of `plain`.
+WARY = TableSchema("wary", (ID, Column("n", "integer"), Column("t", "string", 20)))
 #: Parents first, so that they are dropped last.
-TABLES = (PLAIN, PARENT, CHILD, ITEM, NODE, TWO, DAY, PAST, ONCE, LOUD)
+TABLES = (PLAIN, PARENT, CHILD, ITEM, NODE, TWO, DAY, PAST, ONCE, LOUD, WARY)
 #: What an example is about.
 FAMILIES = (
     (PLAIN,), (PARENT, CHILD), (PARENT, ITEM), (PARENT, NODE), (TWO,), (DAY,), (PLAIN, PAST), (PLAIN, ONCE),
-    (PLAIN, LOUD), TABLES,
+    (PLAIN, LOUD), (PLAIN, WARY), TABLES,
 )  # fmt: skip
 #: What an example of versioned updates is about.
 VERSIONED = ((PLAIN, PAST), (PLAIN, ONCE), (PLAIN, PAST, ONCE))
@@ -69,6 +71,7 @@ CREATE = (
     "FOREIGN KEY (up) REFERENCES plain (id) ON DELETE CASCADE, CHECK (n <> 7))",
     "CREATE TABLE once (id {id}, up BIGINT, a VARCHAR(10) UNIQUE, n INT)",
     "CREATE TABLE loud (id {id}, n INT, t VARCHAR(20))",
+    "CREATE TABLE wary (id {id}, n INT, t VARCHAR(20))",
 )
 TRIGGERS = (
     "CREATE TRIGGER made AFTER INSERT ON loud FOR EACH ROW BEGIN UPDATE plain SET n = n + 1 WHERE id = NEW.n; END",
@@ -76,6 +79,13 @@ TRIGGERS = (
     "BEGIN UPDATE plain SET n = n * 2 + NEW.id % 2 WHERE id > NEW.n; END",
     "CREATE TRIGGER gone AFTER DELETE ON loud FOR EACH ROW BEGIN DELETE FROM plain WHERE id = OLD.n; END",
 )
+#: A row of `wary` is refused without the row of `plain` that it names.
+READS = {
+    "sqlite": "CREATE TRIGGER asked BEFORE INSERT ON wary WHEN NEW.n > 2"
+    " AND NOT EXISTS (SELECT 1 FROM plain WHERE id = NEW.n) BEGIN SELECT RAISE(ABORT, 'no such'); END",
+    "mysql": "CREATE TRIGGER asked BEFORE INSERT ON wary FOR EACH ROW BEGIN IF NEW.n > 2"
+    " AND NOT EXISTS (SELECT 1 FROM plain WHERE id = NEW.n) THEN SIGNAL SQLSTATE '45000'; END IF; END",
+}
 ID_TYPES = {"sqlite": "INTEGER PRIMARY KEY AUTOINCREMENT", "mysql": "BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY"}
 
 #: As `migrate` makes tables. Here every emoji is every other, あ is ア, and control characters are nothing.
@@ -258,7 +268,7 @@ class Database:
             self._run(sql)
         for sql in CREATE:
             self._run(sql.format(id=ID_TYPES[self.session.dialect.name]) + (COLLATED if self._mysql else ""))
-        for sql in TRIGGERS:
+        for sql in (*TRIGGERS, READS[self.session.dialect.name]):
             self._run(sql)
         self._run(ledger_queries.buckets_sql(self.session.dialect, range(BUCKETS)))
 

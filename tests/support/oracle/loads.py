@@ -7,12 +7,12 @@ from typing import Any
 
 from pipeline.model import DELETE, INSERT, UPDATE, Op
 from pipeline.model.schema import TableSchema
-from support.oracle.grouping import CHILD, ITEM, LOUD, NODE, PARENT, PAST, PLAIN
+from support.oracle.grouping import CHILD, ITEM, LOUD, NODE, PARENT, PAST, PLAIN, WARY
 
 #: Small enough for several batches of an example: the first sheet of a shape is taken apart.
 AT_ONCE = 9
 FAMILIES = (
-    *((PLAIN,), (PLAIN,), (PLAIN, PAST), (PLAIN, PAST), (ITEM, PLAIN), (PLAIN, LOUD)),
+    *((PLAIN,), (PLAIN,), (PLAIN, PAST), (PLAIN, PAST), (ITEM, PLAIN), (PLAIN, LOUD), (PLAIN, WARY)),
     *((PARENT, CHILD), (PARENT, ITEM), (NODE,)),
 )
 
