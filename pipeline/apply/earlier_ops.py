@@ -10,23 +10,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from pipeline import clock
 from pipeline.apply.batch import Batch, FactBook
-from pipeline.apply.footprint import EVENTS, EVENTS_OF
+from pipeline.apply.footprint import ANYTHING, Needed
 from pipeline.apply.grouping import Item
 from pipeline.apply.order import sent_ms_of
 from pipeline.config import Topology
 from pipeline.config.buckets import log_number
 from pipeline.errors import NewerOp, NotAnOp, PipelineError
-from pipeline.model import COPY, DELETE, HEAD_BYTES, INSERT, UPDATE, UPSERT, Entry, Op, Position, decode
+from pipeline.model import COPY, DELETE, HEAD_BYTES, INSERT, UPDATE, Entry, Op, Position, decode
 from pipeline.model.sheet import Read, SheetEntry, count_ops, cut_at, entry_bytes, last_of, last_seq
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
 from pipeline.shard import NodeSession, records
-from pipeline.shard.driver_errors import code_of, is_about_parents, is_about_values, is_signal, may_be_early
 from pipeline.shard.records.set_aside import written_row
 from pipeline.shard.table_facts import Facts, constraints_in
 
@@ -169,26 +167,6 @@ class NamedRow(NamedTuple):
         return named and sent_ms_of(entry) <= self.until_ms
 
 
-class Needed(NamedTuple):
-    """What may help an op that a constraint refuses; where nothing is named, any other op may.
-
-    Attributes:
-        rows: rows to which it refers, by the names of their tables in the database: an op may make one.
-        freed: the name of its own table, where a value is taken: an op on that may free the value.
-        cascades: whether an op on another table may, too, as its deletes may go on here.
-        read: tables, by these names, whose rows decide what a trigger says: any op on one may help.
-    """
-
-    rows: Mapping[str, Collection[int]] = MappingProxyType({})
-    freed: str = ""
-    cascades: bool = False
-    read: Collection[str] = ()
-
-
-#: Of what an op needs nothing is known.
-ANYTHING = Needed()
-
-
 class HelpingOps(NamedTuple):
     """Ops that may help a refused one, and were enqueued before it."""
 
@@ -252,139 +230,87 @@ def _begins(payload: bytes) -> tuple[bytes, bytes]:
     return (words[1], words[3]) if len(words) == 5 else (b"", b"")
 
 
-class EarlierOps:
-    """Tells what was enqueued before an op, and is neither applied on the shard nor in the open transaction.
+class QueuedOps:
+    """What is queued in a shard's logs behind the open transaction, as far as it was looked at.
 
     Args:
-        shard: its name.
         session: of the shard's primary.
         log: the logs.
         facts: of the tables.
-        wait_s: how long an op waits at most, while this process looks at it and nothing older moves.
         topology: tells in which bucket an op is that makes a row; None: in any.
+
+    Attributes:
+        marks: what is committed of each bucket, as of the last look.
+        oldest: of each bucket that has ops queued, when the oldest of each producer was enqueued, ms; None before the
+            first look of a transaction.
+        is_deep: whether more was looked at than the next op of each bucket.
     """
 
-    def __init__(
-        self,
-        shard: str,
-        session: NodeSession,
-        log: Work,
-        facts: FactBook,
-        wait_s: float,
-        topology: Topology | None,
-    ):
-        self._topology = topology
-        self._shard, self._session, self._log, self._facts, self._wait_s = shard, session, log, facts, wait_s
-        self._waits: dict[Place, Wait] = {}
-        #: Of each bucket for which an op has waited as long as it may, its watermark; and of those for which a delete
-        #: has waited once more.
-        self._stuck: dict[int, Position] = {}
-        self._stuck_still: dict[int, Position] = {}
-        #: The op of the open transaction that waits no longer. It is one alone: others may wait for just that op.
-        self._let_go: Place | None = None
-        #: Of each bucket, its op that the open transaction puts off.
-        self._putting_off: dict[int, Position] = {}
-        #: Of these, when they were enqueued, and the other buckets of the transaction that have older ops.
-        self._behind_what: dict[int, tuple[float, set[int]]] = {}
-        #: What is put off no more, see `committed`; and the buckets of which an op waits: its time ends.
-        self._spent: dict[int, Position] = {}
-        self._waiting: set[int] = set()
-        #: The refused ops of the open transaction that are refused for good, see `settle`.
-        self._settled: set[Place] = set()
+    def __init__(self, session: NodeSession, log: Work, facts: FactBook, topology: Topology | None):
+        self._session, self._log, self._facts, self._topology = session, log, facts, topology
+        self.marks: dict[int, Position] = {}
+        self.oldest: dict[int, dict[int, float]] | None = None
+        self.is_deep = False
         self._batch: Batch | None = None
-        self._marks: dict[int, Position] = {}
         self._owned: list[int] = []
         self._headed = False
-        #: Of each bucket of the shard that has ops queued, when the oldest of each producer was enqueued, ms.
-        self._queued: dict[int, dict[int, float]] | None = None
         #: By bucket, and since when, s.
         self._ahead, self._ahead_from_s = dict[int, Ahead](), 0.0
-        self._looked_deep = False
-        #: By a table's name, see `named_row`: constraints may change between transactions.
-        self._by_id: dict[str, bool] = {}
         #: By a table's name in the database, its name in the model.
         self._models: dict[str, str | None] = {}
         #: How many more bytes and entries may be kept in mind.
         self._room = 0, 0
 
-    def begin(self, batch: Batch, *, again: bool = False) -> None:
+    def begin(self, batch: Batch) -> None:
         """Begin a transaction.
 
         Args:
             batch: what it applies; what is behind that is queued.
-            again: whether it is the last one without its early ops.
         """
-        if not again:
-            self._putting_off, self._settled, self._let_go, self._waiting = {}, set(), None, set()
-        self._batch, self._queued, self._looked_deep = batch, None, False
-        self._by_id = {}
+        self._batch, self.oldest, self.is_deep = batch, None, False
 
-    def awaited_by(
-        self,
-        item: Item,
-        *,
-        deletes_from: Facts | None = None,
-        refused: bool = True,
-        needed: Needed = ANYTHING,
-    ) -> WaitReason | None:
-        """Return why an op that a constraint refuses, or that deletes, waits; None where it has its turn.
+    def look(self, keep: Collection[int] = ()) -> bool:
+        """Read where the queue of each bucket of the shard begins, and forget what is not queued any more.
 
         Args:
-            item: the op.
-            deletes_from: of the table from which it deletes, if it does and is no group.
-            refused: whether a constraint refuses it: then what is younger by `CLOCKS_MS` counts for a second.
-            needed: what may help a refused op.
-        """
-        if self._queued is None:
-            self._begin_to_look()
-        at_ms, bucket = item.op.at_ms, item.entry.bucket
-        row = self.named_row(item.op, deletes_from) if deletes_from is not None else None
-        younger_ms, share = (CLOCKS_MS, 1.0) if refused else (0.0, DELETES if row is None else NAMED_DELETES)
-        most_s = share * self._wait_s
-        near = self._naming(item, row) if row is not None else self._helping(item, needed, younger_ms)
-        if not near:
-            return None
-        older = [one for one, sent_ms in near.items() if sent_ms < at_ms]
-        now = {one: self._marks[one] for one in older}
-        stuck = bool(now) and not refused and now.items() <= self._stuck.items()
-        if stuck and now.items() <= self._stuck_still.items():
-            return None  # the deletes of a bucket would wait for as long, one after another
-        before_s, waited_s = self._waited_s(item.place, older)
-        # the delete that waited for these buckets may be what they waited for: they have a moment to get on
-        # a delete is looked at first; what is before it in its bucket goes on with it, else neither does
-        alone = self._let_go is None or (self._let_go[0] == bucket and self._let_go >= item.place)
-        if alone and waited_s >= (min(most_s, LOOK_S) if stuck else most_s):
-            self._let_go = item.place
-            self._stuck |= now
-            self._stuck_still |= now if stuck else {}
-            return None
-        if not older and waited_s >= CLOCKS_S:
-            return None
-        if not waited_s:  # else a bucket would rest that a worker drained on a primary that died since
-            self._log.mark_dirty(self._shard, near)
-        if not refused and (before_s < 0 or before_s < max(0.0, most_s - LOOK_S) <= waited_s):
-            # it may rest because its server was away; and it is looked at before this one waits no longer
-            self._log.postpone(self._shard, near, 0)
-        self._note_queued(bucket, {item.entry.producer: at_ms})  # this one is queued from now on
-        self._waiting.add(bucket)
-        return self._reason(item)
+            keep: buckets of which it stays known when their oldest ops were enqueued.
 
-    def _look_deep(self) -> None:
+        Returns:
+            Whether a watermark has gone back: a primary without the last commits was promoted.
+        """
+        marks = records.marks(self._session)
+        now = {bucket: mark.position for bucket, mark in marks.items()}
+        gone_back = any(now.get(bucket, before) < before for bucket, before in self.marks.items())
+        self.marks, self._owned = now, [bucket for bucket, mark in marks.items() if mark.owned]
+        behind, now_s = self._behind(), clock.mono_s()
+        if now_s >= self._ahead_from_s + AHEAD_S:
+            self._ahead, self._models, self._ahead_from_s = {}, {}, now_s
+        known = {bucket: self._ahead.get(bucket, Ahead(after, after)) for bucket, after in behind.items()}
+        self._ahead = {bucket: ahead.behind(behind[bucket]) for bucket, ahead in known.items()}
+        kept = [entry_bytes(entry) for ahead in self._ahead.values() for entry in ahead.entries]
+        self._room = MOST_BYTES - sum(kept), MOST_AHEAD - len(kept)
+        self.oldest, self._headed = {one: oldest for one, oldest in (self.oldest or {}).items() if one in keep}, False
+        return gone_back
+
+    def look_deep(self) -> None:
         """Look at more than the next op of each bucket: older ones are behind younger where a host has spooled them."""
-        self._looked_deep, before = True, self._queued or {}
-        self._begin_to_look()
+        self.is_deep = True
         short = {bucket: DEEP - count_ops(ahead.entries) for bucket, ahead in self._ahead.items() if ahead.oldest()}
         self._look_further({bucket: ops for bucket, ops in short.items() if ops > 0})
         self._note_oldest()
-        for one in self._waiting & before.keys():
-            self._note_queued(one, before[one])
 
-    def _note_queued(self, bucket: int, oldest: Mapping[int, float]) -> None:
-        if self._queued is not None:
-            noted = self._queued.setdefault(bucket, {})
+    def note(self, bucket: int, oldest: Mapping[int, float]) -> None:
+        """Note that a bucket has ops queued.
+
+        Args:
+            bucket: the bucket.
+            oldest: when the oldest of each producer was enqueued, ms.
+        """
+        if self.oldest is not None:
+            noted = self.oldest.setdefault(bucket, {})
             noted |= {producer: min(sent_ms, noted.get(producer, inf)) for producer, sent_ms in oldest.items()}
 
-    def _near(self, item: Item, younger_ms: float) -> dict[int, float]:
+    def near(self, item: Item, younger_ms: float) -> dict[int, float]:
         """Return the buckets with an op that was enqueued before another, or perhaps: clocks of hosts differ.
 
         A producer is of one host: its own clock says which of its ops was before.
@@ -392,9 +318,13 @@ class EarlierOps:
         Args:
             item: the other op.
             younger_ms: by how much the clocks may differ.
+
+        Returns:
+            By bucket, when the oldest such op was enqueued, ms.
         """
+        self._look_at_all_heads()
         found = dict[int, float]()
-        for bucket, oldest in (self._queued or {}).items():
+        for bucket, oldest in (self.oldest or {}).items():
             if bucket == item.entry.bucket:
                 continue
             before = [ms for producer, ms in oldest.items() if ms <= until_ms(item, producer, younger_ms)]
@@ -402,75 +332,21 @@ class EarlierOps:
                 found[bucket] = min(before)
         return found
 
-    def named_row(self, delete: Op, facts: Facts) -> int | None:
-        """Return the id of the row that a delete takes, if whatever it may reach refers to the row by its id.
+    def fitting(
+        self, item: Item, what: NamedRow | HelpingOps, among: Collection[int] | None = None
+    ) -> tuple[dict[int, Read], list[int]]:
+        """Look in the other buckets for ops that fit, as far as may be looked.
 
         Args:
-            delete: the op.
-            facts: of its table.
+            item: the op that waits for them.
+            what: tells which ops fit.
+            among: the numbers of the logs to look in; None: all.
+
+        Returns:
+            The first such op of each bucket that has one, and the other buckets with older ops that were not all read.
         """
-        row = written_row(delete, facts.schema)
-        return row if row is not None and self._is_named_by_id(facts) else None
-
-    def _is_named_by_id(self, facts: Facts) -> bool:
-        name, children = facts.database_name, facts.constraints.children
-        if name not in self._by_id:
-            theirs = constraints_in(self._session, children).values() if children else ()
-            keys = [key for one in theirs for key in one.parents if key.parent.lower() == name.lower()]
-            by_id = all(key.parent_columns == (facts.schema.id_name,) for key in keys)
-            self._by_id[name] = by_id and not any(one.children for one in theirs)
-        return self._by_id[name]
-
-    def _naming(self, item: Item, row: int) -> dict[int, float]:
-        """Return the buckets with an older op that may refer to the row that is deleted: such an op names its id."""
-        found = self._first_in_each(item, NamedRow(row, str(row).encode(), item.op.at_ms))
-        # two deletes must not wait for each other for nothing
-        unseen = [bucket for bucket in self._unread(item) if bucket not in found and bucket not in self._waiting]
-        return dict.fromkeys([*found, *unseen], 0.0)
-
-    def _helping(self, item: Item, needed: Needed, younger_ms: float) -> dict[int, float]:
-        """Return of `_near` the buckets with an op that may help a refused one; all, where any op may."""
-        if needed == ANYTHING:
-            self._look_at_all_heads()
-            near = self._near(item, younger_ms)
-            if self._looked_deep or any(sent_ms < item.op.at_ms for sent_ms in near.values()):
-                return near
-            self._look_deep()  # else the database's word would be final, and the row gone
-            return self._near(item, younger_ms)
-        helping, among = HelpingOps(needed, self._facts, item, younger_ms), self._buckets_making(needed)
-        found = self._first_in_each(item, helping, among)
-        unseen = [bucket for bucket in self._unread(item, among) if bucket not in found]
-        return dict.fromkeys(unseen, 0.0) | {bucket: sent_ms_of(entry) for bucket, entry in found.items()}
-
-    def _buckets_making(self, needed: Needed) -> set[int] | None:
-        """Return the numbers of the logs in which an op is that makes one of some rows; None: any may have one."""
-        if not needed.rows or self._topology is None:
-            return None
-        found = set[int | None]()
-        for table, rows in needed.rows.items():
-            if table not in self._models:
-                self._models[table] = self._facts.table_named(table)
-            model = self._models[table]
-            found |= {None if model is None else self._topology.bucket_making(model, row) for row in rows}
-        return None if None in found else {bucket for bucket in found if bucket is not None}
-
-    def _others(self, item: Item, among: Collection[int] | None) -> list[int]:
-        """Return the buckets, and pieces, beside an op's own; those whose log is *among* some."""
-        if among is None:
-            self._look_at_all_heads()
-            return [bucket for bucket in self._queued or () if bucket != item.entry.bucket]
-        there = [one for one in self._ahead if one != item.entry.bucket and log_number(one) in among]
-        self._look_at_heads(there)
-        return there
-
-    def _unread(self, item: Item, among: Collection[int] | None = None) -> list[int]:
-        """Return the other buckets with an older op of which more is queued than may be looked at."""
-        return [
-            bucket
-            for bucket in self._others(item, among)
-            if not self._ahead[bucket].ended
-            and any(sent_ms < item.op.at_ms for sent_ms in self._ahead[bucket].oldest().values())
-        ]
+        found = self._first_in_each(item, what, among)
+        return found, [bucket for bucket in self._unread(item, among) if bucket not in found]
 
     def _first_in_each(
         self, item: Item, what: NamedRow | HelpingOps, among: Collection[int] | None = None
@@ -491,6 +367,66 @@ class EarlierOps:
             self._look_further(dict.fromkeys(looked, min(ops, max(1, self._room[1] // len(looked)))))
             ops *= 4
         return found
+
+    def _unread(self, item: Item, among: Collection[int] | None = None) -> list[int]:
+        """Return the other buckets with an older op of which more is queued than may be looked at."""
+        return [
+            bucket
+            for bucket in self._others(item, among)
+            if not self._ahead[bucket].ended
+            and any(sent_ms < item.op.at_ms for sent_ms in self._ahead[bucket].oldest().values())
+        ]
+
+    def buckets_making(self, needed: Needed) -> set[int] | None:
+        """Return the numbers of the logs in which an op is that makes one of some rows; None: any may have one.
+
+        Args:
+            needed: names the rows.
+        """
+        if not needed.rows or self._topology is None:
+            return None
+        found = set[int | None]()
+        for table, rows in needed.rows.items():
+            if table not in self._models:
+                self._models[table] = self._facts.table_named(table)
+            model = self._models[table]
+            found |= {None if model is None else self._topology.bucket_making(model, row) for row in rows}
+        return None if None in found else {bucket for bucket in found if bucket is not None}
+
+    def _others(self, item: Item, among: Collection[int] | None) -> list[int]:
+        """Return the buckets, and pieces, beside an op's own; those whose log is *among* some."""
+        if among is None:
+            self._look_at_all_heads()
+            return [bucket for bucket in self.oldest or () if bucket != item.entry.bucket]
+        there = [one for one in self._ahead if one != item.entry.bucket and log_number(one) in among]
+        self._look_at_heads(there)
+        return there
+
+    def _look_at_all_heads(self) -> None:
+        """Note of each bucket when the oldest op of each producer was enqueued that is queued in the shard, ms.
+
+        The logs say so: a bucket that a worker drained on a primary that died since is not marked dirty.
+        """
+        if not self._headed:
+            self._look_at_heads(self._ahead)
+            self._note_oldest()
+
+    def _note_oldest(self) -> None:
+        self._headed = True
+        for bucket, ahead in self._ahead.items():
+            if oldest := ahead.oldest():
+                self.note(bucket, oldest)
+
+    def _look_at_heads(self, buckets: Iterable[int]) -> None:
+        """Look how the next op begins of those buckets of which none is known."""
+        bare = [bucket for bucket in buckets if not self._ahead[bucket].oldest()]
+        heads = self._log.heads({bucket: self._ahead[bucket].to for bucket in bare})
+        unseen = self._unseen({bucket: [head] for bucket, head in heads.items()})
+        self._look_further({bucket: DEEP for bucket, queued in unseen.items() if not queued})
+        for bucket, head in heads.items():
+            ahead = self._ahead[bucket]
+            if not (ahead.entries or ahead.ended):
+                ahead.head = head  # also where nothing but copies was seen: what is behind these may be older
 
     def _look_further(self, ops: Mapping[int, int]) -> None:
         """Read the next ops of buckets, behind those that were looked at.
@@ -515,13 +451,178 @@ class EarlierOps:
             size_bytes, count = self._room
             self._room = size_bytes - sum(map(entry_bytes, unseen[bucket])), count - len(unseen[bucket])
 
+    def _behind(self) -> dict[int, Position]:
+        """Return of each bucket of the shard where its queue begins: behind what the transaction takes."""
+        after = self._batch.after if self._batch is not None else {}
+        return {bucket: after.get(bucket, self.marks[bucket]) for bucket in self._owned}
+
+    def _unseen(self, found: Mapping[int, Sequence[AnyRead]]) -> dict[int, list[AnyRead]]:
+        """Return the entries that are to be applied yet; others were sent again when an epoch had ended."""
+        pairs = {(entry.bucket, entry.producer) for queued in found.values() for entry in queued}
+        last = records.seen(self._session, pairs) if pairs else {}
+        last |= self._batch.last if self._batch is not None else {}
+        return {
+            bucket: [entry for entry in queued if last_seq(entry) > last[bucket, entry.producer]]
+            for bucket, queued in found.items()
+        }
+
+
+class EarlierOps:
+    """Tells what was enqueued before an op, and is neither applied on the shard nor in the open transaction.
+
+    Args:
+        shard: its name.
+        session: of the shard's primary.
+        log: the logs.
+        facts: of the tables.
+        wait_s: how long an op waits at most, while this process looks at it and nothing older moves.
+        topology: tells in which bucket an op is that makes a row; None: in any.
+    """
+
+    def __init__(
+        self,
+        shard: str,
+        session: NodeSession,
+        log: Work,
+        facts: FactBook,
+        wait_s: float,
+        topology: Topology | None,
+    ):
+        self._shard, self._session, self._log, self._facts, self._wait_s = shard, session, log, facts, wait_s
+        self._queued = QueuedOps(session, log, facts, topology)
+        self._waits: dict[Place, Wait] = {}
+        #: Of each bucket for which an op has waited as long as it may, its watermark; and of those for which a delete
+        #: has waited once more.
+        self._stuck: dict[int, Position] = {}
+        self._stuck_still: dict[int, Position] = {}
+        #: The op of the open transaction that waits no longer. It is one alone: others may wait for just that op.
+        self._let_go: Place | None = None
+        #: Of each bucket, its op that the open transaction puts off.
+        self._putting_off: dict[int, Position] = {}
+        #: Of these, when they were enqueued, and the other buckets of the transaction that have older ops.
+        self._behind_what: dict[int, tuple[float, set[int]]] = {}
+        #: What is put off no more, see `committed`; and the buckets of which an op waits: its time ends.
+        self._spent: dict[int, Position] = {}
+        self._waiting: set[int] = set()
+        #: The refused ops of the open transaction that are refused for good, see `settle`.
+        self._settled: set[Place] = set()
+        self._batch: Batch | None = None
+        #: By a table's name, see `named_row`: constraints may change between transactions.
+        self._by_id: dict[str, bool] = {}
+
+    def begin(self, batch: Batch, *, again: bool = False) -> None:
+        """Begin a transaction.
+
+        Args:
+            batch: what it applies; what is behind that is queued.
+            again: whether it is the last one without its early ops.
+        """
+        if not again:
+            self._putting_off, self._settled, self._let_go, self._waiting = {}, set(), None, set()
+        self._batch, self._by_id = batch, {}
+        self._queued.begin(batch)
+
+    def awaited_by(
+        self,
+        item: Item,
+        *,
+        deletes_from: Facts | None = None,
+        refused: bool = True,
+        needed: Needed = ANYTHING,
+    ) -> WaitReason | None:
+        """Return why an op that a constraint refuses, or that deletes, waits; None where it has its turn.
+
+        Args:
+            item: the op.
+            deletes_from: of the table from which it deletes, if it does and is no group.
+            refused: whether a constraint refuses it: then what is younger by `CLOCKS_MS` counts for a second.
+            needed: what may help a refused op.
+        """
+        if self._queued.oldest is None:
+            self._look()
+        at_ms, bucket = item.op.at_ms, item.entry.bucket
+        row = self.named_row(item.op, deletes_from) if deletes_from is not None else None
+        younger_ms, share = (CLOCKS_MS, 1.0) if refused else (0.0, DELETES if row is None else NAMED_DELETES)
+        most_s = share * self._wait_s
+        near = self._naming(item, row) if row is not None else self._helping(item, needed, younger_ms)
+        if not near:
+            return None
+        older = [one for one, sent_ms in near.items() if sent_ms < at_ms]
+        now = {one: self._queued.marks[one] for one in older}
+        stuck = bool(now) and not refused and now.items() <= self._stuck.items()
+        if stuck and now.items() <= self._stuck_still.items():
+            return None  # the deletes of a bucket would wait for as long, one after another
+        before_s, waited_s = self._waited_s(item.place, older)
+        # the delete that waited for these buckets may be what they waited for: they have a moment to get on
+        # a delete is looked at first; what is before it in its bucket goes on with it, else neither does
+        alone = self._let_go is None or (self._let_go[0] == bucket and self._let_go >= item.place)
+        if alone and waited_s >= (min(most_s, LOOK_S) if stuck else most_s):
+            self._let_go = item.place
+            self._stuck |= now
+            self._stuck_still |= now if stuck else {}
+            return None
+        if not older and waited_s >= CLOCKS_S:
+            return None
+        if not waited_s:  # else a bucket would rest that a worker drained on a primary that died since
+            self._log.mark_dirty(self._shard, near)
+        if not refused and (before_s < 0 or before_s < max(0.0, most_s - LOOK_S) <= waited_s):
+            # it may rest because its server was away; and it is looked at before this one waits no longer
+            self._log.postpone(self._shard, near, 0)
+        self._queued.note(bucket, {item.entry.producer: at_ms})  # this one is queued from now on
+        self._waiting.add(bucket)
+        return self._reason(item)
+
+    def named_row(self, delete: Op, facts: Facts) -> int | None:
+        """Return the id of the row that a delete takes, if whatever it may reach refers to the row by its id.
+
+        Args:
+            delete: the op.
+            facts: of its table.
+        """
+        row = written_row(delete, facts.schema)
+        return row if row is not None and self._is_named_by_id(facts) else None
+
+    def _is_named_by_id(self, facts: Facts) -> bool:
+        name, children = facts.database_name, facts.constraints.children
+        if name not in self._by_id:
+            theirs = constraints_in(self._session, children).values() if children else ()
+            keys = [key for one in theirs for key in one.parents if key.parent.lower() == name.lower()]
+            by_id = all(key.parent_columns == (facts.schema.id_name,) for key in keys)
+            self._by_id[name] = by_id and not any(one.children for one in theirs)
+        return self._by_id[name]
+
+    def _look(self) -> None:
+        """Look what is queued now; where what was waited for is undone, forget who waited."""
+        if self._queued.look(keep=self._waiting):
+            self._waits, self._stuck, self._stuck_still, self._spent = {}, {}, {}, {}
+
+    def _naming(self, item: Item, row: int) -> dict[int, float]:
+        """Return the buckets with an older op that may refer to the row that is deleted: such an op names its id."""
+        found, unread = self._queued.fitting(item, NamedRow(row, str(row).encode(), item.op.at_ms))
+        # two deletes must not wait for each other for nothing
+        return dict.fromkeys([*found, *(bucket for bucket in unread if bucket not in self._waiting)], 0.0)
+
+    def _helping(self, item: Item, needed: Needed, younger_ms: float) -> dict[int, float]:
+        """Return the buckets with an older op that may help a refused one, each with when that was enqueued, ms."""
+        queued = self._queued
+        if needed == ANYTHING:
+            near = queued.near(item, younger_ms)
+            if queued.is_deep or any(sent_ms < item.op.at_ms for sent_ms in near.values()):
+                return near
+            self._look()  # else the database's word would be final, and the row gone
+            queued.look_deep()
+            return queued.near(item, younger_ms)
+        helping = HelpingOps(needed, self._facts, item, younger_ms)
+        found, unread = queued.fitting(item, helping, queued.buckets_making(needed))
+        return dict.fromkeys(unread, 0.0) | {bucket: sent_ms_of(entry) for bucket, entry in found.items()}
+
     def _waited_s(self, place: Place, older: Collection[int]) -> tuple[float, float]:
         """Return how long an op had waited at the last look, -1 where its wait begins, and how long it has now."""
         now_s = clock.mono_s()
         if len(self._waits) > MOST_NOTED:
             self._waits = {one: wait for one, wait in self._waits.items() if now_s - wait.seen_s < 2 * self._wait_s}
         wait = self._waits.get(place, Wait(now_s, 0.0, {}))
-        self._waits[place] = looked = wait.looked(now_s, older, self._marks)
+        self._waits[place] = looked = wait.looked(now_s, older, self._queued.marks)
         return wait.waited_s if looked.waited_s else -1.0, looked.waited_s
 
     def settle(self, item: Item) -> None:
@@ -602,116 +703,8 @@ class EarlierOps:
             if not self._behind_what[youngest][1] & (self._waiting | after.keys()):
                 self._spent[youngest] = self._putting_off[youngest]
         self._putting_off, self._behind_what = {}, {}
-        self._marks.update(after)
+        self._queued.marks.update(after)
 
     def _reason(self, item: Item) -> WaitReason:
         detail = f"{item.entry.bucket}:{item.entry.position} for at most [apply] early_wait_s = {self._wait_s:g} s"
         return WaitReason("early", self._shard, self._shard, detail)
-
-    def _begin_to_look(self) -> None:
-        """Read where the queue of each bucket of the shard begins, and forget what is not queued any more."""
-        marks = records.marks(self._session)
-        now = {bucket: mark.position for bucket, mark in marks.items()}
-        if any(now.get(bucket, before) < before for bucket, before in self._marks.items()):
-            # a primary without the last commits was promoted: what was waited for is undone
-            self._waits, self._stuck, self._stuck_still, self._spent = {}, {}, {}, {}
-        self._marks = now
-        self._owned = [bucket for bucket, mark in marks.items() if mark.owned]
-        behind, now_s = self._behind(), clock.mono_s()
-        if now_s >= self._ahead_from_s + AHEAD_S:
-            self._ahead, self._models, self._ahead_from_s = {}, {}, now_s
-        known = {bucket: self._ahead.get(bucket, Ahead(after, after)) for bucket, after in behind.items()}
-        self._ahead = {bucket: ahead.behind(behind[bucket]) for bucket, ahead in known.items()}
-        kept = [entry_bytes(entry) for ahead in self._ahead.values() for entry in ahead.entries]
-        self._room = MOST_BYTES - sum(kept), MOST_AHEAD - len(kept)
-        self._queued, self._headed = {}, False
-
-    def _look_at_all_heads(self) -> None:
-        """Note of each bucket when the oldest op of each producer was enqueued that is queued in the shard, ms.
-
-        The logs say so: a bucket that a worker drained on a primary that died since is not marked dirty.
-        """
-        if not self._headed:
-            self._look_at_heads(self._ahead)
-            self._note_oldest()
-
-    def _note_oldest(self) -> None:
-        self._headed = True
-        for bucket, ahead in self._ahead.items():
-            if oldest := ahead.oldest():
-                self._note_queued(bucket, oldest)
-
-    def _look_at_heads(self, buckets: Iterable[int]) -> None:
-        """Look how the next op begins of those buckets of which none is known."""
-        bare = [bucket for bucket in buckets if not self._ahead[bucket].oldest()]
-        heads = self._log.heads({bucket: self._ahead[bucket].to for bucket in bare})
-        unseen = self._unseen({bucket: [head] for bucket, head in heads.items()})
-        self._look_further({bucket: DEEP for bucket, queued in unseen.items() if not queued})
-        for bucket, head in heads.items():
-            ahead = self._ahead[bucket]
-            if not (ahead.entries or ahead.ended):
-                ahead.head = head  # also where nothing but copies was seen: what is behind these may be older
-
-    def _behind(self) -> dict[int, Position]:
-        """Return of each bucket of the shard where its queue begins: behind what the transaction takes."""
-        after = self._batch.after if self._batch is not None else {}
-        return {bucket: after.get(bucket, self._marks[bucket]) for bucket in self._owned}
-
-    def _unseen(self, found: Mapping[int, Sequence[AnyRead]]) -> dict[int, list[AnyRead]]:
-        """Return the entries that are to be applied yet; others were sent again when an epoch had ended."""
-        pairs = {(entry.bucket, entry.producer) for queued in found.values() for entry in queued}
-        last = records.seen(self._session, pairs) if pairs else {}
-        last |= self._batch.last if self._batch is not None else {}
-        return {
-            bucket: [entry for entry in queued if last_seq(entry) > last[bucket, entry.producer]]
-            for bucket, queued in found.items()
-        }
-
-
-def needed_by(op: Op, facts: Facts, error: Exception) -> Needed | None:
-    """Return what may help an op that a constraint refuses; None: no other op can.
-
-    Args:
-        op: a row write.
-        facts: of its table.
-        error: as the driver raised it.
-    """
-    if not may_be_early(error):
-        return None
-    events, own = EVENTS_OF.get(op.kind, EVENTS), facts.database_name.lower()
-    if is_signal(error):
-        return _read_by_triggers(facts, events)
-    if op.kind not in (INSERT, UPSERT, UPDATE) or facts.constraints.writes(*events):
-        return ANYTHING
-    if is_about_parents(error):
-        # SQLite says the same where others refer to the row
-        clear = op.kind == INSERT or code_of(error) is not None or not facts.constraints.children
-        return Needed(_referred(op, facts)) if clear else ANYTHING
-    if is_about_values(error) and own not in facts.constraints.reached:
-        return Needed(freed=own, cascades=bool(facts.constraints.parents))
-    return ANYTHING
-
-
-def _read_by_triggers(facts: Facts, events: Collection[str]) -> Needed | None:
-    """Return what may help an op that a trigger refuses; None: the trigger looks at the op's row alone."""
-    read = {name.lower() for name in facts.constraints.changed_by(*events)}
-    if "@" in read or not facts.constraints.has_triggers(*events):
-        return ANYTHING
-    return Needed(read=read) if read else None
-
-
-def _referred(op: Op, facts: Facts) -> Mapping[str, Collection[int]]:
-    """Return the ids to which an op refers, by the names of their tables; nothing where these are not all known."""
-    found: dict[str, set[int]] = {}
-    for column, parent in facts.parents:
-        if column is None or parent.lower() in facts.constraints.reached:
-            return {}
-        if column in op.columns:
-            value = op.values[op.columns.index(column)]
-            if type(value) is int:
-                found.setdefault(parent.lower(), set()).add(value)
-            elif value is not None:
-                return {}
-        elif op.kind != UPDATE or any(column == number for number, _ in op.expressions):
-            return {}
-    return found

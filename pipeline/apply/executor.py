@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 
-from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early, Needed, needed_by
-from pipeline.apply.footprint import versioned
+from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early
+from pipeline.apply.footprint import Needed, needed_by, versioned
 from pipeline.apply.grouping import SHEETS_ROWS, Group, Item, item_of, items_of, taken_sheets
 from pipeline.apply.judge import ConstraintsChanged, Judge, NeededOps, RolledBack, check_upsert
 from pipeline.apply.order import HeldRows

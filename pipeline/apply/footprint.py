@@ -4,13 +4,16 @@ An op that does not show what it touches (an update by query, an old unique valu
 
 A versioned update is an atomic group that copies a row and updates just that row. Many become two statements, and those
 of different rows may change places: each copies and updates its own row only.
+
+Say what a refused op needs, too: which ops may touch what it was refused for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence, Set
+from collections.abc import Collection, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
@@ -18,6 +21,7 @@ from msgspec.structs import replace
 from pipeline.dal.trees import is_condition_tree, is_expression_tree, pinned
 from pipeline.model import COPY, DELETE, GROUP, INSERT, READ, ROW_WRITES, UPDATE, UPSERT, Op
 from pipeline.model.schema import Column, TableSchema
+from pipeline.shard.driver_errors import code_of, is_about_parents, is_about_values, is_signal, may_be_early
 from pipeline.shard.records.set_aside import alike
 from pipeline.shard.table_facts import Facts
 
@@ -431,3 +435,72 @@ def with_known_link(pair: Versioned, id_index: int) -> Op:
 def _row(op: Op, id_index: int) -> int | None:
     row = op.id if op.where is None else pinned(op.where, id_index)
     return row if type(row) is int else None
+
+
+class Needed(NamedTuple):
+    """What may help an op that a constraint refuses; where nothing is named, any other op may.
+
+    Attributes:
+        rows: rows to which it refers, by the names of their tables in the database: an op may make one.
+        freed: the name of its own table, where a value is taken: an op on that may free the value.
+        cascades: whether an op on another table may, too, as its deletes may go on here.
+        read: tables, by these names, whose rows decide what a trigger says: any op on one may help.
+    """
+
+    rows: Mapping[str, Collection[int]] = MappingProxyType({})
+    freed: str = ""
+    cascades: bool = False
+    read: Collection[str] = ()
+
+
+#: Of what an op needs nothing is known.
+ANYTHING = Needed()
+
+
+def needed_by(op: Op, facts: Facts, error: Exception) -> Needed | None:
+    """Return what may help an op that a constraint refuses; None: no other op can.
+
+    Args:
+        op: a row write.
+        facts: of its table.
+        error: as the driver raised it.
+    """
+    if not may_be_early(error):
+        return None
+    events, own = EVENTS_OF.get(op.kind, EVENTS), facts.database_name.lower()
+    if is_signal(error):
+        return _read_by_triggers(facts, events)
+    if op.kind not in (INSERT, UPSERT, UPDATE) or facts.constraints.writes(*events):
+        return ANYTHING
+    if is_about_parents(error):
+        # SQLite says the same where others refer to the row
+        clear = op.kind == INSERT or code_of(error) is not None or not facts.constraints.children
+        return Needed(_referred(op, facts)) if clear else ANYTHING
+    if is_about_values(error) and own not in facts.constraints.reached:
+        return Needed(freed=own, cascades=bool(facts.constraints.parents))
+    return ANYTHING
+
+
+def _read_by_triggers(facts: Facts, events: Collection[str]) -> Needed | None:
+    """Return what may help an op that a trigger refuses; None: the trigger looks at the op's row alone."""
+    read = {name.lower() for name in facts.constraints.changed_by(*events)}
+    if "@" in read or not facts.constraints.has_triggers(*events):
+        return ANYTHING
+    return Needed(read=read) if read else None
+
+
+def _referred(op: Op, facts: Facts) -> Mapping[str, Collection[int]]:
+    """Return the ids to which an op refers, by the names of their tables; nothing where these are not all known."""
+    found: dict[str, set[int]] = {}
+    for column, parent in facts.parents:
+        if column is None or parent.lower() in facts.constraints.reached:
+            return {}
+        if column in op.columns:
+            value = op.values[op.columns.index(column)]
+            if type(value) is int:
+                found.setdefault(parent.lower(), set()).add(value)
+            elif value is not None:
+                return {}
+        elif op.kind != UPDATE or any(column == number for number, _ in op.expressions):
+            return {}
+    return found

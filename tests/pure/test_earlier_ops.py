@@ -13,7 +13,8 @@ import pytest
 from msgspec.structs import replace
 from pymysql.err import IntegrityError
 
-from pipeline.apply.earlier_ops import LOOK_S, Needed, Wait, needed_by
+from pipeline.apply.earlier_ops import LOOK_S, Wait
+from pipeline.apply.footprint import Needed, needed_by
 from pipeline.model import DELETE, INSERT, UPDATE, UPSERT, Op, Position
 from pipeline.model.schema import Column, TableSchema
 from pipeline.shard.table_facts import Constraints, Facts, ForeignKey
