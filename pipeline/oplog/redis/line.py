@@ -208,7 +208,7 @@ class RedisLine:
                 at, biggest, room = at + ops, max(biggest, len(text) // ops), room_behind(room, text)
             self._rooms[bucket] = room
             rest[entries] = (len(rest) - entries) // 2
-        big = biggest if biggest >= BIG_BYTES else 0
+        big = BIG_BYTES if biggest >= BIG_BYTES else 0
         renewal = self._renewal()
         spans = (renewal, BELL_MS, IDEMPOTENCY_TTL_MS, BIG_TTL_MS, ROOM_MS)
         fixed = (
