@@ -63,6 +63,25 @@ def test_the_marker_is_there_as_long_as_anything_waits(spool: Spool):
     assert not spool.waiting()
 
 
+@pytest.mark.parametrize("buckets", [None, range(64)])
+def test_a_look_at_the_first_ops_puts_ids_in_order_and_reads_no_op_that_it_does_not_return(
+    spool: Spool, buckets: Sequence[int] | None
+):
+    """With 25 ops of 10 MB in there each look would take two seconds, in which nobody else may write."""
+    spool.add({bucket: [b"x"] for bucket in range(64)})
+    looks = list[str]()
+    with spool.file.reading() as db:
+        db.set_trace_callback(looks.append)
+    assert len(spool.head(buckets)) == 64
+
+    with spool.file.reading() as db:
+        db.set_trace_callback(None)
+        [look] = looks
+        steps = db.execute(f"EXPLAIN QUERY PLAN {look}").fetchall()
+    sorts_ops = [step for _, parent, _, step in steps if "TEMP B-TREE" in step and parent == 0]
+    assert sorts_ops == [], steps
+
+
 def test_an_op_that_comes_for_the_marker_alone_is_not_taken_in_once_nothing_waits(spool: Spool):
     spool.add({3: [b"a"]})
     assert spool.add({3: [b"b"]}, behind=True)
