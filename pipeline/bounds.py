@@ -34,6 +34,8 @@ HARDLY = 0.1
 #: A process that Redis has never answered waits at least so long, s: it has to import, to connect and to learn first,
 #: and on a busy machine eight such processes take a second.
 COLD_S = 2.0
+#: A busy Redis takes in so many bytes a second: a large op has that much more time, and so has its caller.
+LEAST_BYTES_PER_S, LARGE_BYTES = 20_000_000, 1_000_000
 
 
 def keep_newest(cache: dict[K, V], key: K, value: V, most: int = MOST_DEFINITIONS) -> V:
@@ -73,6 +75,15 @@ def portions(sized: Iterable[tuple[V, int]], most_bytes: int, most: int | None =
         size += more
     if portion:
         yield portion
+
+
+def more_s(size_bytes: int) -> float:
+    """Return how much longer than another a large op may take, s; 0 for one that is not large.
+
+    Args:
+        size_bytes: of the op, or of the command that appends it.
+    """
+    return size_bytes / LEAST_BYTES_PER_S if size_bytes >= LARGE_BYTES else 0.0
 
 
 class WaitBudgetSpent(TimeoutError):
@@ -152,6 +163,24 @@ class WaitBudgets:
             yield
         finally:
             budget.left_s -= more_s
+
+    @contextmanager
+    def part(self, share: float) -> Iterator[None]:
+        """Let the block use a share of what is left of this thread's budget; all of it in a cold process.
+
+        Args:
+            share: for something that can be done without.
+        """
+        budget = self.here.budget
+        if budget is None or self.cold:
+            yield
+            return
+        kept_s = max(0.0, budget.left_s) * (1 - share)
+        budget.left_s -= kept_s
+        try:
+            yield
+        finally:
+            budget.left_s += kept_s
 
     def lasts(self) -> None:
         """See that there is time for another step.

@@ -35,6 +35,9 @@ FEW = 3
 RESERVE = 1 << 16
 #: The time between two checks of the reserve, s, and the share of what a caller may wait that one may take.
 RESERVE_CHECK_S, RESERVE_SHARE = 60.0, 0.3
+#: The share of what a caller may wait that it waits for new ids, where the host has some in reserve: its op is still to
+#: be sent.
+ASK_SHARE = 0.4
 #: How long one process may take to fetch a span before another fetches one too, s; and how long all wait for it, s.
 SPAN_LEASE_S, SPAN_S = 2.0, 10.0
 logger = logging.getLogger("pipeline.ids")
@@ -143,11 +146,14 @@ class RowIds:
         if kept is not None:
             return kept
         try:
-            given = self._asked(shard, wanted)
+            with away.wait_budgets.part(ASK_SHARE):
+                given = self._asked(shard, wanted)
         except Unavailable as error:
+            # with an id of the reserve the op itself finds out whether Redis is away, or was busy for a moment
+            if kept := self._reserved(bucket, wanted[bucket]):
+                return kept
             away.hear(error)
-            kept = self._reserved(bucket, wanted[bucket])
-            return kept or self._asked_at_last(bucket, wanted[bucket])
+            return self._asked_at_last(bucket, wanted[bucket])
         self._see_to_the_reserve()
         return given
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pipeline import clock
-from pipeline.bounds import WaitBudgets
+from pipeline.bounds import WaitBudgets, more_s
 from pipeline.enqueue.shipment import HostNews, OpPlace, Shipment, queued
 from pipeline.errors import (
     LogUnavailable,
@@ -259,7 +259,12 @@ class Fallback:
         return row_id if self._away.claims_fail else self._publisher.claim(bucket, key, row_id)
 
     def _ship(self, shipment: Shipment) -> dict[int, OpPlace]:
-        if self._away.open and (places := self._spooled(shipment, shipment.numbered, behind=True)):
+        away = self._away
+        if (
+            away.open
+            and not self._drained_before(shipment)
+            and (places := self._spooled(shipment, shipment.numbered, behind=True))
+        ):
             return places
         try:
             places = self._publisher.ship(shipment)
@@ -268,6 +273,18 @@ class Fallback:
             return places
         except Unavailable as error:
             return self._instead(shipment, error)
+
+    def _drained_before(self, shipment: Shipment) -> bool:
+        """Let a large op wait until what is in the spool has been sent, if it drains; whether nothing waits there.
+
+        Else large ops come into the spool several times as fast as Redis takes them, and all others wait behind them.
+        The wait is a part of what a large op may take.
+        """
+        spool, size_bytes = self._away.spool, sum(len(op) for ops in shipment.runs.values() for op in ops)
+        if not (longer_s := more_s(size_bytes)) or not spool.drains():
+            return False
+        with self._away.wait_budgets.spending():
+            return any(not spool.waiting() for _ in clock.polls(longer_s))
 
     def _instead(self, shipment: Shipment, error: Unavailable) -> dict[int, OpPlace]:
         """Spool what Redis did not take."""

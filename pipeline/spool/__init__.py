@@ -34,6 +34,9 @@ FRESH_MS = 86_400_000
 SHARED_MS = FRESH_MS // 2
 #: Ops and bytes that one look takes.
 HEAD_OPS, HEAD_BYTES = 1000, 4_000_000
+#: A spool drains if ops began to wait, or some were sent, in the last seconds: a large one takes a second on a busy
+#: machine. Where Redis is away for longer, nobody counts on that.
+DRAINS_S = 2.0
 #: What is said of ops that another configuration has placed, or would place, elsewhere.
 ASTRAY = (
     "{ops} ops in the spool {path} were placed by another configuration: {fault}; send them by that one, with "
@@ -149,6 +152,10 @@ class Spool:
         """Whether ops wait to be sent: then all others have to go behind them. About a microsecond."""
         return self.file.marked
 
+    def drains(self) -> bool:
+        """Whether ops wait, and may soon be sent: Redis has not been away for long. About two microseconds."""
+        return self.file.marked_within(DRAINS_S)
+
     def add(
         self,
         runs: Mapping[int, Sequence[bytes]],
@@ -215,10 +222,12 @@ class Spool:
         """
         found: list[Spooled] = []
         some = f"AND bucket IN ({_list(buckets)})" if buckets is not None else ""
+        # put in order by their ids alone: with its ops, SQLite would read the whole file for each look
+        first = f"SELECT id FROM entries WHERE sent = 0 {some} ORDER BY id LIMIT {most}"
         with self.file.reading() as db:
-            query = "SELECT id, bucket, producer, seq, payload FROM entries WHERE sent = 0"
+            query = f"SELECT id, bucket, producer, seq, payload FROM entries WHERE id IN ({first}) ORDER BY id"
             size_bytes = 0
-            for row in db.execute(f"{query} {some} ORDER BY id LIMIT {most}"):
+            for row in db.execute(query):
                 found.append(Spooled(*row))
                 size_bytes += len(row[4])
                 if size_bytes >= HEAD_BYTES:
@@ -233,6 +242,7 @@ class Spool:
         with self.file.writing(room=DRAINING_ROOM, synced=False) as db:
             db.executemany("DELETE FROM entries WHERE id = ? AND kept = 0", ((id,) for id in ids))
             db.executemany("UPDATE entries SET sent = ? WHERE id = ?", ((epoch, id) for id in ids))
+        self.file.note_sent()
 
     def renew(self, buckets: Iterable[int], epoch: int) -> int:
         """Let everything wait again that was sent under another epoch: Redis may have lost it. Return how many."""
@@ -448,6 +458,10 @@ class NullSpool:
         raise IdsUsedUp("this host keeps no ids in reserve: it has no spool")
 
     def waiting(self) -> bool:
+        """Return False."""
+        return False
+
+    def drains(self) -> bool:
         """Return False."""
         return False
 

@@ -11,11 +11,12 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from weakref import WeakSet
 
+from pipeline import clock
 from pipeline.errors import PipelineFull, SpoolUnavailable
 from pipeline.spool.turns import BESIDE, HostLock, host_lock, moved_aside, open_private, refuse_planted, take_over
 
@@ -105,6 +106,22 @@ class SpoolFile:
     def unmark(self) -> None:
         """Remove the marker; call this while nobody else may write."""
         Path(self._marker).unlink(missing_ok=True)
+
+    def note_sent(self) -> None:
+        """Note, for all processes, that ops which waited were sent just now: by the marker's time."""
+        with suppress(OSError):  # removed meanwhile, or somebody else's: then nobody waits for the others
+            os.utime(self._marker)
+
+    def marked_within(self, seconds: float) -> bool:
+        """Whether ops wait, and the first of them came, or others were sent, in the last seconds.
+
+        Args:
+            seconds: how many.
+        """
+        try:
+            return clock.wall_ms() - 1000 * os.stat(self._marker).st_mtime < 1000 * seconds
+        except FileNotFoundError:
+            return False
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -16,12 +16,12 @@ import redis
 from hiredis import pack_command
 from support.servers.redis_stub import HANG_UP, Stub
 
-from pipeline import clock
+from pipeline import bounds, clock
 from pipeline.bounds import COLD_S, WaitBudget, WaitBudgets, in_all, require_threads, waited
 from pipeline.errors import ConfigError, LogUnavailable, ShardUnavailable
 from pipeline.model import Position
 from pipeline.oplog.appends import Append, Scope
-from pipeline.oplog.redis import line as lines
+from pipeline.oplog.redis.connection import HEALTH_CHECK_S
 from pipeline.oplog.redis.keys import Keys
 from pipeline.oplog.redis.line import FITS_BYTES, RedisLine
 
@@ -342,11 +342,11 @@ def test_a_command_too_long_for_an_empty_socket_is_sent_by_a_thread(
 def test_a_large_command_has_more_time_from_its_connection_and_from_its_caller(
     stub: Stub, wait_budgets: WaitBudgets, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(lines, "LEAST_BYTES_PER_S", len(PING) / AMPLE_S)
+    monkeypatch.setattr(bounds, "LEAST_BYTES_PER_S", len(PING) / AMPLE_S)
     pool = redis.ConnectionPool(host="127.0.0.1", port=stub.port, socket_timeout=0.1, protocol=2)
     line, budget, slow = RedisLine(Keys("test"), pool, AMPLE_S, wait_budgets), WaitBudget(0.1), threading.Event()
     line.ask(PING)
-    monkeypatch.setattr(lines, "LARGE_BYTES", len(PING))
+    monkeypatch.setattr(bounds, "LARGE_BYTES", len(PING))
     stub.before = lambda: slow.wait(AMPLE_S)
     threading.Timer(0.3, slow.set).start()
 
@@ -357,6 +357,85 @@ def test_a_large_command_has_more_time_from_its_connection_and_from_its_caller(
     assert budget.left_s < 1
     assert pool.get_connection()._sock.gettimeout() == 0.1
     pool.disconnect()
+
+
+OP = [Append(0, 1, (b"op",))]
+TAKEN = b"$10\r\nok 1 0 7 0\r\n"
+
+
+@pytest.fixture
+def hasty(stub: Stub, wait_budgets: WaitBudgets) -> Iterator[RedisLine]:
+    """A line that is connected, whose first try soon ends."""
+    pool = redis.ConnectionPool(host="127.0.0.1", port=stub.port, socket_timeout=0.05, protocol=2)
+    line = RedisLine(Keys("test"), pool, 0.02, wait_budgets)
+    with wait_budgets.within(wait_budgets.budget()):
+        assert any(_answers(line) for _ in clock.polls(AMPLE_S))  # a busy machine may need several tries
+        yield line
+    line.drop()
+    pool.disconnect()
+
+
+def _answers(line: RedisLine) -> bool:
+    try:
+        line.connect()
+    except LogUnavailable:
+        return False
+    return True
+
+
+def test_a_server_that_is_busy_for_longer_than_a_first_try_answers_on_the_same_connection(stub: Stub, hasty: RedisLine):
+    """Another connection would take the busy server several turns more: with ten ops of 10 MB there, too many."""
+    free, before = threading.Event(), stub.taken
+    stub.before, stub.replies = lambda: free.wait(AMPLE_S), [(TAKEN,)]
+    threading.Timer(0.2, free.set).start()
+
+    [placed] = hasty.append(SCOPE, 7, 1, OP, "", 0).placed
+
+    assert placed.position == Position(7, 0)
+    assert stub.taken == before
+
+
+def test_on_a_connection_that_has_idled_for_long_a_silent_server_is_asked_over_another(stub: Stub, hasty: RedisLine):
+    """A firewall may have dropped the first one without a word."""
+    before = stub.taken
+    hasty._used_s -= HEALTH_CHECK_S
+    stub.replies = [(), (TAKEN,)]
+
+    [placed] = hasty.append(SCOPE, 7, 1, OP, "", 0).placed
+
+    assert placed.position == Position(7, 0)
+    assert stub.taken == before + 1
+
+
+def test_a_server_that_is_silent_for_all_of_a_budget_is_taken_for_silent(
+    stub: Stub, hasty: RedisLine, wait_budgets: WaitBudgets
+):
+    """So the breaker opens, and no later request waits."""
+    stub.replies, wait_budgets.hardly_s = [()], 0.0
+
+    with wait_budgets.within(WaitBudget(0.1)), pytest.raises(LogUnavailable) as raised:
+        hasty.append(SCOPE, 7, 1, OP, "", 0)
+
+    assert raised.value.silent
+    assert raised.value.sent
+
+
+def test_what_can_be_done_without_has_a_share_of_a_budget_and_leaves_the_rest(wait_budgets: WaitBudgets):
+    budget = WaitBudget(1.0)
+
+    with wait_budgets.within(budget), wait_budgets.part(0.25):
+        assert budget.left_s == 0.25
+        budget.left_s -= 0.5  # it took longer
+
+    assert budget.left_s == 0.5
+
+
+def test_a_cold_process_has_all_of_its_budget_for_each_step():
+    budgets = WaitBudgets(1.0, cold=True)
+    budget = WaitBudget(1.0)
+
+    with budgets.within(budget), budgets.part(0.25):
+        assert budget.left_s == 1.0
 
 
 def test_a_server_that_hangs_up_is_no_reply_also_in_a_thread(stub: Stub, line: RedisLine, wait_budgets: WaitBudgets):

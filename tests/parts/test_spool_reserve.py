@@ -83,6 +83,17 @@ def test_while_redis_is_away_a_process_goes_on_with_its_blocks_and_then_with_the
     assert len(left) > RESERVE - 2 * len(made), "what a process takes it uses"
 
 
+def test_a_redis_that_gives_no_ids_in_time_costs_a_host_with_a_reserve_no_more_than_that(spool: Spool, hosts: Hosts):
+    """It may have been busy for a moment: the op itself finds out whether Redis is away."""
+    ids: Any = hosts.maker(spool)
+    first = ids.new(3, hosts.now_ms)
+    hosts.now_ms += FRESH_MS
+    hosts.log.away = True
+
+    assert ids.new(3, hosts.now_ms) > first
+    assert not ids._away.tripped
+
+
 def test_a_new_host_that_redis_answers_late_gets_its_ids_all_the_same(spool: Spool, hosts: Hosts):
     ids: Any = hosts.maker(spool)
     hosts.log.fail_once = True

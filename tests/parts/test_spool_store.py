@@ -17,7 +17,7 @@ from support.sandbox.spooled import payloads
 from pipeline import clock
 from pipeline.errors import PipelineFull, SpoolUnavailable, WrongDeployment
 from pipeline.model.fingerprint import Fingerprint
-from pipeline.spool import FRESH_MS, Spool
+from pipeline.spool import DRAINS_S, FRESH_MS, Spool
 from pipeline.spool.turns import GroupCommit
 
 # taking and sending ------------------------------------------------------------------------------------------------
@@ -61,6 +61,48 @@ def test_the_marker_is_there_as_long_as_anything_waits(spool: Spool):
     assert spool.waiting()
     assert spool.settle()
     assert not spool.waiting()
+
+
+def test_a_spool_drains_while_ops_are_sent_from_it_and_at_first_but_not_where_redis_stays_away(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+):
+    ahead_ms, wall_ms = 0.0, clock.wall_ms
+    monkeypatch.setattr(clock, "wall_ms", lambda: wall_ms() + ahead_ms)
+    assert not spool.drains()
+    spool.add({3: [b"a"], 4: [b"b"]})
+    assert spool.drains()
+
+    os.utime(f"{spool.path}.waiting", (0, 0))
+    assert not spool.drains()
+
+    spool.sent(spool.head([3]), 101)
+    assert spool.drains()
+    ahead_ms = 1000 * (DRAINS_S + 1)
+    assert not spool.drains(), "Redis has gone away again"
+
+    spool.sent(spool.head([4]), 101)
+    ahead_ms = 0.0
+    assert spool.settle()
+    assert not spool.drains()
+
+
+@pytest.mark.parametrize("buckets", [None, range(64)])
+def test_a_look_at_the_first_ops_puts_ids_in_order_and_reads_no_op_that_it_does_not_return(
+    spool: Spool, buckets: Sequence[int] | None
+):
+    """With 25 ops of 10 MB in there each look would take two seconds, in which nobody else may write."""
+    spool.add({bucket: [b"x"] for bucket in range(64)})
+    looks = list[str]()
+    with spool.file.reading() as db:
+        db.set_trace_callback(looks.append)
+    assert len(spool.head(buckets)) == 64
+
+    with spool.file.reading() as db:
+        db.set_trace_callback(None)
+        [look] = looks
+        steps = db.execute(f"EXPLAIN QUERY PLAN {look}").fetchall()
+    sorts_ops = [step for _, parent, _, step in steps if "TEMP B-TREE" in step and parent == 0]
+    assert sorts_ops == [], steps
 
 
 def test_an_op_that_comes_for_the_marker_alone_is_not_taken_in_once_nothing_waits(spool: Spool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from pydal import DAL, Field
 from support.sandbox.spooling import Shop
 
-from pipeline import clock
+from pipeline import bounds, clock
 from pipeline.enqueue import held_ops
 from pipeline.errors import (
     BadOp,
@@ -89,6 +90,47 @@ def test_an_op_goes_behind_those_that_wait_though_redis_is_back(shop: Shop):
 
     assert shop.buy(4).position is not None
     assert shop.bought() == [10, 20, 30, 4]
+
+
+@pytest.fixture
+def large(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """A shop whose every op is a large one, with ops in its spool though Redis is back."""
+    shop.buy(1)
+    shop.log.away = True
+    shop.buy(2)
+    shop.log.away = False
+    monkeypatch.setattr(bounds, "LARGE_BYTES", 1)
+    monkeypatch.setattr(bounds, "LEAST_BYTES_PER_S", 10.0)  # 20 s for each
+    return shop
+
+
+def test_a_large_op_lets_the_spool_drain_first(large: Shop, monkeypatch: pytest.MonkeyPatch):
+    """Else it would be in there before small ones that come a moment later."""
+    monkeypatch.setattr(clock, "sleep_s", lambda seconds: large.drain())
+
+    receipt = large.buy(3)
+
+    assert receipt.position is not None
+    assert large.bought() == [1, 2, 3]
+
+
+def test_a_large_op_goes_behind_what_waits_once_its_time_is_over(large: Shop, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bounds, "LEAST_BYTES_PER_S", 10**6)
+
+    assert large.buy(3).position is None
+    large.drain()
+    assert large.bought() == [1, 2, 3]
+
+
+def test_a_large_op_does_not_wait_for_a_spool_from_which_redis_takes_nothing(
+    large: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    slept = list[float]()
+    monkeypatch.setattr(clock, "sleep_s", slept.append)
+    os.utime(f"{large.client.spool.path}.waiting", (0, 0))  # it has been away for long
+
+    assert large.buy(3).position is None
+    assert slept == []
 
 
 @pytest.mark.parametrize("lost", ["send", "reply"])

@@ -195,7 +195,7 @@ class RedisServer:
         self._lasts: dict[int, tuple[bytes, float]] = {}
         self._firsts: dict[int, tuple[Position, float]] = {}
         self._leisurely = connect(url, read_s=read_s, connect_s=min(read_s, 2.0)).connection_pool
-        # two tries: read, then connect and read again
+        # two tries: read, then connect and read again; see `RedisLine.ask` for when the first lasts longer
         self._reply_s = timeout_s * 0.4
         self._quick = connect(url, read_s=self._reply_s, connect_s=timeout_s * 0.2)
         self._lines = self._quick.connection_pool

@@ -17,7 +17,7 @@ import redis
 from hiredis import pack_command
 
 from pipeline import clock
-from pipeline.bounds import COLD_S, WaitBudgets, WaitBudgetSpent, keep_newest, portions
+from pipeline.bounds import COLD_S, WaitBudgets, WaitBudgetSpent, keep_newest, more_s, portions
 from pipeline.errors import LogUnavailable, PipelineError, PipelineFull
 from pipeline.model import Position
 from pipeline.oplog.appends import (
@@ -36,6 +36,7 @@ from pipeline.oplog.appends import (
 )
 from pipeline.oplog.redis.connection import (
     CUT_AT_ONCE_BYTES,
+    HEALTH_CHECK_S,
     MOST_REASON,
     RedisServer,
     by_bucket,
@@ -52,8 +53,6 @@ from pipeline.oplog.shared_state import BELL_MS, BIG_TTL_MS, IDEMPOTENCY_TTL_MS,
 RENEW_S = 3600
 #: A command of more bytes may have to wait for the server to read it: an empty socket takes this much at once.
 FITS_BYTES = 16_384
-#: A busy server takes in so many bytes a second: a large command has that much more time, and so has its caller.
-LEAST_BYTES_PER_S, LARGE_BYTES = 20_000_000, 1_000_000
 #: One WAIT asks for this long, well below the socket's time-out; it is asked again until the caller's deadline.
 WAIT_MS = 20
 #: No answer in time, as the driver says it, and as the kernel does.
@@ -87,7 +86,7 @@ class RedisLine:
         self._keys, self._pool, self._reply_s, self._wait_budgets = keys, pool, reply_s, wait_budgets
         self._sign_keys = sign_keys
         self._wire: Wire | None = None
-        self._renew_at = 0.0
+        self._renew_at = self._used_s = 0.0
         self._heads: dict[tuple[str, int], list[str]] = {}
         #: Of each bucket the bytes that are left in the last block of its log, had this line alone appended there.
         self._rooms: dict[int, int] = {}
@@ -166,11 +165,13 @@ class RedisLine:
         budget = wait_budgets.here.budget if wait_budgets is not None else None
         if wait_budgets is None or budget is None:
             return self._ask_at_leisure(packed)
+        began = clock.mono_s() if now_s is None else now_s
+        lately, self._used_s = began - self._used_s < HEALTH_CHECK_S, began
         if wire is None or budget.left_s < self._reply_s or len(packed) > FITS_BYTES:
             return self._asked_aside(wait_budgets, packed)
-        began = clock.mono_s() if now_s is None else now_s
         try:  # as `WaitBudgets.spending`, at a tenth of its cost
-            return wire.ask(packed)
+            # no firewall has cut a wire that was used of late: the server is busy, and another wire takes it longer
+            return wire.ask(packed, budget.left_s - self._reply_s if lately else 0.0)
         finally:
             took_s = clock.mono_s() - began
             if took_s > wait_budgets.hardly_s:
@@ -208,7 +209,7 @@ class RedisLine:
                 at, biggest, room = at + ops, max(biggest, len(text) // ops), room_behind(room, text)
             self._rooms[bucket] = room
             rest[entries] = (len(rest) - entries) // 2
-        big = biggest if biggest >= BIG_BYTES else 0
+        big = BIG_BYTES if biggest >= BIG_BYTES else 0
         renewal = self._renewal()
         spans = (renewal, BELL_MS, IDEMPOTENCY_TTL_MS, BIG_TTL_MS, ROOM_MS)
         fixed = (
@@ -275,6 +276,9 @@ class RedisLine:
             return self._asked_again(command, error)
 
     def _asked_again(self, command: Sequence[Any], error: Exception) -> bytes:
+        budget = self._wait_budgets.here.budget if self._wait_budgets is not None else None
+        # the server has kept silent for all of it, and no step of ours took its time
+        silent = isinstance(error, _UNANSWERED) and budget is not None and budget.left_s <= 0
         if isinstance(error, _TRANSIENT):
             self.drop()
             self._renew_at = 0.0
@@ -286,7 +290,7 @@ class RedisLine:
                 self.drop()
                 spent = isinstance(again, WaitBudgetSpent)
                 if waiting.passed or spent or not isinstance(again, _UNANSWERED):
-                    raise LogUnavailable(f"{type(again).__name__}: {again}", silent=not spent) from again
+                    raise LogUnavailable(f"{type(again).__name__}: {again}", silent=silent or not spent) from again
         raise AssertionError
 
     def _call(self, command: Sequence[Any]) -> bytes:
@@ -323,11 +327,11 @@ class RedisLine:
 
     def _asked_aside(self, wait_budgets: WaitBudgets, packed: bytes) -> Any:
         """Let a thread ask; the wire is ours again if it has answered in time."""
-        wait_budgets.lasts()
-        wire, self._wire = self._wire, None
         # much at once takes its time
-        from_s = wait_budgets.hardly_s * (1 + len(packed) // FITS_BYTES) if wire is not None else 0.0
-        with wait_budgets.more(_more_s(packed)):
+        with wait_budgets.more(more_s(len(packed))):
+            wait_budgets.lasts()
+            wire, self._wire = self._wire, None
+            from_s = wait_budgets.hardly_s * (1 + len(packed) // FITS_BYTES) if wire is not None else 0.0
             answer = wait_budgets.aside(
                 lambda: self._answer(wire, packed), late=lambda late: late.wire.drop(), from_s=from_s
             )
@@ -355,12 +359,8 @@ class _Answer(NamedTuple):
     refusal: redis.exceptions.ResponseError | None
 
 
-def _more_s(packed: bytes) -> float:
-    return len(packed) / LEAST_BYTES_PER_S if len(packed) >= LARGE_BYTES else 0.0
-
-
 def _said(wire: Wire, packed: bytes) -> Any:
-    return wire.ask_long(packed, more_s) if (more_s := _more_s(packed)) else wire.ask(packed)
+    return wire.ask_long(packed, longer_s) if (longer_s := more_s(len(packed))) else wire.ask(packed)
 
 
 def _read_reply(text: bytes | str, scope: Scope) -> Appended:

@@ -45,8 +45,12 @@ class Wire:
         _wait_at_most(self._socket, self._timeout_s)
         self._reader = hiredis.Reader(replyError=_error, notEnoughData=_INCOMPLETE)
 
-    def ask(self, packed: bytes) -> Any:
+    def ask(self, packed: bytes, more_s: float = 0.0) -> Any:
         """Send a packed command and return its reply.
+
+        Args:
+            packed: the command.
+            more_s: how much longer than usual the first byte of the reply may take, s.
 
         Raises:
             ResponseError: the server refused it; the wire goes on.
@@ -56,7 +60,13 @@ class Wire:
         try:
             self._socket.sendall(packed)
             while reply is _INCOMPLETE:
-                received = self._socket.recv(READ_BYTES)
+                try:
+                    received = self._socket.recv(READ_BYTES)
+                except (BlockingIOError, TimeoutError):
+                    if more_s <= 0 or not self.readable(more_s):
+                        raise
+                    more_s = 0.0
+                    continue
                 if not received:
                     raise redis.exceptions.ConnectionError("the server closed the connection")
                 reader.feed(received)

@@ -62,6 +62,13 @@ def test_due_tells_the_size_of_a_buckets_largest_op_where_ops_are_large(log: Log
     assert log.due("s0", 10) == {3: BIG_BYTES + 5, 4: 0}
 
 
+def test_an_op_that_is_sent_together_with_a_large_one_makes_its_own_bucket_no_large_one(log: Log, line: Line):
+    """Else the small ops of such a bucket come last, behind all large ones, for a week."""
+    append(line, (3, 1, [b"a"]), (4, 1, [b"x" * 9, b"x" * 10 * BIG_BYTES]), (5, 1, [b"b"] * 300))
+
+    assert log.due("s0", 10) == {3: 0, 4: 10 * BIG_BYTES, 5: 0}
+
+
 def test_entries_are_measured_in_the_order_asked_for_until_they_have_so_many_bytes(log: Log, line: Line):
     append(line, (3, 1, [b"x" * 100_000] * 4), (4, 1, [b"x" * 200_000]), (5, 1, [b"x" * 50_000]))
     after = {4: START, 6: START, 3: Position(EPOCH, 0), 5: START}

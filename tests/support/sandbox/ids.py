@@ -41,7 +41,7 @@ class IdLog(MemoryLog):
         self.asked += 1
         if self.away or self.fail_once:
             self.fail_once = False
-            raise LogUnavailable("away on purpose", sent=False)
+            raise LogUnavailable("away on purpose", sent=False, silent=True)
         return super().give_ids(*arguments)
 
     def forget_ids(self) -> None:

@@ -16,7 +16,7 @@
 --                      wake       list    has an element once an op has come for who waits; expires
 --       then per log:  log        stream  entries <epoch>-<dense seq>: p producer, s producer seq, o op; an entry of
 --                                         several ops has the seq of its last op, and the producer seq of its first
--- ARGV  1 epoch  2 shards  3 producer  4 row id  5 bytes of the largest op if it is large, else 0
+-- ARGV  1 epoch  2 shards  3 producer  4 row id  5 bytes from which on an op is large, 0 if none of this call is
 --       6 prefix of the keys that hold the bytes of a bucket's largest op of late
 --       7 ms until the producer expires, 0: leave its expiry  8 ms until the bell counts as lost
 --       9 ms until the claim expires  10 ms until the bytes of the largest op expire
@@ -165,8 +165,14 @@ while at <= #ARGV do
     local seq = string.sub(id, #epoch + 2)
     call('HSET', KEYS[3], bucket, format('%d ', first + count - 1) .. epoch .. ' ' .. seq)
     if big > 0 then
-      local largest = math.max(big, tonumber(call('MGET', ARGV[6] .. bucket)[1] or 0) or 0)
-      call('SET', ARGV[6] .. bucket, format('%d', largest), 'PX', ARGV[10])
+      local largest = 0  -- of this log: what comes behind a large op of another must not count as large itself
+      for entry = at + 5, at + 3 + 2 * ARGV[at + 3], 2 do
+        largest = math.max(largest, math.floor(#ARGV[entry] / ARGV[entry - 1]))
+      end
+      if largest >= big then
+        largest = math.max(largest, tonumber(call('MGET', ARGV[6] .. bucket)[1] or 0) or 0)
+        call('SET', ARGV[6] .. bucket, format('%d', largest), 'PX', ARGV[10])
+      end
     end
     if KEYS[4] ~= KEYS[5] then
       local receipt = format('%s %s %s %s %s', epoch, seq, producer, ARGV[at + 1], ARGV[4])
