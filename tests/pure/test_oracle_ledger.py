@@ -63,6 +63,28 @@ def test_a_group_of_before_the_key_left_is_done_as_it_is():
     assert replay(LEDGER, apart=[Apart(7, 1, Position(1, 3))]).parked == {GROUP, LATER}
 
 
+def test_a_buckets_part_may_wait_for_a_row_of_the_key_that_another_group_holds_there():
+    """The bucket's shard says so: it depends on whether the shard knows the row to be the key's."""
+    deeds = [
+        ["insert", 2, "b", 21],
+        ["insert", 1, "c", 13],
+        ["insert", 2, "b", 22],
+        ["group", ["bump", 1, 13, "x,"], ["bump", 2, 22, "x,"]],
+        ["group", ["bump", 1, 13, "y,"], ["bump", 2, 21, "y,"]],
+        ["bump", 1, 13, "z,"],
+    ]
+    ledger = [Acknowledged(7, Position(1, n), 5, n, deed) for n, deed in enumerate(deeds)]
+    away, both = [Apart(7, 1, Position(1, 1))], (ledger[2].op, ledger[3].op, ledger[4].op)
+    again = Settled(7, Position(1, 5), both, frozenset(), (1, False), frozenset(both))
+    dropped = Settled(7, Position(1, 5), both, frozenset({both[0]}), (1, False))
+
+    verdict = replay(ledger, apart=away, settled=[again, dropped])
+
+    assert (verdict.replayed, verdict.parked, verdict.strange) == ({both[1], both[2]}, set(), set())
+    assert verdict.echoes == {ledger[5].op}
+    assert traces(verdict) == {13: "x,y,z,", 21: "y,"}
+
+
 def test_what_is_settled_has_to_have_been_set_aside():
     strange = Settled(7, Position(1, 5), (LEDGER[0].op,), frozenset(), None)
 

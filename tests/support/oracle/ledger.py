@@ -48,6 +48,7 @@ class Settled(NamedTuple):
         ops: in order, also those that stayed set aside.
         dropped: those that were given up.
         side: whose part of groups it was about, where a key was away; None: the groups as they are.
+        left: those that stayed set aside.
     """
 
     bucket: int
@@ -55,6 +56,7 @@ class Settled(NamedTuple):
     ops: tuple[Op, ...]
     dropped: frozenset[Op]
     side: Side | None
+    left: frozenset[Op] = frozenset()
 
 
 class Apart(NamedTuple):
@@ -122,6 +124,11 @@ class _Work(NamedTuple):
         """The ids that it names."""
         return rows_of(self.deed)
 
+    @property
+    def of_bucket(self) -> bool:
+        """Whether it is the part that the bucket's shard does."""
+        return self.side is not None and not self.side[1]
+
 
 class _Replay:
     """Does deeds in order, and keeps what is set aside."""
@@ -137,7 +144,7 @@ class _Replay:
         held = any(not work.rows.isdisjoint(other.rows) for other in self.aside if other.one[:2] < work.one[:2])
         if held or work.told:
             self.aside.append(work._replace(told=False, refused=False))
-            if work.side is not None and not work.side[1]:
+            if work.of_bucket:
                 self.foreign |= rows_of(work.one.deed) - work.rows
             return False
         try:
@@ -158,7 +165,7 @@ class _Replay:
         for work in sorted(taken, key=lambda work: work.one.position):
             if work.one.op in settled.dropped:
                 self.dropped.add(work.one.op)
-            elif self.do(work):
+            elif self.do(work._replace(told=work.of_bucket and work.one.op in settled.left)):
                 self.replayed.add(work.one.op)
 
 

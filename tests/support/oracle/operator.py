@@ -54,7 +54,8 @@ class Operator:
 
         def noted(session: NodeSession, ops: list[Aside], rows: Any, states: dict[str, list[Place]], left: Any) -> Any:
             found = settle(session, ops, rows, states, left)
-            done[:] = _settled(session, ops, {*states[DROPPED]})
+            stay = {(one.entry.bucket, one.entry.position) for one in left}
+            done[:] = _settled(session, ops, {*states[DROPPED]}, stay)
             return found
 
         def finished(self: Replay, *arguments: Any) -> None:
@@ -70,7 +71,7 @@ class Operator:
             replays.settle, Replay._finish = settle, finish  # type: ignore[method-assign]
 
 
-def _settled(session: NodeSession, ops: list[Aside], dropped: set[Place]) -> Iterator[Settled]:
+def _settled(session: NodeSession, ops: list[Aside], dropped: set[Place], stay: set[Place]) -> Iterator[Settled]:
     """Yield what a replay's transaction does, by bucket or piece, with the watermark that it holds."""
     numbers = {op.entry.bucket for op in ops}
     marks, keys = records.marks(session), dict[int, int]()
@@ -86,4 +87,5 @@ def _settled(session: NodeSession, ops: list[Aside], dropped: set[Place]) -> Ite
             tuple(named.values()),
             frozenset(name for place, name in named.items() if place in dropped),
             (keys[number], number >= FIRST_PIECE) if number in keys else None,
+            frozenset(name for place, name in named.items() if place in stay),
         )
