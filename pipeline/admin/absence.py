@@ -16,7 +16,8 @@ proof: a warning names the node.
 Take a database that was restored back into its deployment, or a queue in the place of one that is gone.
 Invariant: no op is applied once more onto rows that have it. A bucket goes on behind the highest position that anybody
 knows to have been applied. What a backup with watermarks lacks is applied from the log, as far as the log has it.
-The rest is recorded as lost, by position.
+The rest is recorded as lost, by position. A bucket that has moved since the backup has one owner: the shard that has
+begun with it last, never the backup. A backup without the rows of a bucket that came to the shard is refused.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ import msgspec
 from msgspec.structs import replace
 
 from pipeline import clock
+from pipeline.admin.reshape import renew_epochs
+from pipeline.admin.stops import stir, who
 from pipeline.client import Client
-from pipeline.config.buckets import Placement
-from pipeline.enqueue.buckets import draw
-from pipeline.enqueue.deployment import Agreement, asked, known_positions, tries
+from pipeline.config.buckets import Placement, format_ranges
+from pipeline.enqueue.buckets import draw, follow
+from pipeline.enqueue.deployment import Agreement, applied_once, asked, known_positions, tries
 from pipeline.errors import NotMigrated, PipelineError, Unavailable, WrongDeployment
 from pipeline.events import Event
 from pipeline.model import START, Position, deleted_behind
@@ -42,9 +45,22 @@ from pipeline.model.fingerprint import Fingerprint
 from pipeline.model.fingerprint import differences as different_in
 from pipeline.model.wait_reason import utc_text
 from pipeline.oplog.shared_state import SharedState
+from pipeline.per_process import chance
 from pipeline.shard import NodeSession, records
-from pipeline.shard.columns import own_tables
-from pipeline.shard.records import LostRange, ledger_queries, mark_fit, mark_unfit, unfit_nodes
+from pipeline.shard.columns import columns_of, create_own_tables
+from pipeline.shard.records import (
+    GONE,
+    MOVED,
+    LostRange,
+    Mark,
+    ledger_queries,
+    lock_buckets,
+    mark_fit,
+    mark_unfit,
+    moves,
+    unfit_nodes,
+)
+from pipeline.shard.records.moves import ON_THE_WAY, Leg
 from pipeline.shard.survey.mysql import Difference, differences, traits
 
 #: Upkeep checks every 10 s; a longer gap between two checks does not count as absence, ms.
@@ -245,6 +261,8 @@ class Restored(NamedTuple):
         skipped: how many entries up to the watermark the log still has, where the backup had no watermark. Such
             entries were applied before the backup or after it, and are not applied again.
         lost: what the database lacks and the log has deleted.
+        owner: the shard to which the bucket has moved since the backup: what the database has of it is deleted. Empty:
+            the bucket is here.
     """
 
     bucket: int
@@ -252,6 +270,7 @@ class Restored(NamedTuple):
     replayed: int
     skipped: int
     lost: tuple[LostRange, ...]
+    owner: str = ""
 
 
 def restoration_of(pipeline: Client, shard: str) -> list[Restored]:
@@ -262,11 +281,15 @@ def restoration_of(pipeline: Client, shard: str) -> list[Restored]:
         shard: the shard's name.
 
     Raises:
-        PipelineError: nothing is known of the deployment, or of what was applied to a bucket that has ops.
+        PipelineError: nothing is known of the deployment, or of what was applied to a bucket that has ops; or the
+            backup lacks the rows of a bucket that has moved, or may have others than the shard to which it moves.
         WrongDeployment: the configuration does not fit the deployment.
     """
     _noted(pipeline, shard)
     _refuse_split(pipeline, shard)
+    told = _Told(pipeline, shard)
+    told.refuse_unknown()
+    pipeline.topology.follow(told.drawn)
     there, log = known_positions(pipeline.nodes.primary(shard)), pipeline.log
     wanted = pipeline.topology.applied_by(shard)
     known, tails = _known(pipeline, shard), log.tails(wanted)
@@ -275,12 +298,13 @@ def restoration_of(pipeline: Client, shard: str) -> list[Restored]:
             f"neither Redis nor a replica knows what was applied to {shard}, and {len(unknown)} buckets (the first: "
             f"{unknown[0]}) have ops in their logs: restore a backup that has the tables pipeline_*, too"
         )
-    return [
+    here = [
         _without_mark(pipeline, bucket, known.get(bucket, START))
         if bucket not in there
         else _behind(pipeline, bucket, there[bucket], known.get(bucket))
         for bucket in sorted({*known, *there, *tails} & {*wanted})
     ]
+    return here + [Restored(b, there.get(b, START), 0, 0, (), owner) for b, owner in sorted(told.left().items())]
 
 
 def restore(pipeline: Client, shard: str) -> list[Restored]:
@@ -296,7 +320,8 @@ def restore(pipeline: Client, shard: str) -> list[Restored]:
         PipelineError, WrongDeployment: as for `restoration_of`; nothing was changed.
     """
     notes, session = _noted(pipeline, shard), pipeline.nodes.primary(shard)
-    done = restoration_of(pipeline, shard)
+    plan = restoration_of(pipeline, shard)
+    done, left = ([one for one in plan if bool(one.owner) is gone] for gone in (False, True))
     there = known_positions(session)
     create_own_tables(session)
     all_buckets = {*pipeline.topology.applied_by(shard)}
@@ -310,12 +335,21 @@ def restore(pipeline: Client, shard: str) -> list[Restored]:
                 records.remember(session, sent)
         if lacking := all_buckets - there.keys() - {one.bucket for one in done}:
             session.execute(ledger_queries.buckets_sql(session.dialect, sorted(lacking)))
+        _give_up(session, shard, left)
     for _ in tries():
         if notes.keep(notes.settled()):
             break
         notes = _noted(pipeline, shard)
+    follow(pipeline.log, pipeline.nodes, pipeline.topology, anew=True)
+    if left:  # whoever acted on what the backup says learns the map
+        renew_epochs(pipeline, {shard, *(one.owner for one in left)})
+        stir(pipeline, shard)
+    # a worker that meets a bucket which has left cleans the mark, but where the backup knows nothing of the bucket
+    pipeline.log.mark_clean(shard, {*range(pipeline.topology.buckets)}.difference(pipeline.topology.applied_by(shard)))
     pipeline.log.mark_dirty(shard, [one.bucket for one in done if one.replayed])
-    return done
+    for one in left:
+        pipeline.log.mark_dirty(one.owner, [one.bucket])
+    return plan
 
 
 def take_queue(pipeline: Client) -> None:
@@ -355,17 +389,6 @@ def _taken_in_part(pipeline: Client, redis: Fingerprint, noted: Fingerprint) -> 
     return not any(pipeline.log.marks(one) for one in topology.shards if not topology.group_of(one))
 
 
-def create_own_tables(session: NodeSession) -> None:
-    """Create those of the pipeline's own tables that are missing.
-
-    Args:
-        session: of a primary.
-    """
-    with session.translated(), session.transaction():
-        for _, sql in own_tables(session.dialect.name):
-            session.execute(sql)
-
-
 def _refuse_split(pipeline: Client, shard: str) -> None:
     """Raise where a key has a shard of its own, or moves, and the shard that was restored is one of the two.
 
@@ -388,6 +411,95 @@ def _refuse_split(pipeline: Client, shard: str) -> None:
             f"{piece.of} of bucket {piece.of.bucket} {where}: nobody knows which ops of the key a backup of {shard} "
             f"has. Promote a replica of {shard} in its place{end}"
         )
+
+
+class _Told:
+    """What all shards say of buckets, while a shard that was restored may be of another time.
+
+    Args:
+        pipeline: the deployment.
+        shard: the one that was restored.
+    """
+
+    def __init__(self, pipeline: Client, shard: str):
+        nodes, topology, self._shard = pipeline.nodes, pipeline.topology, shard
+        self._here, self._legs = _marks(nodes.primary(shard)), moves.legs(nodes.primary(shard))
+        others = {other: nodes.primary(other) for other in topology.shards if other != shard}
+        self._there = {other: moves.legs(session) for other, session in others.items()}
+        self._owners = {
+            bucket: other
+            for other, session in others.items()
+            for bucket, mark in _marks(session).items()
+            if mark.owned and bucket < topology.buckets
+        }
+        #: The map by what they say.
+        self.drawn, _ = draw(nodes, topology, topology.placement)
+
+    def left(self) -> dict[int, str]:
+        """Return the buckets of which the backup is, and that are on another shard by now: which one."""
+        if not self._here:  # rows alone: any of what has moved may be there
+            return {bucket: owner for bucket, owner in self._owners.items() if bucket in self.drawn.owners}
+        return {bucket: owner for bucket, owner in self._owners.items() if self._claims(bucket, owner)}
+
+    def _claims(self, bucket: int, owner: str) -> bool:
+        """Return whether the backup says that a bucket is here, or stops here for a move that is long over."""
+        mark = self._here.get(bucket)
+        if mark is None or mark.state != MOVED:
+            return mark is not None and mark.owned
+        leg, last = self._legs.get(bucket), self._there[owner].get(bucket)
+        return leg is None or last is None or leg.move != last.move
+
+    def refuse_unknown(self) -> None:
+        """Raise where the backup lacks rows that moved, or where a shard may have taken more than the backup has."""
+        for other, legs in self._there.items():
+            of_buckets = {bucket: leg for bucket, leg in legs.items() if leg.of is None}
+            lacking = {bucket: leg for bucket, leg in of_buckets.items() if self._lacks(other, leg)}
+            if lacking:
+                began = utc_text(max(leg.began_ms for leg in lacking.values()))
+                raise PipelineError(
+                    f"this backup of {self._shard} lacks the rows of the buckets {format_ranges(lacking)}, which moved "
+                    f"there from {other} by an order of {began}: restore a backup of after the move, roll forward with "
+                    f"the binary logs until behind it, or promote a replica of {self._shard}"
+                )
+            ahead = [bucket for bucket, leg in of_buckets.items() if self._may_be_ahead(leg)]
+            if ahead:
+                raise PipelineError(
+                    f"the buckets {format_ranges(ahead)} are being moved from {self._shard} to {other}, which may have "
+                    f"what this backup lacks: end the move first: pipeline move give-up {format_ranges(ahead)}"
+                )
+
+    def _lacks(self, other: str, leg: Leg) -> bool:
+        """Return whether a bucket has gone from another shard to this one, and no shard says that it has the bucket."""
+        here = self._here.get(leg.bucket)
+        came = leg.state == GONE and (leg.source, leg.target) == (other, self._shard)
+        return came and leg.bucket not in self._owners and not (here is not None and here.owned)
+
+    def _may_be_ahead(self, leg: Leg) -> bool:
+        """Return whether a shard copies a bucket from here under a move of which the backup knows, too."""
+        mine = self._legs.get(leg.bucket)
+        return leg.source == self._shard and leg.state in ON_THE_WAY and mine is not None and mine.move == leg.move
+
+
+def _marks(session: NodeSession) -> dict[int, Mark]:
+    return ledger_queries.marks_of(session) if columns_of(session, "pipeline_watermarks") else {}
+
+
+def _give_up(session: NodeSession, shard: str, left: Sequence[Restored]) -> None:
+    """Let a shard say of buckets that they have left it, as a move does: workers delete what is there of them.
+
+    Args:
+        session: of its primary, inside a transaction.
+        shard: its name.
+        left: with their owners.
+    """
+    marks = lock_buckets(session, [one.bucket for one in left]) if left else {}
+    for bucket, position, *_, owner in left:
+        if bucket in marks and not (marks[bucket].owned or marks[bucket].state == MOVED):
+            continue  # it was on its way just then
+        now_ms = clock.wall_ms()
+        leg = Leg(bucket, chance.getrandbits(62), shard, owner, now_ms, 0, who()[:128], moves.DEFAULTS, None, None)
+        moves.place_mark(session, bucket, position, GONE)
+        moves.write_leg(session, leg)
 
 
 def _noted(pipeline: Client, shard: str) -> Agreement:
@@ -418,7 +530,7 @@ def _noted(pipeline: Client, shard: str) -> Agreement:
 
 def _known(pipeline: Client, shard: str) -> dict[int, Position]:
     """Return the highest position of each bucket that Redis or a replica knows to have been applied on a shard."""
-    found = [pipeline.log.marks(shard)]
+    found = [applied_once(pipeline.log, pipeline.topology, shard)]
     for replica in pipeline.nodes.replicas(shard):
         try:
             found.append(ledger_queries.positions_of(replica))

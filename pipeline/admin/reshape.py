@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from pipeline import clock
-from pipeline.admin.absence import create_own_tables
 from pipeline.admin.migration import expand_shard, migrate, published
 from pipeline.client import Client
 from pipeline.config import Topology
@@ -27,7 +26,7 @@ from pipeline.model.schema import TableSchema
 from pipeline.model.values import checker
 from pipeline.shard import NodeSession
 from pipeline.shard.co_location import crossing
-from pipeline.shard.columns import columns_of, holds_rows
+from pipeline.shard.columns import columns_of, create_own_tables, holds_rows
 from pipeline.shard.records import ledger_queries
 from pipeline.shard.stored_rows import ROWS, copy_records, copy_table, unordered
 

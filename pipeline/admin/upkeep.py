@@ -18,7 +18,8 @@ from pipeline import clock
 from pipeline.admin import absence, stops
 from pipeline.client import Client
 from pipeline.config import Topology
-from pipeline.config.buckets import FIRST_PIECE, log_number
+from pipeline.config.buckets import FIRST_PIECE, format_ranges, log_number
+from pipeline.enqueue.buckets import follow
 from pipeline.enqueue.receipt_status import REMEMBERED_S
 from pipeline.errors import NotMigrated, Unavailable
 from pipeline.events import Event
@@ -92,12 +93,34 @@ def reconcile(pipeline: Client, shard: str) -> int:
     """
     found = ledger_queries.marks_of(pipeline.nodes.primary(shard))
     mine = {bucket: mark.position for bucket, mark in found.items() if mark.owned}
+    for bucket in _elsewhere(pipeline, shard, mine):
+        del mine[bucket]
     tails = pipeline.log.tails(mine)
     behind = unapplied(mine, tails)
     pipeline.log.mark_dirty(shard, behind)
     _report_other_deployments(pipeline, shard, mine, tails)
     _audit(pipeline, shard, mine)
     return len(behind)
+
+
+def _elsewhere(pipeline: Client, shard: str, mine: Iterable[int]) -> set[int]:
+    """Return those of a shard's buckets that another shard has: its database was restored from a backup of before."""
+    topology = pipeline.topology
+    if strange := _not_by_map(topology, shard, mine):  # the map that this process knows may be old
+        follow(pipeline.log, pipeline.nodes, topology, anew=True)
+        strange = _not_by_map(topology, shard, strange)
+    if strange:
+        logger.error(
+            Event(
+                "buckets_elsewhere", shard=shard, buckets=format_ranges(strange),
+                text="other shards have these buckets by now: the shard was restored from a backup of before they "
+                f"left; run: pipeline restore {shard}",
+            ))  # fmt: skip
+    return strange
+
+
+def _not_by_map(topology: Topology, shard: str, buckets: Iterable[int]) -> set[int]:
+    return {one for one in buckets if one < topology.buckets and topology.shard_of(one) != shard}
 
 
 def _audit(pipeline: Client, shard: str, mine: Mapping[int, Position]) -> None:

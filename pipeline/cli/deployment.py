@@ -122,7 +122,8 @@ def restore_command(config: str | None, shard: str | None, queue: bool, yes: boo
     """Let the database of SHARD, which was restored from a backup, go on behind what was applied, never at the start.
 
     A backup with the pipeline's tables says what it has. The log is applied from there, as far as it reaches. What it
-    has deleted is recorded as lost. A backup without them goes on behind the last op that was applied.
+    has deleted is recorded as lost. A backup without them goes on behind the last op that was applied. Of a bucket that
+    has moved to another shard since, SHARD gives up what it has. A backup without the rows of one that came is refused.
 
     \f
 
@@ -194,7 +195,9 @@ def _show_restored(plan: list[Restored]) -> None:
             f"{one.skipped} ops of the log count as applied" if one.skipped else "",
             f"{lost} ops are in no log any more, and recorded as lost" if lost else "",
         )
-        if any(parts):
+        if one.owner:
+            click.echo(f"bucket {one.bucket} is on {one.owner} by now: its rows here are deleted")
+        elif any(parts):
             click.echo(f"bucket {one.bucket} goes on behind {one.position}: {', '.join(filter(None, parts))}")
 
 
@@ -202,7 +205,7 @@ def _restored_as_json(one: Restored) -> dict[str, object]:
     lost = sum(gap.last - gap.first + 1 for gap in one.lost)
     return {
         "bucket": one.bucket, "position": str(one.position), "replayed": one.replayed, "skipped": one.skipped,
-        "lost": lost,
+        "lost": lost, "owner": one.owner,
     }  # fmt: skip
 
 

@@ -185,9 +185,10 @@ def _refuse_unknown(told: Told, topology: Topology) -> None:
 
 def _owner(bucket: int, told: Told, topology: Topology) -> str:
     """Return the shard that owns a bucket, or will go on with it: one that has stopped is followed by its target."""
-    for shard, found in told.items():
-        if bucket in found and found[bucket].state in OWNED:
-            return shard
+    owned = [(found[bucket].began_ms, shard) for shard, found in told.items() if bucket in found]
+    owned = [(began_ms, shard) for began_ms, shard in owned if told[shard][bucket].state in OWNED]
+    if owned:  # one that was restored from a backup may say so still: the bucket came to the other one later
+        return max(owned)[1]
     shard = topology.began(bucket)
     for _ in topology.shards:
         leg = told[shard].get(bucket) if shard in told else None

@@ -364,6 +364,22 @@ def known_positions(session: NodeSession) -> dict[int, Position]:
     return ledger_queries.positions_of(session) if columns_of(session, "pipeline_watermarks") else {}
 
 
+def applied_once(log: Log, topology: Topology, shard: str) -> dict[int, Position]:
+    """Return how far each bucket was once applied, as was published: by a shard, or by one that had the bucket before.
+
+    Args:
+        log: has copies of the watermarks.
+        topology: names the shards.
+        shard: the one whose pieces and reference bucket count, too.
+    """
+    found = {bucket: mark for bucket, mark in log.marks(shard).items() if mark.epoch}
+    for other in topology.shards:
+        for bucket, mark in log.marks(other).items() if other != shard else ():
+            if bucket < topology.buckets and mark.epoch:
+                found[bucket] = max(mark, found.get(bucket, mark))
+    return found
+
+
 def restored(log: Log, nodes: Nodes, topology: Topology, shard: str) -> str:
     """Return why the database of a shard is not the one that the log was applied to; empty where it is.
 
@@ -379,7 +395,7 @@ def restored(log: Log, nodes: Nodes, topology: Topology, shard: str) -> str:
     session = nodes.primary(shard)
     marks = known_positions(session)
     wanted = {one for one in topology.applied_by(shard) if one < FIRST_PIECE or one not in topology.placement.moves}
-    applied = {bucket: mark for bucket, mark in log.marks(shard).items() if bucket in wanted and mark.epoch}
+    applied = {bucket: mark for bucket, mark in applied_once(log, topology, shard).items() if bucket in wanted}
     lacking = wanted - marks.keys()
     found = {*lacking & applied.keys(), *log.tails(lacking)}
     behind = {bucket: marks[bucket] for bucket, mark in applied.items() if marks.get(bucket, mark) < mark}

@@ -384,6 +384,17 @@ def own_tables(dialect: str) -> Iterator[tuple[str, str]]:
             yield sql.split("EXISTS", 1)[1].split()[0], sql.strip()
 
 
+def create_own_tables(session: NodeSession) -> None:
+    """Create those of the pipeline's own tables that are missing.
+
+    Args:
+        session: of a primary.
+    """
+    with session.translated(), session.transaction():
+        for _, sql in own_tables(session.dialect.name):
+            session.execute(sql)
+
+
 def own_columns(create: str) -> dict[str, str]:
     """Return each column's definition by its name in lower case, as a CREATE TABLE of ours has them.
 

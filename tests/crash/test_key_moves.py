@@ -18,12 +18,7 @@ from support.servers.dying_movers import GIVE_UP, STAGES, THERE, DyingMovers
 
 from pipeline.clock import polls
 
-# A key does not come back while a group of its rows and another key's is set aside. Nobody here replays such a group,
-# and one run of six ends there.
-pytestmark = [
-    pytest.mark.mariadb,
-    pytest.mark.skipif(SOAK == 1, reason="it is for `make soak`, which somebody watches"),
-]
+pytestmark = pytest.mark.mariadb
 #: How often a key goes there and back; a mover is killed in each stage of each way. `PIPELINE_SOAK=10` kills 140.
 ROUNDS = SOAK
 #: A mover is killed behind the beginning of its stage by up to so many moments; most stages have fewer.
@@ -48,7 +43,8 @@ def test_keys_move_there_and_back_under_load_while_anything_is_killed(trial: Tri
         for _ in range(ROUNDS):
             killed += one_round(trial, movers)
 
-    print(f"{len(trial.ledger):,} ops: {dict(trial.holds())}; killed: {dict(sorted(killed.items()))}")
+    accounts, given = dict(trial.holds()), len(trial.operator.commands)
+    print(f"{len(trial.ledger):,} ops: {accounts}; {given} commands; killed: {dict(sorted(killed.items()))}")
 
 
 def one_round(trial: Trial, movers: DyingMovers) -> Counter[str]:
@@ -59,7 +55,7 @@ def one_round(trial: Trial, movers: DyingMovers) -> Counter[str]:
     trial.owners += owners
     producers = [trial.producer(owners=owners, **LOAD) for _ in range(2)]
     home, away = places(trial, other)
-    there(movers, other, away)
+    there(trial, movers, other, away)
     killed = trip(trial, movers, producers, key, places(trial, key))
     killed += trip(trial, movers, producers, key, places(trial, key)[::-1])
     for one in producers:
@@ -68,7 +64,7 @@ def one_round(trial: Trial, movers: DyingMovers) -> Counter[str]:
 
     trial.holds()
     assert judge.away(rig.primaries).keys() == {rig.client.topology.bucket_of("tally", other)}
-    there(movers, other, home)
+    there(trial, movers, other, home)
     trial.holds()
     assert judge.away(rig.primaries) == {}
     return killed
@@ -102,11 +98,11 @@ def trip(trial: Trial, movers: DyingMovers, producers: list[Producer], key: int,
             crash.start()
             killed[victim] += 1
         for what in (GIVE_UP, stage) if stage == given_up else (stage,):
-            became = movers.move(f"tally={key}", way[1], what, luck.randint(1, MOMENTS))
+            became = moved(trial, movers, key, way[1], what, luck.randint(1, MOMENTS))
             killed[f"{what}: {became.partition(':')[0]}"] += 1
         if crash:
             crash.join()
-    there(movers, key, way[1])
+    there(trial, movers, key, way[1])
     return killed
 
 
@@ -115,10 +111,24 @@ def killed_and_started(trial: Trial, name: str) -> None:
     trial.rig.cluster.start(name)
 
 
-def there(movers: DyingMovers, key: int, shard: str) -> None:
+def there(trial: Trial, movers: DyingMovers, key: int, shard: str) -> None:
     """Let a key come to a shard, whatever has become of its moves."""
     said = ""
     for _ in polls(120, first_s=0.01, most_s=0.5):
-        if (said := movers.move(f"tally={key}", shard)) == THERE:
+        if (said := moved(trial, movers, key, shard)) == THERE:
+            trial.note_key(key)
             return
-    raise AssertionError(f"{key} does not get to {shard}: {said}")
+    raise AssertionError(f"{key} does not get to {shard}: {said}; {trial.operator.commands[-5:]}")
+
+
+def moved(trial: Trial, movers: DyingMovers, key: int, shard: str, stage: str = "", moment: int = 0) -> str:
+    """Let a mover move a key, and settle what it names as in the way, as an operator does; return what became of it."""
+    said, operator = "", trial.operator
+    for _ in polls(120, first_s=0.01, most_s=0.5):
+        said = movers.move(f"tally={key}", shard, stage, moment)
+        if not (named := operator.named(said)):
+            return said
+        if not operator.settle(named):
+            movers.move(f"tally={key}", shard)  # what was copied is deleted first
+            operator.settle(named)
+    raise AssertionError(f"{key} does not get to {shard}: {said}; {trial.operator.commands[-5:]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from pydal import DAL, Field
 from support.sandbox.deployments import Site, apply, backup_of, restore, site
 
-from pipeline.admin import absence, shards, upkeep
+from pipeline.admin import absence, dead, shards, upkeep
 from pipeline.admin import moving as movers
+from pipeline.admin.dead import Where
 from pipeline.admin.migration import migrate
 from pipeline.admin.moving import MoveEnded, Mover, orders
 from pipeline.admin.trace import story
@@ -23,6 +25,7 @@ from pipeline.enqueue.buckets import draw, follow
 from pipeline.errors import PipelineError, ShardUnavailable
 from pipeline.model import Position
 from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.set_aside import ASIDE
 
 __all__ = ["site"]
 
@@ -293,7 +296,7 @@ def test_a_group_of_both_keys_that_is_set_aside_while_the_key_is_copied_ends_the
         world.client.enqueue_insert(table, customer=world.other, day=51)
     world.drain()
 
-    with pytest.raises(MoveEnded, match="may be of purchase=7 and of other keys: replay or drop it first"):
+    with pytest.raises(MoveEnded, match="may be of purchase=7 and of other keys: first run: pipeline dead replay"):
         list(steps)
 
     world.add(world.rows_of_key[0])
@@ -337,7 +340,8 @@ def test_a_group_by_ids_of_which_one_shard_refuses_its_part_is_settled_there_bef
     assert (1, 1) in world.rows(world.home if key == KEY else world.away, other)  # the other part is applied
 
     with pytest.raises(
-        PipelineError, match=f"the op at {number}:.* and may be of purchase=7 and of other keys: replay"
+        PipelineError,
+        match=f"the op at {number}:.* and may be of purchase=7 and of other keys: first run: pipeline dead replay",
     ):
         world.moved(world.home)
     for mover in orders.under_way(world.client):  # what was copied is deleted first
@@ -356,7 +360,7 @@ def test_a_group_by_ids_that_is_set_aside_while_the_key_comes_back_ends_the_move
     assert any(step.stage == "copying" for step in steps)
     pair(world, KEY if refused == "key" else world.other)
 
-    with pytest.raises(MoveEnded, match="may be of purchase=7 and of other keys: replay or drop it first"):
+    with pytest.raises(MoveEnded, match="may be of purchase=7 and of other keys: first run: pipeline dead replay"):
         list(steps)
 
     for row in (world.rows_of_key[0], world.rows_of_other[0]):
@@ -439,6 +443,50 @@ def test_a_mover_that_was_thought_dead_deletes_no_key_that_comes_to_where_its_bu
         list(rows)
 
     assert len(world.rows(world.home, KEY)) == 20
+
+
+def commands(refused: str) -> list[tuple[bool, str]]:
+    """Return the commands that a refusal names, in order: whether each drops, and the op."""
+    return [(word == "drop", op) for word, op in re.findall(r"pipeline dead (replay|drop) (\d+:\d+-\d+)", refused)]
+
+
+def given(world: World, *, drop: bool, op: str) -> int:
+    """Give a command; return how many ops were refused again."""
+    found = dead.chosen(world.client, Where.parse((), (op,)), ASIDE if drop else dead.HEADS)
+    assert sum(len(own) for shard in found.values() for own in shard.values()) == 1
+    return sum(one.done.refused for one in dead.replay(world.client, found, drop=drop, by="me"))
+
+
+@pytest.mark.parametrize("apart", [True, False])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_the_refusal_names_what_settles_a_group_that_waits_behind_others(world: World, apart: bool, heads: int) -> None:
+    """The group waits behind inserts whose days are taken: each is refused again, and dropped."""
+    table = world.db.purchase
+    if apart:
+        world.moved(world.away)
+    twins = [world.insert(key, 3) for key in (KEY, world.other)[:heads]]
+    others = [world.rows_of_other[0]] * (2 - heads)
+    with world.client.atomic():
+        for row in (*twins, *others):
+            world.client.enqueue_update(table.id == row, n=table.n + 1)
+    world.drain()
+    target = world.home if apart else world.away
+
+    # apart, the key's part is settled by the first: what is left at home names no row of the key that is there
+    for _ in range(1 if apart else heads):
+        with pytest.raises(PipelineError, match=" is set aside behind the op at ") as refused:
+            world.moved(target)
+        for mover in orders.under_way(world.client):  # what was copied is deleted first
+            list(mover.steps())
+        replay, drop = commands(str(refused.value))
+        assert (replay[0], drop[0], replay[1]) == (False, True, drop[1])
+        assert given(world, drop=False, op=replay[1]) == 1
+        assert given(world, drop=True, op=drop[1]) == 0
+    world.moved(target)
+
+    assert (3, 0) in world.rows(target, KEY)
+    if heads == 1:
+        assert (0, 1) in world.rows(world.home, world.other)
 
 
 # a database that was restored --------------------------------------------------------------------------------------

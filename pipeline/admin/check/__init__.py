@@ -102,7 +102,8 @@ def _doubled(active: Mapping[int, list[str]], topology: Topology) -> Iterator[Fi
             "buckets",
             f"{numbers_text(buckets, topology.placement.pieces)} are active on more than one shard: their ops are "
             "applied twice",
-            "stop the workers, and set state = 'moved' where they do not belong (UPDATE pipeline_watermarks …)",
+            "stop the workers; where one was restored from a backup, run: pipeline restore SHARD; else set "
+            "state = 'moved' where they do not belong (UPDATE pipeline_watermarks …)",
             nodes,
         )
 

@@ -267,7 +267,8 @@ def _refuse_moved(pipeline: Client) -> None:
             raise PipelineError(
                 f"shard {shard!r} holds {len(stray)} buckets (the first: {stray[0]}) that the configuration gives to "
                 'another shard. Adding a shard changes the even split: write the old map as buckets = "…" under each '
-                f"[shards.…]; {shard!r} keeps {pipeline.topology.ranges_of(shard) or 'none'} by the configuration"
+                f"[shards.…]; {shard!r} keeps {pipeline.topology.ranges_of(shard) or 'none'} by the configuration. "
+                f"Where it was restored from a backup of before they moved, run: pipeline restore {shard}"
             )
 
 

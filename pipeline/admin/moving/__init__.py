@@ -163,6 +163,7 @@ class Mover:
     def _begin(self) -> Iterator[MoveStep]:
         """Let the target expect the buckets; from now on nothing but the log changes them on the source."""
         target = self.sides.target
+        self._refuse_old()
         with target.translated(), target.transaction():
             marks = moves.lock_both(target, self.buckets)
             if any(marks[bucket].owned for bucket in self.buckets if bucket in marks):
@@ -183,6 +184,18 @@ class Mover:
                 moves.write_leg(target, self.leg._replace(bucket=bucket, note=note))
                 moves.place_mark(target, bucket, START, COPYING)
         yield from ()
+
+    def _refuse_old(self) -> None:
+        """Raise where another shard has the buckets by now: the source was restored while it had an order of before."""
+        if self.leg.of is not None:
+            return
+        self._follow_map()
+        owners = {self._client.topology.shard_of(bucket) for bucket in self.buckets}
+        if owners != {self.leg.source}:
+            raise PipelineError(
+                f"{', '.join(sorted(owners))} has the buckets {format_ranges(self.buckets)}: {self.leg.source} was "
+                f"restored from a backup of before they left; run: pipeline restore {self.leg.source}"
+            )
 
     def _copy(self) -> Iterator[MoveStep]:
         self._follow_map()

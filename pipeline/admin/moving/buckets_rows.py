@@ -27,7 +27,7 @@ from pipeline.shard import NodeSession
 from pipeline.shard.co_location import bucket_sql, key_sql
 from pipeline.shard.columns import DatabaseColumn, columns_of
 from pipeline.shard.driver_errors import Fault, fault_of, is_driver_error, sentence_of
-from pipeline.shard.records import ACTIVE, LENT, MOVED, moves, set_aside
+from pipeline.shard.records import ACTIVE, LENT, MOVED, moves, replays, set_aside
 from pipeline.shard.records.moves import Fence, RowPlace
 from pipeline.shard.row_sync import RowSync, delete_rows, sample
 from pipeline.shard.stored_rows import GOES_ALONG, copied_columns, copy_records, id_column, insert, records_of
@@ -41,6 +41,8 @@ SAMPLE_S, COPY_TIMES = 2.0, 4.0
 #: A producer that one of two shards has forgotten is compared for so long after its last op, ms; both forget it after a
 #: week (`REMEMBERED_S`), each by its own clock.
 FORGOTTEN_MS = 86_400_000
+#: How many ops behind another are looked at for one.
+MOST_BEHIND = 10_000
 #: What is compared of the pipeline's own tables.
 _COMPARED = (
     ("pipeline_producers", "producer, seq"),
@@ -365,7 +367,7 @@ def refuse_held(client: Client, session: NodeSession, of: KeyName, *at: int) -> 
         at: the numbers under which ops are set aside there: of the bucket, or of the piece.
 
     Raises:
-        Different: naming the first one.
+        Different: naming the first one, and the commands that settle it.
     """
     words = ", ".join(f"'{state}'" for state in set_aside.ASIDE)
     for number in at:
@@ -374,10 +376,22 @@ def refuse_held(client: Client, session: NodeSession, of: KeyName, *at: int) -> 
         sql = f"SELECT epoch, seq FROM pipeline_rejects WHERE bucket = {number} AND state IN ({words})"
         held = sorted(doubtful.intersection(Position(*row) for row in session.rows(sql))) if doubtful else []
         if held:
+            first = _first_before(session, number, held[0])
+            behind = f" behind the op at {number}:{first}" if first != held[0] else ""
             raise Different(
-                f"the op at {number}:{held[0]} is set aside, and may be of {of} and of other keys: replay or drop it "
-                "first, see pipeline dead list"
+                f"the op at {number}:{held[0]} is set aside{behind}, and may be of {of} and of other keys: first run: "
+                f"pipeline dead replay {number}:{first}; where that is refused again: pipeline dead drop "
+                f"{number}:{first}"
             )
+
+
+def _first_before(session: NodeSession, number: int, position: Position) -> Position:
+    """Return the first op that may be replayed or dropped and that an op which is set aside waits behind, or itself."""
+    words = ", ".join(f"'{state}'" for state in (set_aside.REJECTED, set_aside.WAITING))
+    sql = f"SELECT epoch, seq FROM pipeline_rejects WHERE bucket = {number} AND state IN ({words})"
+    heads = sorted(head for head in (Position(*row) for row in session.rows(sql)) if head < position)
+    waits = (head for head in heads if (number, position) in replays.behind(session, number, [head], MOST_BEHIND))
+    return next(waits, position)
 
 
 def touched_since(

@@ -333,6 +333,8 @@ class RedisWork(RedisEntries):
         return {name: n[0] for name, n in whole.items() if n}
 
     def note_attempts(self, shard: str, notes: Mapping[int, str], *, anew: bool = False) -> dict[int, str]:
+        if not notes:
+            return {}
         flat = self._run("note_attempts", [self.keys.attempts(shard)], _noting(notes, anew=anew))
         return _notes_of(flat)
 

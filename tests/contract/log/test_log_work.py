@@ -222,6 +222,7 @@ def test_the_note_of_an_attempt_stays_until_its_bucket_is_finished(log: Log, lin
     assert log.note_attempts("s0", {3: "0--1 first", 4: "0--1 first"}) == {}
 
     assert log.note_attempts("s0", {3: "0--1 second"}) == {3: "0--1 first"}
+    assert log.note_attempts("s0", {}) == {}  # of a replay whose buckets are all being moved
     assert log.attempts("s0") == {3: "0--1 first", 4: "0--1 first"}
     assert log.attempts("s1") == {}
 

@@ -11,10 +11,13 @@ from pipeline.config import Topology
 from pipeline.config.buckets import FIRST_PIECE, log_number
 from pipeline.model import Position
 from support.oracle import nodes
-from support.oracle.ledger import Acknowledged, owners_in, rows_of, set_of
+from support.oracle.ledger import Acknowledged, Apart, Op, owners_in, rows_of, set_of
 from support.oracle.model import Deed, Model, Row
 
-Op = tuple[int, int, int]
+#: The states of an op that is set aside; and of a part of a group, what says most first.
+_ASIDE = ("rejected", "waiting", "parked")
+_STOOD = "SELECT epoch, seq FROM pipeline_watermarks WHERE bucket = {} AND state = 'gone'"
+_NEWS = (*_ASIDE, "dropped", "replayed", "lost", "applied")
 
 #: How many differences a failure shows.
 SHOWN = 8
@@ -27,8 +30,8 @@ OWNED = ("active", "holding", "halted", "lent", "stopped")
 def states(primaries: dict[str, str], topology: Topology, ledger: Iterable[Acknowledged]) -> dict[Op, str]:
     """Return what became of each op: applied, lost, queued if nobody accounts for it, or its state if set aside.
 
-    While a key is away both shards pass each entry of its bucket's log. A group of both that only one of them refuses
-    is `torn`.
+    While a key is away both shards pass each entry of its bucket's log. A group that names both keys, and that only one
+    of them refuses, is `torn`. A group that names rows by their ids is in the state of the part that is set aside.
     """
     books, owners = {shard: _Book(uri) for shard, uri in primaries.items()}, owners_of(primaries, topology)
     apart, found = away(primaries), dict[Op, str]()
@@ -42,12 +45,39 @@ def states(primaries: dict[str, str], topology: Topology, ledger: Iterable[Ackno
             mine = {owner == key for owner in owners_in(one.deed)}
             if "queued" in (state, there):
                 state = "queued"
-            elif len(mine) > 1:
-                state = state if state == there else "torn"
+            elif len(mine) > 1 and state != there:
+                both = sorted((state, there), key=_NEWS.index)
+                state = "torn" if may_be_dropped(one.deed) else both[0]
             elif mine == {True}:
                 state = there
         found[one.op] = state
     return found
+
+
+def waits_in_bucket(primaries: dict[str, str], topology: Topology, ledger: Iterable[Acknowledged]) -> dict[Op, bool]:
+    """Return of groups of several keys whether the shard of their bucket has set them aside."""
+    books, owners = {shard: _Book(uri) for shard, uri in primaries.items()}, owners_of(primaries, topology)
+    groups = (one for one in set_of(ledger) if len(owners_in(one.deed)) > 1)
+    return {one.op: books[owners[one.bucket]].state(one) in _ASIDE for one in groups}
+
+
+def left(primaries: dict[str, str], topology: Topology, key: int) -> Apart:
+    """Return since when a key is away."""
+    [(bucket, number)] = [(bucket, number) for bucket, (_, number, of) in away(primaries).items() if of == key]
+    return Apart(bucket, key, _stood(primaries[topology.shard_of(bucket)], number))
+
+
+def back(primaries: dict[str, str], apart: Apart) -> Apart:
+    """Return when a key was away that has come back since."""
+    sql = f"SELECT bucket FROM pipeline_moves WHERE of_bucket = {apart.bucket} AND of_key = '{apart.key}'"
+    places = [(uri, number) for uri in primaries.values() for (number,) in nodes.rows(uri, sql)]
+    ends = [_stood(uri, number) for uri, number in places if nodes.rows(uri, _STOOD.format(number))]
+    return apart._replace(back=max(ends))
+
+
+def _stood(uri: str, number: int) -> Position:
+    [where] = nodes.rows(uri, _STOOD.format(number))
+    return Position(*where)
 
 
 def may_be_dropped(deed: Deed) -> bool:

@@ -57,8 +57,6 @@ class Load:
             self._weights.pop("version", None)  # what a table's own words queue has neither key nor level
         self._mine: dict[int, list[tuple[int, str]]] = {owner: [] for owner in owners}
         self._count, self._sheets = 0, sheets
-        #: Ids of inserts that a taken name may have had refused.
-        self._doubtful = set[int]()
 
     def send_some(self) -> list[Acknowledged]:
         """Send one random deed, or the inserts of one bulk call."""
@@ -93,9 +91,7 @@ class Load:
 
     def _clash(self, owner: int) -> tuple[Receipt, Deed]:
         """Insert a name that was taken: refused, unless it has been deleted since."""
-        receipt, deed = self._insert(owner, self._pick(owner)[1])
-        self._doubtful.add(deed[-1])
-        return receipt, deed
+        return self._insert(owner, self._pick(owner)[1])
 
     def _bump(self, owner: int) -> tuple[Receipt, Deed]:
         row, _ = self._pick(owner)
@@ -137,11 +133,9 @@ class Load:
         return first, ["group", deed, second, third]
 
     def _pair(self, owner: int) -> tuple[Receipt, Deed]:
-        """Update rows of two keys by their ids alone; none that an insert of a taken name would have made."""
-        owners = [one for one in self._neighbours(owner) if self._surely(one)]
-        if not owners:
-            return self._insert(owner)
-        picked = [(one, self._luck.choice(self._surely(one))) for one in self._luck.choices(owners, k=2)]
+        """Update rows of two keys by their ids alone."""
+        owners = [one for one in self._neighbours(owner) if self._mine[one]]
+        picked = [(one, self._pick(one)[0]) for one in self._luck.choices(owners, k=2)]
         with self._client.atomic():
             [*receipts] = (self._client.enqueue_update(self._db.tally.id == row, **self._bumped()) for _, row in picked)
         return receipts[0], ["group", *(["bump", one, row, self._token] for one, row in picked)]
@@ -156,9 +150,6 @@ class Load:
     def _neighbours(self, owner: int) -> list[int]:
         bucket_of = self._client.topology.bucket_of
         return [one for one in self._owners if bucket_of("tally", one) == bucket_of("tally", owner)]
-
-    def _surely(self, owner: int) -> list[int]:
-        return [id for id, _ in self._mine[owner] if id not in self._doubtful]
 
     @property
     def _token(self) -> str:

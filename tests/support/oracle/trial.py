@@ -12,9 +12,10 @@ from pipeline import clock
 from pipeline.client import Client
 from support.chance import chance
 from support.oracle import judge, nodes, producer
-from support.oracle.ledger import Acknowledged, in_order, replay, set_of
+from support.oracle.ledger import Acknowledged, Apart, in_order, replay, set_of
 from support.oracle.load import Load
 from support.oracle.model import Row
+from support.oracle.operator import Operator
 from support.oracle.producer import Producer
 from support.servers.rig import Rig
 
@@ -30,6 +31,8 @@ class Trial:
     def __init__(self, rig: Rig, name: str, folder: Path):
         self.rig, self.name, self._folder = rig, name, folder
         self.luck: random.Random = chance(name)
+        self.operator = Operator(rig.config)
+        self.apart = list[Apart]()
         self.ledger: list[Acknowledged] = []
         self.owners: list[int] = []
         self._producers: list[Producer] = []
@@ -85,6 +88,15 @@ class Trial:
         self._producers.remove(one)
         self.ledger += one.noted
 
+    def note_key(self, key: int) -> None:
+        """Note that a key has left its bucket, or come back; to be called before it is moved again."""
+        primaries, topology = self.rig.primaries, self.rig.client.topology
+        away = next((one for one in self.apart if one.key == key and one.back is None), None)
+        if away is None:
+            self.apart.append(judge.left(primaries, topology, key))
+        else:
+            self.apart[self.apart.index(away)] = judge.back(primaries, away)
+
     def states(self) -> dict[judge.Op, str]:
         """Return what became of each op."""
         return judge.states(self.rig.primaries, self.rig.client.topology, self.ledger)
@@ -112,15 +124,26 @@ class Trial:
         """Assert that the rows of all shards are what a replay of the ledger gives; return the accounts."""
         accounts = self.settle()
         self.balances()
-        states = self.states()
-        dropped = [one for one in self.ledger if states[one.op] == "dropped"]
+        states, topology = self.states(), self.rig.client.topology
+        waits = judge.waits_in_bucket(self.rig.primaries, topology, self.ledger)
+        given_up = {op for told in self.operator.settled for op in told.dropped}
+        dropped = [one for one in self.ledger if states[one.op] == "dropped" and one.op not in given_up]
         strange = [one.deed for one in dropped if not judge.may_be_dropped(one.deed)]
         assert not strange, f"dropped, though nobody has dropped them: {strange[: judge.SHOWN]}"
-        verdict = replay(one for one in self.ledger if states[one.op] not in ("lost", "dropped"))
-        rejected = {op for op, state in states.items() if state == "rejected"}
-        assert verdict.refused == rejected, self._story("refused", verdict.refused, rejected)
-        parked = {op for op, state in states.items() if state == "parked"}
-        assert verdict.parked == parked, self._story("parked", verdict.parked, parked)
+        left_out = {one.op for one in dropped} | {op for op, state in states.items() if state == "lost"}
+        told = (one for one in self.ledger if one.op not in left_out)
+        verdict = replay(told, settled=self.operator.settled, apart=self.apart, aside=waits)
+        aside = verdict.refused | verdict.parked
+        for what, wanted in (
+            ("rejected", verdict.refused),
+            ("parked", verdict.parked),
+            ("replayed", verdict.replayed - aside),
+            ("dropped", verdict.dropped | {one.op for one in dropped}),
+        ):
+            found = {op for op, state in states.items() if state == what and op not in verdict.echoes}
+            wanted -= verdict.echoes
+            assert wanted == found, self._story(what, wanted, found)
+        assert not verdict.strange, self._story("settled", set(), verdict.strange)
         said = judge.differences(verdict.model, self.rows(self.rig.primaries))
         kept, wanted = self.versions(self.rig.primaries), verdict.model.versions
         said += [f"version {id} is {kept.get(id)}, must be {wanted.get(id)}" for id in kept.keys() ^ wanted.keys()]
@@ -140,8 +163,10 @@ class Trial:
 
     def balances(self) -> None:
         """Assert that acknowledged = applied + replayed + rejected + parked + dropped + lost."""
-        accounts = Counter(self.states().values())
+        states = self.states()
+        accounts, found = Counter(states.values()), {op for op, state in states.items() if state not in ACCOUNTED}
         whole = sum(accounts[state] for state in ACCOUNTED)
+        assert not found, f"accounts do not balance: {accounts}; {self._story('unaccounted', set(), found)}"
         assert whole == len(set_of(self.ledger)), f"accounts do not balance: {accounts}"
 
     def rows(self, uris: dict[str, str]) -> dict[tuple[int, str], tuple[int, str, int]]:

@@ -106,9 +106,9 @@ def applier(client: Client, shard: str) -> Applier:
     return Applier(shard, session, client.log, client.settings.apply, tables=client.settings.tables)
 
 
-def run(site: Site, *rows: int, tables: Mapping[str, Any] = BY_CUSTOMER) -> Client:
+def run(site: Site, *rows: int, tables: Mapping[str, Any] = BY_CUSTOMER, **how: Any) -> Client:
     """Set the deployment up, and let it apply some rows."""
-    client = site.client(file="worker.toml", tables=tables)
+    client = site.client(file="worker.toml", tables=tables, **how)
     client.define_tables(model())
     migrate(client)
     for customer in rows:
