@@ -106,9 +106,9 @@ def reconcile(pipeline: Client, shard: str) -> int:
 def _elsewhere(pipeline: Client, shard: str, mine: Iterable[int]) -> set[int]:
     """Return those of a shard's buckets that another shard has: its database was restored from a backup of before."""
     topology = pipeline.topology
-    if strange := _not_by_map(topology, shard, mine):  # the map that this process knows may be old
+    if strange := topology.elsewhere(shard, mine):  # the map that this process knows may be old
         follow(pipeline.log, pipeline.nodes, topology, anew=True)
-        strange = _not_by_map(topology, shard, strange)
+        strange = topology.elsewhere(shard, strange)
     if strange:
         logger.error(
             Event(
@@ -117,10 +117,6 @@ def _elsewhere(pipeline: Client, shard: str, mine: Iterable[int]) -> set[int]:
                 f"left; run: pipeline restore {shard}",
             ))  # fmt: skip
     return strange
-
-
-def _not_by_map(topology: Topology, shard: str, buckets: Iterable[int]) -> set[int]:
-    return {one for one in buckets if one < topology.buckets and topology.shard_of(one) != shard}
 
 
 def _audit(pipeline: Client, shard: str, mine: Mapping[int, Position]) -> None:

@@ -476,7 +476,7 @@ class EarlierOps:
         log: the logs.
         facts: of the tables.
         wait_s: how long an op waits at most, while this process looks at it and nothing older moves.
-        topology: tells in which bucket an op is that makes a row; None: in any.
+        topology: tells in which bucket an op is that makes a row, and which buckets have left; None: in any, and none.
     """
 
     def __init__(
@@ -489,7 +489,7 @@ class EarlierOps:
         topology: Topology | None,
     ):
         self._shard, self._session, self._log, self._facts, self._wait_s = shard, session, log, facts, wait_s
-        self._queued = QueuedOps(session, log, facts, topology)
+        self._topology, self._queued = topology, QueuedOps(session, log, facts, topology)
         self._waits: dict[Place, Wait] = {}
         #: Of each bucket for which an op has waited as long as it may, its watermark; and of those for which a delete
         #: has waited once more.
@@ -563,11 +563,14 @@ class EarlierOps:
             return None
         if not older and waited_s >= CLOCKS_S:
             return None
+        # a bucket that has left stays another's, though a backup of before says that it is here
+        left = self._topology.elsewhere(self._shard, near) if self._topology is not None else ()
+        here = [one for one in near if one not in left]
         if not waited_s:  # else a bucket would rest that a worker drained on a primary that died since
-            self._log.mark_dirty(self._shard, near)
+            self._log.mark_dirty(self._shard, here)
         if not refused and (before_s < 0 or before_s < max(0.0, most_s - LOOK_S) <= waited_s):
             # it may rest because its server was away; and it is looked at before this one waits no longer
-            self._log.postpone(self._shard, near, 0)
+            self._log.postpone(self._shard, here, 0)
         self._queued.note(bucket, {item.entry.producer: at_ms})  # this one is queued from now on
         self._waiting.add(bucket)
         return self._reason(item)

@@ -11,7 +11,7 @@ bucket's.
 from __future__ import annotations
 
 import math
-from collections.abc import Sized
+from collections.abc import Iterable, Sized
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from hashlib import blake2b
@@ -211,6 +211,15 @@ class Topology:
             return self.owners[bucket]
         which = "is the reference bucket, of every shard" if bucket == self.reference_bucket else "does not exist"
         raise ValueError(f"bucket {bucket} {which}; the others are 0-{self.buckets - 1}")
+
+    def elsewhere(self, shard: str, numbers: Iterable[int]) -> set[int]:
+        """Return those of some buckets that another shard owns, by the map that this process knows.
+
+        Args:
+            shard: the shard.
+            numbers: of buckets; pieces and the reference bucket are passed over.
+        """
+        return {one for one in numbers if 0 <= one < self.buckets and self.owners[one] != shard}
 
     def serves(self, number: int) -> str:
         """Return the shard that has the rows of a bucket, without those of a piece of it, or of a piece.

@@ -11,6 +11,7 @@ from support.sandbox.deployments import Site, backup_of, drain, drop_own_tables,
 from pipeline.admin import absence, upkeep
 from pipeline.admin import moving as movers
 from pipeline.admin.moving import orders
+from pipeline.apply.applier import Applier
 from pipeline.enqueue import deployment
 from pipeline.errors import PipelineError
 from pipeline.shard.columns import columns_of
@@ -161,6 +162,29 @@ def test_a_restored_source_gives_up_a_bucket_that_has_left_since(world: World, b
     world.insert(1)
     world.move("s0")
     assert world.rows("s0") == 9
+
+
+def test_an_op_that_waits_wakes_no_bucket_that_has_left(world: World) -> None:
+    client, before = world.client, backup_of(world.client, "s0")
+    world.move("s1")
+    world.insert(2)
+    restore(client, "s0", before)
+    session = client.nodes.primary("s0")
+    session.execute(
+        "CREATE TRIGGER late BEFORE INSERT ON purchase WHEN NOT EXISTS (SELECT 1 FROM purchase WHERE qty = 9)"
+        " BEGIN SELECT RAISE(ABORT, 'not yet'); END"
+    )
+    topology = client.topology
+    of_s0 = (one for one in range(99) if topology.shard_of(topology.bucket_of("purchase", one)) == "s0")
+    waits = insert(client, next(of_s0))
+    worker = Applier("s0", session, client.log, client.settings.apply, topology=topology)
+
+    for _ in range(3):
+        worker.apply()
+
+    assert waits.status() == "queued"
+    assert world.bucket not in client.log.due("s0", 99)
+    assert (world.rows("s0"), world.rows("s1")) == (5, 7)
 
 
 def test_rows_of_a_bucket_that_has_left_come_back_with_no_backup_without_our_tables(world: World) -> None:
