@@ -28,13 +28,15 @@ _RULE = "(RESTRICT|CASCADE|SET NULL|NO ACTION|SET DEFAULT)"
 _WRITTEN = re.compile(
     rf"CONSTRAINT `((?:[^`]|``)+)` FOREIGN KEY [^\n]*?\)(?: ON DELETE {_RULE})?(?: ON UPDATE {_RULE})?,?$", re.MULTILINE
 )
-#: (event, tables about which the triggers of a table are then); `@` are the variables of the session.
+#: (event, tables that matter to a table's triggers on that event); `@` are the variables of the session.
 Reach = tuple[tuple[str, tuple[str, ...]], ...]
 _EVENTS = ("DELETE", "INSERT", "UPDATE")
 #: What is before the body of SQLite's CREATE TRIGGER; its event.
 _SQLITE_HEAD = re.compile(r"(?is).*?\b(insert|update|delete)\b.*?\bon\s+\S+")
-#: The words without one of which a trigger writes nothing but its row.
+#: The statements that write rows: a trigger without one of these words, and without a routine, writes its own row only.
 _WRITES = frozenset(("insert", "update", "delete", "replace", "load", "truncate"))
+#: What servers call a table of which all is known that a name in a trigger may do.
+_TABLE_TYPES = ("table", "base table")
 _WORD = re.compile(r"[\w$]+")
 #: What may be the call of a routine, and whether it names a database.
 _CALL = re.compile(r"(\.\s*)?`?([\w$]+)`?\s*\(")
@@ -151,7 +153,7 @@ def descendants(table: str, children: Mapping[str, Iterable[str]]) -> tuple[str,
 
 
 class TriggerReach(NamedTuple):
-    """What the triggers of one table are about, by event.
+    """The tables that matter to the triggers of one table, by event.
 
     Attributes:
         reached: the tables that they may read or write.
@@ -165,7 +167,7 @@ class TriggerReach(NamedTuple):
 
 
 def reach_of_triggers(session: NodeSession, children: Mapping[str, Sequence[str]]) -> dict[str, TriggerReach]:
-    """Return what the triggers of each table are about, by the table's name in lower case.
+    """Return the tables that matter to the triggers of each table, by its name in lower case.
 
     A table without triggers is left out. Where the user may not see triggers, every table has some that reach all.
 
@@ -184,7 +186,7 @@ def reach_of_triggers(session: NodeSession, children: Mapping[str, Sequence[str]
         else "SELECT table_name, table_type FROM information_schema.tables WHERE table_schema = DATABASE()"
     )
     names = {str(name).lower(): str(name) for name, _ in rows if not str(name).startswith("pipeline_")}
-    views = {str(name).lower() for name, what in rows if str(what).lower() == "view"}
+    opaque = {str(name).lower() for name, what in rows if str(what).lower() not in _TABLE_TYPES}
     if unseen:
         all_of_it = tuple((event, (*sorted(names.values()), "@")) for event in _EVENTS)
         return dict.fromkeys(names, TriggerReach(all_of_it, all_of_it, _EVENTS))
@@ -192,8 +194,8 @@ def reach_of_triggers(session: NodeSession, children: Mapping[str, Sequence[str]
     writing = set[tuple[str, str]]()
     for table, event, body in triggers:
         words = {word.lower() for word in _WORD.findall(body)}
-        # what a routine does or a view shows is not known; a session's variable is what any trigger made of it before
-        hidden = any(_names(body, words, view) for view in views) or (not sqlite and _calls(body, names))
+        # what a view shows, a sequence has given or a routine does is not known; a variable is the last trigger's
+        hidden = any(_names(body, words, name) for name in opaque) or (not sqlite and _calls(body, names))
         reached = set(names) if hidden else {name for name in names if _names(body, words, name)}
         named.setdefault((table, event), set()).update(reached, "@" if hidden or "@" in body else ())
         if hidden or not words.isdisjoint(_WRITES):

@@ -411,6 +411,20 @@ def test_what_a_trigger_says_changes_with_what_it_reads_and_with_what_changes_th
     assert constraints_of(session, "other").changed_by("INSERT") == set()
 
 
+@mariadb
+def test_of_a_trigger_that_takes_numbers_of_a_sequence_nothing_is_known(session: NodeSession):
+    run(
+        session,
+        "CREATE TABLE t (id INT PRIMARY KEY, n INT)",
+        "CREATE SEQUENCE counted",
+        "CREATE TRIGGER b BEFORE INSERT ON t FOR EACH ROW SET NEW.n = NEXT VALUE FOR counted",
+    )
+
+    found = constraints_of(session, "t")
+
+    assert (found.fired("INSERT"), found.writes("INSERT")) == ({"t", "counted", "@"}, True)
+
+
 @both
 @pytest.mark.parametrize("seen", ["a view", "a name that is no word"])
 def test_a_trigger_reaches_what_it_names_in_quotes_and_what_a_view_may_show(session: NodeSession, seen: str):
