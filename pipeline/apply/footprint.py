@@ -21,7 +21,14 @@ from msgspec.structs import replace
 from pipeline.dal.trees import is_condition_tree, is_expression_tree, pinned
 from pipeline.model import COPY, DELETE, GROUP, INSERT, READ, ROW_WRITES, UPDATE, UPSERT, Op
 from pipeline.model.schema import Column, TableSchema
-from pipeline.shard.driver_errors import code_of, is_about_parents, is_about_values, is_signal, may_be_early
+from pipeline.shard.driver_errors import (
+    code_of,
+    is_about_parents,
+    is_about_values,
+    is_driver_error,
+    is_signal,
+    may_be_early,
+)
 from pipeline.shard.records.set_aside import alike
 from pipeline.shard.table_facts import Facts
 
@@ -465,11 +472,11 @@ def needed_by(op: Op, facts: Facts, error: Exception) -> Needed | None:
         facts: of its table.
         error: as the driver raised it.
     """
-    if not may_be_early(error):
+    if not is_driver_error(error):
         return None
     events, own = EVENTS_OF.get(op.kind, EVENTS), facts.database_name.lower()
-    if is_signal(error):
-        return _read_by_triggers(facts, events)
+    if is_signal(error) or not may_be_early(error):
+        return _read_by_triggers(facts, events, error)
     if op.kind not in (INSERT, UPSERT, UPDATE) or facts.constraints.writes(*events):
         return ANYTHING
     if is_about_parents(error):
@@ -481,12 +488,14 @@ def needed_by(op: Op, facts: Facts, error: Exception) -> Needed | None:
     return ANYTHING
 
 
-def _read_by_triggers(facts: Facts, events: Collection[str]) -> Needed | None:
-    """Return what may help an op that a trigger refuses; None: the trigger looks at the op's row alone."""
+def _read_by_triggers(facts: Facts, events: Collection[str], error: Exception) -> Needed | None:
+    """Return what may help an op that a trigger may have refused; None: no trigger looks at more than the op's row.
+
+    A trigger may say any number itself, and may fill a column, from other rows, with a value that a constraint refuses.
+    """
     read = {name.lower() for name in facts.constraints.changed_by(*events)}
-    if "@" in read or not facts.constraints.has_triggers(*events):
-        return ANYTHING
-    return Needed(read=read) if read else None
+    hidden = "@" in read or (is_signal(error) and not facts.constraints.has_triggers(*events))
+    return ANYTHING if hidden else Needed(read=read) if read else None
 
 
 def _referred(op: Op, facts: Facts) -> Mapping[str, Collection[int]]:

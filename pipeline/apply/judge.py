@@ -274,8 +274,9 @@ class Judge:
         if fault is Fault.UNKNOWN:
             self._believe(error, facts)
             self.unlisted = error
-        elif is_about_other_rows(error) or is_signal(error):
-            self._check_constraints(facts, own=is_about_parents(error) or is_about_values(error) or is_signal(error))
+        if facts.constraints.triggers or is_about_other_rows(error) or is_signal(error):
+            own = not is_about_other_rows(error) or is_about_parents(error) or is_about_values(error)
+            self._check_constraints(facts, own=own)
         return True
 
     def _check_constraints(self, facts: Facts, *, own: bool = False) -> None:

@@ -123,13 +123,17 @@ def test_any_op_may_delete_what_refers_to_a_row() -> None:
     ],
     ids=["of its row alone", "that reads others", "that reads a variable", "beside one that is not fired"],
 )
-def test_a_signal_waits_for_ops_on_what_its_trigger_reads(sources: Any, wanted: Any) -> None:
-    assert needed(op(up=5, off=6), SIGNAL, triggers=sources, sources=sources) == wanted
+@pytest.mark.parametrize("error", [SIGNAL, (30001, "of its own"), (1048, "Column 'n' cannot be null"), (4025, "CHECK")])
+def test_what_a_trigger_may_have_refused_waits_for_ops_on_what_the_trigger_reads(
+    error: tuple[int, str], sources: Any, wanted: Any
+) -> None:
+    assert needed(op(up=5, off=6), error, triggers=sources, sources=sources) == wanted
 
 
 def test_a_signal_of_a_trigger_that_nobody_sees_waits_for_any_op() -> None:
     assert needed(op(up=5, off=6), SIGNAL) == Needed()
 
 
-def test_what_depends_on_the_op_alone_is_final() -> None:
-    assert needed(op(up=5, off=6), (4025, "a CHECK")) is None
+@pytest.mark.parametrize("error", [(4025, "a CHECK"), (1048, "Column 'n' cannot be null"), (30001, "of its own")])
+def test_what_depends_on_the_op_alone_is_final(error: tuple[int, str]) -> None:
+    assert needed(op(up=5, off=6), error) is None

@@ -471,6 +471,25 @@ def test_what_a_trigger_refuses_waits_for_ops_that_may_change_what_it_reads_and_
     assert child.status() == wanted
 
 
+def test_what_a_trigger_fills_from_other_rows_waits_for_these_whatever_constraint_refuses_it(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = box.client.nodes.primary("s0")
+    session.execute("ALTER TABLE child ADD COLUMN known INT CHECK (known > 0)")
+    session.execute(
+        "CREATE TRIGGER fills AFTER INSERT ON child BEGIN"
+        " UPDATE child SET known = (SELECT COUNT(*) FROM event WHERE note = 'open') WHERE id = NEW.id; END"
+    )
+    first, second = two_buckets(box)
+    at = after(monkeypatch)
+    at(0)
+    older = of_its_table(db, first)
+    at(10)
+    child = pipeline.enqueue_insert(db.child, who=second)
+
+    waits_and_is_applied(box, monkeypatch, older.bucket, child)
+
+
 @pytest.mark.parametrize(
     ("most_bytes", "makes", "wanted"),
     [(8_000_000, False, "rejected"), (8_000_000, True, "queued"), (10_000, False, "queued")],
