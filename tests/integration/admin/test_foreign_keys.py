@@ -182,7 +182,8 @@ def test_an_account_that_may_only_read_sees_what_a_foreign_key_does(case: Case) 
 
     assert [key.on_delete for key in seen.parents] == ["SET NULL"]
     # without the right TRIGGER each table counts as one with triggers
-    assert replace(seen, triggers=(), reached=frozenset()) == constraints_of(case.client.nodes.primary("s0"), "held")
+    seen = replace(seen, triggers=(), sources=(), writing=(), reached=frozenset())
+    assert seen == constraints_of(case.client.nodes.primary("s0"), "held")
 
 
 def model(db: Any) -> None:

@@ -71,14 +71,19 @@ class Deployment:
 
     @contextmanager
     def moving(self, bucket: int) -> Iterator[Mover]:
-        """Move a bucket as far as its first rows; give the move up at the end, if it is not over."""
+        """Move a bucket as far as its first rows; give the move up at the end, if it is not over.
+
+        Meanwhile the worker has no move to go on with, however long somebody looks at a page.
+        """
         source = self.client.topology.shard_of(bucket)
         target = next(shard for shard in self.client.topology.shards if shard != source)
-        mover = orders.order_move(self.client, [bucket], target, "ann", note=MoveNote(total=400))
-        steps = mover.steps()
-        while next(steps).stage != "copying":
-            pass
-        yield mover
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(movers, "LEASE_MS", 600_000)
+            mover = orders.order_move(self.client, [bucket], target, "ann", note=MoveNote(total=400))
+            steps = mover.steps()
+            while next(steps).stage != "copying":
+                pass
+            yield mover
         if mover.stage() == "copy":
             mover.give_up("enough")
         assert [*mover.steps()][-1].stage == "over"
