@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
+from math import inf
 from typing import Any, Protocol, overload
 
 import msgspec
 
-from pipeline.errors import BadToken, PipelineError
+from pipeline import clock
+from pipeline.errors import BadToken, PipelineError, Unavailable
 from pipeline.model import Position
 
 #: 2**96 tries, each a request: nobody finds one.
@@ -21,6 +23,8 @@ SIGNATURE_BYTES = 12
 VERSION, SPOOLED = "r", "s"
 #: No receipt is longer, characters: what is longer is not looked at.
 MOST_CHARACTERS = 200
+#: How often at most a seal asks whether the secret is another by now, s: anybody may send what nobody has signed.
+RENEW_S = 5.0
 #: What a seal calls a receipt.
 _KIND = b"receipt"
 
@@ -30,7 +34,7 @@ class Seal:
     """Signs for one deployment; all its processes have the same key. Threads may share it.
 
     Args:
-        secret: the deployment's, or what returns it: called once, when first needed.
+        secret: the deployment's, or what returns it: called when first needed, and by `renew`.
         deployment: what sets the deployment apart from others with the same secret.
     """
 
@@ -44,7 +48,23 @@ class Seal:
         Raises:
             LogUnavailable: the secret is in Redis, which does not answer, and this host has never kept it.
         """
-        secret = self.secret if isinstance(self.secret, str) else self.secret()
+        return self._key_of(self.secret if isinstance(self.secret, str) else self.secret())
+
+    def renew(self) -> None:
+        """Read the secret again, as this seal has not signed what it was shown: Redis may have lost the secret.
+
+        Whoever asked Redis first then has made another. Nothing happens within `RENEW_S`, or while Redis is away.
+        """
+        now_s, asked_s = clock.mono_s(), self.__dict__.get("asked_s", -inf)
+        if isinstance(self.secret, str) or now_s < asked_s + RENEW_S:
+            return
+        self.__dict__["asked_s"] = now_s
+        try:
+            self.__dict__["key"] = self._key_of(self.secret())
+        except Unavailable:
+            return
+
+    def _key_of(self, secret: str) -> bytes:
         return hmac.digest(secret.encode(), self.deployment.encode(), sha256)
 
     def learn(self) -> None:
@@ -249,6 +269,8 @@ def _opened(text: str, seal: Seal | None) -> tuple[str, list[int]]:
     parts = body[1:].split(".")
     if {VERSION: 6, SPOOLED: 4}.get(body[:1]) != len(parts) or not all(map(str.isalnum, parts)):
         raise BadToken("this text is not a receipt, or was cut on its way; pass the whole of str(receipt)")
+    if seal is not None and not hmac.compare_digest(signature, seal.sign_text(_KIND, body)):
+        seal.renew()
     if seal is not None and not hmac.compare_digest(signature, seal.sign_text(_KIND, body)):
         raise BadToken(
             "this receipt was changed on its way, or another deployment signed it, or [reads] secret has changed since"

@@ -105,6 +105,16 @@ def test_a_token_of_another_deployment_is_refused_as_such() -> None:
         SEAL.read(TokenSeal("another secret").print(token_of([receipt(1, 5, 10)])))
 
 
+def test_a_token_under_the_secret_of_now_is_read_by_a_process_that_knows_an_older_one() -> None:
+    secrets = iter(("an old secret", "the secret of now"))
+    seal = TokenSeal(lambda: next(secrets))
+    seal.learn()
+
+    read = seal.read(TokenSeal("the secret of now").print(token_of([receipt(1, 5, 10)])))
+
+    assert dict(read) == dict(token_of([receipt(1, 5, 10)]))
+
+
 def test_a_token_that_has_no_room_in_a_cookie_asks_for_more_and_never_for_less() -> None:
     token = token_of(receipt(bucket, 1_800_000_000, 10**9 + bucket, 2**62 + bucket, 10**6) for bucket in range(1024))
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline
-from pipeline.errors import BadToken, PipelineError
+from pipeline import clock
+from pipeline.errors import BadToken, LogUnavailable, PipelineError
 from pipeline.model import START, Position
-from pipeline.model.receipt import Receipt, Receipts, Seal, _base36
+from pipeline.model.receipt import RENEW_S, Receipt, Receipts, Seal, _base36
 
 receipts = st.builds(
     Receipt,
@@ -159,6 +160,31 @@ def test_the_secret_is_asked_for_once_however_many_receipts_are_printed():
 
     assert {printed(ONE, seal) for _ in range(100)} == {printed(ONE)}
     assert len(asked) == 1
+
+
+def test_a_process_that_is_shown_a_receipt_under_another_secret_asks_whether_that_is_the_secret_by_now(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    asked, said, now_s = list[str](), ["an old secret"], [0.0]
+    monkeypatch.setattr(clock, "mono_s", lambda: now_s[0])
+
+    def secret() -> str:
+        asked.append(said[0])
+        if not said[0]:
+            raise LogUnavailable("away")
+        return said[0]
+
+    seal = Seal(secret, "pl 256")
+    seal.learn()
+    said[0] = "a secret of this deployment"  # Redis lost the old one
+
+    assert Receipt.parse(printed(ONE), seal).position == ONE.position
+    assert printed(ONE, seal) == printed(ONE)
+    for said[0], now_s[0] in (("a third one", RENEW_S - 1), ("", RENEW_S + 1)):  # too soon; Redis is away
+        with pytest.raises(BadToken, match="secret has changed"):
+            Receipt.parse(printed(ONE, Seal("a third one", "pl 256")), seal)
+    assert printed(ONE, seal) == printed(ONE)
+    assert asked == ["an old secret", "a secret of this deployment", ""]
 
 
 def test_an_op_that_has_not_been_sent_has_an_id_but_no_receipt_to_print():
