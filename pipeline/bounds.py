@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -164,23 +164,15 @@ class WaitBudgets:
         finally:
             budget.left_s -= more_s
 
-    @contextmanager
-    def part(self, share: float) -> Iterator[None]:
+    def part(self, share: float) -> AbstractContextManager[None]:
         """Let the block use a share of what is left of this thread's budget; all of it in a cold process.
 
         Args:
             share: for something that can be done without.
         """
         budget = self.here.budget
-        if budget is None or self.cold:
-            yield
-            return
-        kept_s = max(0.0, budget.left_s) * (1 - share)
-        budget.left_s -= kept_s
-        try:
-            yield
-        finally:
-            budget.left_s += kept_s
+        kept_s = 0.0 if budget is None or self.cold else max(0.0, budget.left_s) * (1 - share)
+        return self.more(-kept_s)
 
     def lasts(self) -> None:
         """See that there is time for another step.

@@ -345,7 +345,7 @@ def restore(pipeline: Client, shard: str) -> list[Restored]:
         renew_epochs(pipeline, {shard, *(one.owner for one in left)})
         stir(pipeline, shard)
     # a worker that meets a bucket which has left cleans the mark, but where the backup knows nothing of the bucket
-    pipeline.log.mark_clean(shard, {*range(pipeline.topology.buckets)}.difference(pipeline.topology.applied_by(shard)))
+    pipeline.log.mark_clean(shard, pipeline.topology.elsewhere(shard, range(pipeline.topology.buckets)))
     pipeline.log.mark_dirty(shard, [one.bucket for one in done if one.replayed])
     for one in left:
         pipeline.log.mark_dirty(one.owner, [one.bucket])

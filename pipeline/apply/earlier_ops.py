@@ -563,17 +563,24 @@ class EarlierOps:
             return None
         if not older and waited_s >= CLOCKS_S:
             return None
-        # a bucket that has left stays another's, though a backup of before says that it is here
-        left = self._topology.elsewhere(self._shard, near) if self._topology is not None else ()
-        here = [one for one in near if one not in left]
-        if not waited_s:  # else a bucket would rest that a worker drained on a primary that died since
-            self._log.mark_dirty(self._shard, here)
-        if not refused and (before_s < 0 or before_s < max(0.0, most_s - LOOK_S) <= waited_s):
-            # it may rest because its server was away; and it is looked at before this one waits no longer
-            self._log.postpone(self._shard, here, 0)
+        # it may rest because its server was away; and it is looked at before this one waits no longer
+        ends = not refused and (before_s < 0 or before_s < max(0.0, most_s - LOOK_S) <= waited_s)
+        self._wake(near, begins=not waited_s, ends=ends)
         self._queued.note(bucket, {item.entry.producer: at_ms})  # this one is queued from now on
         self._waiting.add(bucket)
         return self._reason(item)
+
+    def _wake(self, buckets: Collection[int], *, begins: bool, ends: bool) -> None:
+        """Let buckets be looked at for which an op begins to wait, or whose rest it ends.
+
+        A bucket that has left stays another shard's, though a backup of before says that it is here.
+        """
+        left = self._topology.elsewhere(self._shard, buckets) if self._topology is not None else ()
+        here = [one for one in buckets if one not in left]
+        if begins:  # else a bucket would rest that a worker drained on a primary that died since
+            self._log.mark_dirty(self._shard, here)
+        if ends:
+            self._log.postpone(self._shard, here, 0)
 
     def named_row(self, delete: Op, facts: Facts) -> int | None:
         """Return the id of the row that a delete takes, if whatever it may reach refers to the row by its id.

@@ -475,7 +475,7 @@ def needed_by(op: Op, facts: Facts, error: Exception) -> Needed | None:
     if not is_driver_error(error):
         return None
     events, own = EVENTS_OF.get(op.kind, EVENTS), facts.database_name.lower()
-    if is_signal(error) or not may_be_early(error):
+    if not may_be_early(error):
         return _read_by_triggers(facts, events, error)
     if op.kind not in (INSERT, UPSERT, UPDATE) or facts.constraints.writes(*events):
         return ANYTHING

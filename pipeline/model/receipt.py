@@ -50,19 +50,23 @@ class Seal:
         """
         return self._key_of(self.secret if isinstance(self.secret, str) else self.secret())
 
-    def renew(self) -> None:
+    def renew(self) -> bool:
         """Read the secret again, as this seal has not signed what it was shown: Redis may have lost the secret.
 
         Whoever asked Redis first then has made another. Nothing happens within `RENEW_S`, or while Redis is away.
+
+        Returns:
+            Whether the secret was read.
         """
         now_s, asked_s = clock.mono_s(), self.__dict__.get("asked_s", -inf)
         if isinstance(self.secret, str) or now_s < asked_s + RENEW_S:
-            return
+            return False
         self.__dict__["asked_s"] = now_s
         try:
             self.__dict__["key"] = self._key_of(self.secret())
         except Unavailable:
-            return
+            return False
+        return True
 
     def _key_of(self, secret: str) -> bytes:
         return hmac.digest(secret.encode(), self.deployment.encode(), sha256)
@@ -91,6 +95,18 @@ class Seal:
             text: what is signed, in ASCII.
         """
         return urlsafe_b64encode(self.sign(kind, text.encode())).decode()
+
+    def has_signed(self, kind: bytes, text: str, signature: str) -> bool:
+        """Return whether a signature is what `sign_text` returns, if need be with the secret of now.
+
+        Args:
+            kind: as for `sign_text`.
+            text: as for `sign_text`.
+            signature: in ASCII.
+        """
+        if hmac.compare_digest(signature, self.sign_text(kind, text)):
+            return True
+        return self.renew() and hmac.compare_digest(signature, self.sign_text(kind, text))
 
 
 class Source(Protocol):
@@ -269,9 +285,7 @@ def _opened(text: str, seal: Seal | None) -> tuple[str, list[int]]:
     parts = body[1:].split(".")
     if {VERSION: 6, SPOOLED: 4}.get(body[:1]) != len(parts) or not all(map(str.isalnum, parts)):
         raise BadToken("this text is not a receipt, or was cut on its way; pass the whole of str(receipt)")
-    if seal is not None and not hmac.compare_digest(signature, seal.sign_text(_KIND, body)):
-        seal.renew()
-    if seal is not None and not hmac.compare_digest(signature, seal.sign_text(_KIND, body)):
+    if seal is not None and not seal.has_signed(_KIND, body, signature):
         raise BadToken(
             "this receipt was changed on its way, or another deployment signed it, or [reads] secret has changed since"
         )

@@ -164,14 +164,15 @@ def is_about_related_rows(error: BaseException) -> bool:
 
 
 def may_be_early(error: BaseException) -> bool:
-    """Return whether an op that met *error* may be taken once others are applied that were enqueued before it.
+    """Return whether a constraint may take an op that met *error* once others are applied that were enqueued before it.
 
     Args:
         error: as the driver raised it.
     """
     if code_of(error) is None:
-        return "IntegrityError" in _names(error) and not str(error).startswith(_SQLITE_OWN_VALUES)
-    return is_about_other_rows(error) or code_of(error) == _MYSQL_SIGNAL
+        own = is_signal(error) or str(error).startswith(_SQLITE_OWN_VALUES)
+        return "IntegrityError" in _names(error) and not own
+    return is_about_other_rows(error)
 
 
 def is_signal(error: BaseException) -> bool:

@@ -190,16 +190,7 @@ def reach_of_triggers(session: NodeSession, children: Mapping[str, Sequence[str]
     if unseen:
         all_of_it = tuple((event, (*sorted(names.values()), "@")) for event in _EVENTS)
         return dict.fromkeys(names, TriggerReach(all_of_it, all_of_it, _EVENTS))
-    named: dict[tuple[str, str], set[str]] = {}
-    writing = set[tuple[str, str]]()
-    for table, event, body in triggers:
-        words = {word.lower() for word in _WORD.findall(body)}
-        # what a view shows, a sequence has given or a routine does is not known; a variable is the last trigger's
-        hidden = any(_names(body, words, name) for name in opaque) or (not sqlite and _calls(body, names))
-        reached = set(names) if hidden else {name for name in names if _names(body, words, name)}
-        named.setdefault((table, event), set()).update(reached, "@" if hidden or "@" in body else ())
-        if hidden or not words.isdisjoint(_WRITES):
-            writing.add((table, event))
+    named, writing = _in_bodies(triggers, names, opaque, sqlite=sqlite)
     further = {name: {child.lower() for child in children.get(name, ())} for name in names}
     changed_by: dict[str, set[str]] = {}
     for name, changed in [*further.items(), *((table, named[table, event]) for table, event in writing)]:
@@ -218,6 +209,30 @@ def reach_of_triggers(session: NodeSession, children: Mapping[str, Sequence[str]
             (*there.writing, event) if writes else there.writing,
         )
     return reach
+
+
+def _in_bodies(
+    triggers: Iterable[tuple[str, str, str]], names: Collection[str], opaque: Collection[str], *, sqlite: bool
+) -> tuple[dict[tuple[str, str], set[str]], set[tuple[str, str]]]:
+    """Return what the triggers of each table and event name, and of which tables and events they may write.
+
+    Args:
+        triggers: table, event and body of each.
+        names: of all tables, in lower case.
+        opaque: of those, what is no plain table.
+        sqlite: whether it is SQLite, which has no routines.
+    """
+    named: dict[tuple[str, str], set[str]] = {}
+    writing = set[tuple[str, str]]()
+    for table, event, body in triggers:
+        words = {word.lower() for word in _WORD.findall(body)}
+        # what a view shows, a sequence has given or a routine does is not known; a variable is the last trigger's
+        hidden = any(_names(body, words, name) for name in opaque) or (not sqlite and _calls(body, names))
+        reached = set(names) if hidden else {name for name in names if _names(body, words, name)}
+        named.setdefault((table, event), set()).update(reached, "@" if hidden or "@" in body else ())
+        if hidden or not words.isdisjoint(_WRITES):
+            writing.add((table, event))
+    return named, writing
 
 
 def _closure(names: Iterable[str], further: Mapping[str, Iterable[str]]) -> set[str]:
