@@ -240,7 +240,7 @@ class QueuedOps:
         topology: tells in which bucket an op is that makes a row; None: in any.
 
     Attributes:
-        marks: what is committed of each bucket, as of the last look.
+        marks: what is committed of each bucket, as of the last look at it.
         oldest: of each bucket that has ops queued, when the oldest of each producer was enqueued, ms; None before the
             first look of a transaction.
         is_deep: whether more was looked at than the next op of each bucket.
@@ -252,7 +252,8 @@ class QueuedOps:
         self.oldest: dict[int, dict[int, float]] | None = None
         self.is_deep = False
         self._batch: Batch | None = None
-        self._owned: list[int] = []
+        #: The logs whose watermarks were read in this transaction; None: all.
+        self._looked: set[int] | None = set()
         self._headed = False
         #: By bucket, and since when, s.
         self._ahead, self._ahead_from_s = dict[int, Ahead](), 0.0
@@ -267,29 +268,41 @@ class QueuedOps:
         Args:
             batch: what it applies; what is behind that is queued.
         """
-        self._batch, self.oldest, self.is_deep = batch, None, False
+        self._batch, self._looked, self.oldest, self.is_deep = batch, set(), None, False
+        now_s = clock.mono_s()
+        if now_s >= self._ahead_from_s + AHEAD_S:
+            self._ahead, self._models, self._ahead_from_s = {}, {}, now_s
 
-    def look(self, keep: Collection[int] = ()) -> bool:
-        """Read where the queue of each bucket of the shard begins, and forget what is not queued any more.
+    def has_looked(self, logs: Collection[int] | None) -> bool:
+        """Return whether it was looked in this transaction where the queues of some logs begin.
 
         Args:
+            logs: their numbers; None: all.
+        """
+        return self._looked is None or (logs is not None and self._looked.issuperset(logs))
+
+    def look(self, logs: Collection[int] | None, keep: Collection[int] = ()) -> bool:
+        """Read where the queues of buckets begin, and forget what is not queued any more.
+
+        Args:
+            logs: the numbers of the logs whose buckets are looked at; None: all.
             keep: buckets of which it stays known when their oldest ops were enqueued.
 
         Returns:
             Whether a watermark has gone back: a primary without the last commits was promoted.
         """
-        marks = records.marks(self._session)
+        marks = records.marks(self._session, logs)
         now = {bucket: mark.position for bucket, mark in marks.items()}
-        gone_back = any(now.get(bucket, before) < before for bucket, before in self.marks.items())
-        self.marks, self._owned = now, [bucket for bucket, mark in marks.items() if mark.owned]
-        behind, now_s = self._behind(), clock.mono_s()
-        if now_s >= self._ahead_from_s + AHEAD_S:
-            self._ahead, self._models, self._ahead_from_s = {}, {}, now_s
+        gone_back = any(position < self.marks.get(bucket, position) for bucket, position in now.items())
+        self.marks |= now
+        others = {one: ahead for one, ahead in self._ahead.items() if logs is not None and log_number(one) not in logs}
+        behind = self._behind(bucket for bucket, mark in marks.items() if mark.owned)
         known = {bucket: self._ahead.get(bucket, Ahead(after, after)) for bucket, after in behind.items()}
-        self._ahead = {bucket: ahead.behind(behind[bucket]) for bucket, ahead in known.items()}
+        self._ahead = others | {bucket: ahead.behind(behind[bucket]) for bucket, ahead in known.items()}
         kept = [entry_bytes(entry) for ahead in self._ahead.values() for entry in ahead.entries]
         self._room = MOST_BYTES - sum(kept), MOST_AHEAD - len(kept)
         self.oldest, self._headed = {one: oldest for one, oldest in (self.oldest or {}).items() if one in keep}, False
+        self._looked = None if logs is None else {*(self._looked or ()), *logs}
         return gone_back
 
     def look_deep(self) -> None:
@@ -451,10 +464,10 @@ class QueuedOps:
             size_bytes, count = self._room
             self._room = size_bytes - sum(map(entry_bytes, unseen[bucket])), count - len(unseen[bucket])
 
-    def _behind(self) -> dict[int, Position]:
-        """Return of each bucket of the shard where its queue begins: behind what the transaction takes."""
+    def _behind(self, buckets: Iterable[int]) -> dict[int, Position]:
+        """Return of each bucket where its queue begins: behind what the transaction takes."""
         after = self._batch.after if self._batch is not None else {}
-        return {bucket: after.get(bucket, self.marks[bucket]) for bucket in self._owned}
+        return {bucket: after.get(bucket, self.marks[bucket]) for bucket in buckets}
 
     def _unseen(self, found: Mapping[int, Sequence[AnyRead]]) -> dict[int, list[AnyRead]]:
         """Return the entries that are to be applied yet; others were sent again when an epoch had ended."""
@@ -538,10 +551,9 @@ class EarlierOps:
             refused: whether a constraint refuses it: then what is younger by `CLOCKS_MS` counts for a second.
             needed: what may help a refused op.
         """
-        if self._queued.oldest is None:
-            self._look()
         at_ms, bucket = item.op.at_ms, item.entry.bucket
         row = self.named_row(item.op, deletes_from) if deletes_from is not None else None
+        self._look_at(self._logs_helping(item, needed) if refused else None)
         younger_ms, share = (CLOCKS_MS, 1.0) if refused else (0.0, DELETES if row is None else NAMED_DELETES)
         most_s = share * self._wait_s
         near = self._naming(item, row) if row is not None else self._helping(item, needed, younger_ms)
@@ -601,9 +613,20 @@ class EarlierOps:
             self._by_id[name] = by_id and not any(one.children for one in theirs)
         return self._by_id[name]
 
-    def _look(self) -> None:
+    def _logs_helping(self, item: Item, needed: Needed) -> set[int] | None:
+        """Return the logs to look at for a refused op, with its own and those that it has waited for; None: all."""
+        making, wait = self._queued.buckets_making(needed), self._waits.get(item.place)
+        waited = wait.marks if wait is not None else ()
+        return None if making is None else making | set(map(log_number, (item.entry.bucket, *waited)))
+
+    def _look_at(self, logs: Collection[int] | None) -> None:
+        """Look where the queues of logs begin, once in a transaction."""
+        if not self._queued.has_looked(logs):
+            self._look(logs)
+
+    def _look(self, logs: Collection[int] | None = None) -> None:
         """Look what is queued now; where what was waited for is undone, forget who waited."""
-        if self._queued.look(keep=self._waiting):
+        if self._queued.look(logs, keep=self._waiting):
             self._waits, self._stuck, self._stuck_still, self._spent = {}, {}, {}, {}
 
     def _naming(self, item: Item, row: int) -> dict[int, float]:

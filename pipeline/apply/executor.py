@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from typing import NamedTuple
 
-from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early
+from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early, Place
 from pipeline.apply.footprint import Needed, needed_by, versioned
 from pipeline.apply.grouping import SHEETS_ROWS, Group, Item, item_of, items_of, taken_sheets
 from pipeline.apply.judge import ConstraintsChanged, Judge, NeededOps, RolledBack, check_upsert
@@ -59,6 +60,19 @@ from pipeline.shard.table_facts import Facts
 #: So many rows are written with plain numbers, and the table's columns are read anew behind them (0.3 ms): in fewer it
 #: costs less to write texts (0.2 µs each).
 CHECKED_ROWS = 500
+
+
+class Refused(NamedTuple):
+    """An op that the database refuses, and why; of an atomic group, the member that it is about."""
+
+    item: Item
+    error: Exception
+    member: Op | None = None
+
+    @property
+    def op(self) -> Op:
+        """The op itself, or that member."""
+        return self.member or self.item.op
 
 
 class Executor:
@@ -176,17 +190,18 @@ class Executor:
         marked = self._lessons.are_short(facts)
         parts = self._carefully(every, rows, sheets, facts) if marked else [every]
         while parts:
-            self._at, again = sheets, list[Sequence[int]]()
+            self._at, again, refused = sheets, list[Sequence[int]](), list[Refused]()
             for part, error, last in self._failed(parts, rows, sheets[0].sheet.columns, facts, marked=marked):
                 if not self._judge.blames_op(error, facts):
                     raise error
                 self._lessons.learn_of_sheets(facts, len(ids), failed=True)
                 if len(part) == 1:
-                    self._refuse(item_of(sheets, part[0]), error)
+                    refused.append(Refused(item_of(sheets, part[0]), error))
                 elif not are_few(part):
                     again += self._carefully(part, rows, sheets, facts)
                 else:
                     again += parted(part, next((at for at, nth in enumerate(part) if ids[nth] == last), None))
+            self._refuse(refused)
             parts, marked = again, True
 
     def _carefully(
@@ -279,7 +294,7 @@ class Executor:
             why: the reason.
         """
         for item in items:
-            self._reject(item, PipelineError(why))
+            self._reject(Refused(item, PipelineError(why)))
 
     def _run(self, kind: str, items: Sequence[Item], facts: Facts) -> None:
         """Execute ops as one statement; where it fails, narrow it down."""
@@ -296,7 +311,7 @@ class Executor:
                 if not self._judge.blames_op(error, facts):
                     raise
                 if len(part) == 1:
-                    self._refuse(part[0], error)
+                    self._refuse([Refused(part[0], error)])
                 else:
                     if part is items:
                         self._lessons.learn(facts, len(part), failed=True)
@@ -315,7 +330,7 @@ class Executor:
             self._at = part
             failed = self._all_or_none(self._members(part, group))
             if failed and len(part) == 1:
-                self._refuse(part[0], *failed)
+                self._refuse([Refused(part[0], *failed)])
             else:
                 if part is items:
                     self._lessons.learn(facts, len(part), failed=failed is not None)
@@ -413,30 +428,42 @@ class Executor:
             raise CannotRender("a copy without a source")
         return copy_statement(ops, facts, self._known[read.schema], self._session.dialect)
 
-    def _refuse(self, item: Item, error: Exception, member: Op | None = None) -> None:
-        """Reject an op, or set it aside if what it needs is, too; or let its bucket end before it, if that may come."""
-        op, earlier = member or item.op, self._earlier
-        needed = None
-        if earlier is not None and not earlier.is_settled(item):
-            needed = needed_by(op, self._known[op.schema], error)
-            if needed is not None and (reason := earlier.awaited_by(item, needed=needed)) is not None:
-                self._end_before(item, reason)
-                return
-        related = self._awaited is not None and is_about_related_rows(error)
-        needs = self._awaited.of(op) if self._awaited is not None and related else ""
-        # another worker may have committed what the op needs between its refusal and the question what waits
-        if (needed is not None or related) and self._taken(item):
-            if item.op.kind == INSERT and item.op.id is None:
-                self._learn_ids([item])
-            return
-        if needed is not None:
-            self._doubtful.append((item, needed))
+    def _refuse(self, refused: Sequence[Refused]) -> None:
+        """Reject ops, or set aside those that need what is, too; or let buckets end before those that may be early.
+
+        Args:
+            refused: the ops; of several, none needs what another does.
+        """
+        judged, earlier = list[tuple[Refused, Needed | None]](), self._earlier
+        for one in refused:
+            needed = None
+            if earlier is not None and not earlier.is_settled(one.item):
+                needed = needed_by(one.op, self._known[one.op.schema], one.error)
+                if needed is not None and (reason := earlier.awaited_by(one.item, needed=needed)) is not None:
+                    self._end_before(one.item, reason)
+                    continue
+            judged.append((one, needed))
+        related = [one for one, _ in judged if self._awaited is not None and is_about_related_rows(one.error)]
+        needs = self._awaited.of([one.op for one in related]) if self._awaited is not None and related else ()
+        needs_of = {one.item.place: table for one, table in zip(related, needs, strict=True)}
+        # another worker may have committed what an op needs between its refusal and the question what waits
+        again = [one.item for one, needed in judged if needed is not None or one.item.place in needs_of]
+        taken = self._taken(again)
+        for one, needed in judged:
+            if one.item.place in taken:
+                continue
+            if needed is not None:
+                self._doubtful.append((one.item, needed))
+            self._set_aside(one, needs_of.get(one.item.place, ""))
+
+    def _set_aside(self, refused: Refused, needs: str) -> None:
+        """Reject an op, or set it aside for as long as the table waits that it needs, if it needs any."""
         if not needs or self._awaited is None:
-            self._reject(item, error, member)
+            self._reject(refused)
         elif (reason := self._awaited.in_log(needs)) is not None:
-            self._end_before(item, reason)
+            self._end_before(refused.item, reason)
         else:
-            self.rejects.append(self._rows.wait_all(item, why_needy(needs)))
+            self.rejects.append(self._rows.wait_all(refused.item, why_needy(needs)))
 
     def _end_before(self, item: Item, reason: WaitReason) -> None:
         if self._is_on_time(item):
@@ -444,9 +471,28 @@ class Executor:
         if not self._patient:
             raise Early(self._early)
 
-    def _taken(self, item: Item) -> bool:
+    def _taken(self, items: Sequence[Item]) -> set[Place]:
+        """Try refused ops once more, each by itself; return the places of those that are taken now."""
+        several = len(items) > 1  # then they are plain rows
+        taken = self._taken_together(items) if several else [item for item in items if self._is_taken(item)]
+        for item in taken:
+            if item.op.kind == INSERT and item.op.id is None:
+                self._learn_ids([item])
+        return {item.place for item in taken}
+
+    def _is_taken(self, item: Item) -> bool:
         self._at = (item,)
         return self._all_or_none([one] for one in item.op.members) is None
+
+    def _taken_together(self, items: Sequence[Item]) -> list[Item]:
+        self._at = items
+        self.sent.append(items)
+        sql = [self._sql(item.op.kind, [item.op], self._known[item.op.schema]) for item in items]
+        outcomes = self._session.execute_each(sql)
+        for item, error in zip(items, outcomes, strict=True):
+            if error is not None and not self._judge.blames_op(error, self._known[item.op.schema]):
+                raise error
+        return [item for item, error in zip(items, outcomes, strict=True) if error is None]
 
     def _try_again(self) -> None:
         """Try after all else what was refused: clocks differ within a batch, too.
@@ -478,7 +524,7 @@ class Executor:
                 self._earlier.settle(item)
 
     def _is_helped(self, item: Item, needed: Needed) -> bool:
-        return self._earlier is not None and self._earlier.has_others(item, needed) and self._taken(item)
+        return self._earlier is not None and self._earlier.has_others(item, needed) and self._is_taken(item)
 
     def _free(self, items: Sequence[Item], waiting: list[Portion]) -> Sequence[Item]:
         """Return what to execute now. What is behind an early op in its bucket is left out. What is behind a held row
@@ -501,8 +547,8 @@ class Executor:
         first = self._early.get(item.entry.bucket)
         return first is None or item.entry.position < first[0]
 
-    def _reject(self, item: Item, error: Exception, member: Op | None = None) -> None:
-        op = member or item.op
+    def _reject(self, refused: Refused) -> None:
+        item, op, error = refused.item, refused.op, refused.error
         row_key = str(op.id) if op.id is not None else str(op.where or dict(zip(op.columns, op.values, strict=True)))
         holds = self._rows.refuse(item)
         self.rejects.append(Reject(item.entry, op.table, row_key, code_of(error), sentence_of(error), holds=holds))

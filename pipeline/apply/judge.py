@@ -8,7 +8,7 @@ bucket alone, an eighth of its entries, and so on down to one op. One op is reje
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.apply.batch import FactBook
@@ -35,7 +35,7 @@ from pipeline.shard.driver_errors import (
 from pipeline.shard.records.replays import tables_waiting
 from pipeline.shard.records.stops import definition_now
 from pipeline.shard.statements import CannotRender
-from pipeline.shard.table_facts import Facts, constraints_in, constraints_of
+from pipeline.shard.table_facts import Constraints, Facts, constraints_in, constraints_of
 
 #: How often an op alone may end its worker, its server or its time before it is rejected.
 MOST_DEATHS = 3
@@ -204,18 +204,22 @@ class NeededOps:
         self._session, self._facts, self._stopped, self._queued = session, facts, stopped, queued
         self._aside = aside
 
-    def of(self, op: Op) -> str:
-        """Return the name of the table that an op waits for; the empty string where it is refused for good.
+    def of(self, ops: Sequence[Op]) -> list[str]:
+        """Return of ops the table that each waits for; the empty string where one is refused for good.
 
         Args:
-            op: a row write that a foreign key refuses.
+            ops: row writes that a foreign key refuses.
         """
         waiting = {*self._stopped, *self._queued, *(tables_waiting(self._session) if self._aside else ())}
-        names, facts = {table: self._facts.database_name(table) for table in waiting}, self._facts.known[op.schema]
+        names = {table: self._facts.database_name(table) for table in waiting}
+        theirs = constraints_in(self._session, sorted(names.values())) if names else {}
+        return [self._needed(op, names, theirs) for op in ops]
+
+    def _needed(self, op: Op, names: Mapping[str, str], theirs: Mapping[str, Constraints]) -> str:
+        facts = self._facts.known[op.schema]
         if op.kind == DELETE:
             found = [table for table, name in names.items() if name in facts.constraints.children]
         else:
-            theirs = constraints_in(self._session, sorted(names.values())) if names else {}
             found = [table for table, name in names.items() if facts.database_name in theirs[name].children]
         return min(found, key=lambda name: (name not in self._queued, name not in self._stopped, name), default="")
 

@@ -18,11 +18,14 @@ from pipeline.admin.stops import release
 from pipeline.apply import earlier_ops, transaction
 from pipeline.apply.applier import Applier
 from pipeline.apply.batch import FactBook
+from pipeline.config.buckets import FIRST_PIECE
 from pipeline.config.settings import ApplySettings
 from pipeline.enqueue.producer import Run
 from pipeline.enqueue.publisher import Publisher
 from pipeline.errors import LogUnavailable
 from pipeline.model import HEAD_BYTES, SMALLEST, START
+from pipeline.shard import NodeSession
+from pipeline.shard.records import READ_MARKS
 from pipeline.testing import Sandbox, sandbox
 
 TABLES = ("event", "parent", "child", "grandchild", "leaf", "node")
@@ -544,6 +547,30 @@ def test_a_row_is_looked_for_where_ops_are_that_may_make_it(
         look(box, monkeypatch, worker, 3, due=[child.bucket], resting=[large.bucket])
 
         assert states(child, large) == [wanted, "queued"]
+
+
+def test_children_that_are_refused_together_look_at_one_log_and_ask_once_what_waits(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, rows = list[str](), NodeSession.rows
+    first, second = two_buckets(box)
+    rests = pipeline.enqueue_insert(db.event, who=first)
+    gone = SMALLEST + rests.bucket
+    children = pipeline.enqueue_bulk_insert(db.child, [{"who": second, "up": gone} for _ in range(4)])
+
+    def noted(self: NodeSession, sql: str) -> list[tuple[Any, ...]]:
+        asked.append(sql)
+        return rows(self, sql)
+
+    monkeypatch.setattr(NodeSession, "rows", noted)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
+    look(box, monkeypatch, worker, 1, due=[children[0].bucket], resting=[rests.bucket])
+
+    assert states(rests, *children) == ["queued", *["rejected"] * 4]
+    assert sum(sql.startswith("SELECT DISTINCT table_name") for sql in asked) == 1
+    looks = [sql for sql in asked if sql.startswith(READ_MARKS)]
+    assert [sql for sql in looks if sql == READ_MARKS] == []
+    assert sum(f" OR bucket >= {FIRST_PIECE}" in sql for sql in looks) == 1
 
 
 def by_delete(db: Any, row: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pipeline.config.buckets import FIRST_PIECE, log_number
 from pipeline.model import Entry, Position
 from pipeline.per_process import chance
 from pipeline.shard import NodeSession
@@ -129,14 +130,20 @@ def lock_all(session: NodeSession, buckets: Iterable[int]) -> dict[int, Mark]:
     return lock_buckets(session, buckets)
 
 
-def marks(session: NodeSession) -> dict[int, Mark]:
-    """Return all watermarks, as they are committed by now or moved by this transaction.
+def marks(session: NodeSession, logs: Collection[int] | None = None) -> dict[int, Mark]:
+    """Return watermarks, as they are committed by now or moved by this transaction.
 
     Args:
         session: inside the apply transaction.
+        logs: the numbers of the logs whose buckets and pieces are asked for; None: all. A piece more costs nothing.
     """
-    [found] = session.ask(READ_MARKS)
-    return marks_in(found)
+    if logs is None:
+        [found] = session.ask(READ_MARKS)
+        return marks_in(found)
+    if not logs:
+        return {}
+    [found] = session.ask(f"{READ_MARKS} WHERE bucket IN ({_list(logs)}) OR bucket >= {FIRST_PIECE}")
+    return {bucket: mark for bucket, mark in marks_in(found).items() if log_number(bucket) in logs}
 
 
 def marks_in(rows: Iterable[tuple[Any, ...]]) -> dict[int, Mark]:

@@ -8,6 +8,7 @@ from base64 import b64decode
 import pytest
 from support.sandbox.sessions import ENTRY, PRODUCER, both, mariadb, run
 
+from pipeline.config.buckets import FIRST_PIECE
 from pipeline.errors import ShardUnavailable
 from pipeline.model import START, Op, Position, decode, encode
 from pipeline.reads.health import probe
@@ -44,6 +45,23 @@ def test_locked_watermarks_are_those_asked_for_up_to_a_limit(shard: NodeSession)
 
     assert found == {3: Mark(Position(7, 5), "active"), 5: Mark(Position(8, 0), "active")}
     assert len(few) == 3
+
+
+@both
+def test_the_watermarks_of_a_log_are_those_of_its_bucket_and_of_its_pieces(shard: NodeSession):
+    pieces = {number + 3 * FIRST_PIECE: Position(7, number) for number in (2, 5)}
+    run_marks(shard, pieces | {3: Position(8, 1)})
+
+    with shard.transaction():
+        found = records.marks(shard, {3, 5})
+        none = records.marks(shard, set())
+
+    assert {bucket: mark.position for bucket, mark in found.items()} == {
+        3: Position(8, 1),
+        5: START,
+        5 + 3 * FIRST_PIECE: Position(7, 5),
+    }
+    assert none == {}
 
 
 @mariadb
