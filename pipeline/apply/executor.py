@@ -62,7 +62,7 @@ from pipeline.shard.table_facts import Facts
 CHECKED_ROWS = 500
 
 
-class Refused(NamedTuple):
+class RefusedOp(NamedTuple):
     """An op that the database refuses, and why; of an atomic group, the member that it is about."""
 
     item: Item
@@ -190,13 +190,13 @@ class Executor:
         marked = self._lessons.are_short(facts)
         parts = self._carefully(every, rows, sheets, facts) if marked else [every]
         while parts:
-            self._at, again, refused = sheets, list[Sequence[int]](), list[Refused]()
+            self._at, again, refused = sheets, list[Sequence[int]](), list[RefusedOp]()
             for part, error, last in self._failed(parts, rows, sheets[0].sheet.columns, facts, marked=marked):
                 if not self._judge.blames_op(error, facts):
                     raise error
                 self._lessons.learn_of_sheets(facts, len(ids), failed=True)
                 if len(part) == 1:
-                    refused.append(Refused(item_of(sheets, part[0]), error))
+                    refused.append(RefusedOp(item_of(sheets, part[0]), error))
                 elif not are_few(part):
                     again += self._carefully(part, rows, sheets, facts)
                 else:
@@ -294,7 +294,7 @@ class Executor:
             why: the reason.
         """
         for item in items:
-            self._reject(Refused(item, PipelineError(why)))
+            self._reject(RefusedOp(item, PipelineError(why)))
 
     def _run(self, kind: str, items: Sequence[Item], facts: Facts) -> None:
         """Execute ops as one statement; where it fails, narrow it down."""
@@ -311,7 +311,7 @@ class Executor:
                 if not self._judge.blames_op(error, facts):
                     raise
                 if len(part) == 1:
-                    self._refuse([Refused(part[0], error)])
+                    self._refuse([RefusedOp(part[0], error)])
                 else:
                     if part is items:
                         self._lessons.learn(facts, len(part), failed=True)
@@ -330,7 +330,7 @@ class Executor:
             self._at = part
             failed = self._all_or_none(self._members(part, group))
             if failed and len(part) == 1:
-                self._refuse([Refused(part[0], *failed)])
+                self._refuse([RefusedOp(part[0], *failed)])
             else:
                 if part is items:
                     self._lessons.learn(facts, len(part), failed=failed is not None)
@@ -428,13 +428,13 @@ class Executor:
             raise CannotRender("a copy without a source")
         return copy_statement(ops, facts, self._known[read.schema], self._session.dialect)
 
-    def _refuse(self, refused: Sequence[Refused]) -> None:
+    def _refuse(self, refused: Sequence[RefusedOp]) -> None:
         """Reject ops, or set aside those that need what is, too; or let buckets end before those that may be early.
 
         Args:
             refused: the ops; of several, none needs what another does.
         """
-        judged, earlier = list[tuple[Refused, Needed | None]](), self._earlier
+        judged, earlier = list[tuple[RefusedOp, Needed | None]](), self._earlier
         for one in refused:
             needed = None
             if earlier is not None and not earlier.is_settled(one.item):
@@ -456,7 +456,7 @@ class Executor:
                 self._doubtful.append((one.item, needed))
             self._set_aside(one, needs_of.get(one.item.place, ""))
 
-    def _set_aside(self, refused: Refused, needs: str) -> None:
+    def _set_aside(self, refused: RefusedOp, needs: str) -> None:
         """Reject an op, or set it aside for as long as the table waits that it needs, if it needs any."""
         if not needs or self._awaited is None:
             self._reject(refused)
@@ -547,7 +547,7 @@ class Executor:
         first = self._early.get(item.entry.bucket)
         return first is None or item.entry.position < first[0]
 
-    def _reject(self, refused: Refused) -> None:
+    def _reject(self, refused: RefusedOp) -> None:
         item, op, error = refused.item, refused.op, refused.error
         row_key = str(op.id) if op.id is not None else str(op.where or dict(zip(op.columns, op.values, strict=True)))
         holds = self._rows.refuse(item)
