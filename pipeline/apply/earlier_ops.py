@@ -553,10 +553,11 @@ class EarlierOps:
         """
         at_ms, bucket = item.op.at_ms, item.entry.bucket
         row = self.named_row(item.op, deletes_from) if deletes_from is not None else None
-        self._look_at(self._logs_helping(item, needed) if refused else None)
+        making = self._queued.buckets_making(needed) if refused else None
+        self._look_at(item, making)
         younger_ms, share = (CLOCKS_MS, 1.0) if refused else (0.0, DELETES if row is None else NAMED_DELETES)
         most_s = share * self._wait_s
-        near = self._naming(item, row) if row is not None else self._helping(item, needed, younger_ms)
+        near = self._naming(item, row) if row is not None else self._helping(item, needed, making, younger_ms)
         if not near:
             return None
         older = [one for one, sent_ms in near.items() if sent_ms < at_ms]
@@ -613,14 +614,14 @@ class EarlierOps:
             self._by_id[name] = by_id and not any(one.children for one in theirs)
         return self._by_id[name]
 
-    def _logs_helping(self, item: Item, needed: Needed) -> set[int] | None:
-        """Return the logs to look at for a refused op, with its own and those that it has waited for; None: all."""
-        making, wait = self._queued.buckets_making(needed), self._waits.get(item.place)
-        waited = wait.marks if wait is not None else ()
-        return None if making is None else making | set(map(log_number, (item.entry.bucket, *waited)))
-
-    def _look_at(self, logs: Collection[int] | None) -> None:
-        """Look where the queues of logs begin, once in a transaction."""
+    def _look_at(self, item: Item, making: Collection[int] | None) -> None:
+        """Look where the queues of the logs begin that may help an op, of its own, and of what it has waited for; once
+        in a transaction.
+        """
+        logs = making
+        if making is not None:
+            wait = self._waits.get(item.place)
+            logs = {*making, log_number(item.entry.bucket), *map(log_number, wait.marks if wait is not None else ())}
         if not self._queued.has_looked(logs):
             self._look(logs)
 
@@ -635,7 +636,9 @@ class EarlierOps:
         # two deletes must not wait for each other for nothing
         return dict.fromkeys([*found, *(bucket for bucket in unread if bucket not in self._waiting)], 0.0)
 
-    def _helping(self, item: Item, needed: Needed, younger_ms: float) -> dict[int, float]:
+    def _helping(
+        self, item: Item, needed: Needed, making: Collection[int] | None, younger_ms: float
+    ) -> dict[int, float]:
         """Return the buckets with an older op that may help a refused one, each with when that was enqueued, ms."""
         queued = self._queued
         if needed == ANYTHING:
@@ -646,7 +649,7 @@ class EarlierOps:
             queued.look_deep()
             return queued.near(item, younger_ms)
         helping = HelpingOps(needed, self._facts, item, younger_ms)
-        found, unread = queued.fitting(item, helping, queued.buckets_making(needed))
+        found, unread = queued.fitting(item, helping, making)
         return dict.fromkeys(unread, 0.0) | {bucket: sent_ms_of(entry) for bucket, entry in found.items()}
 
     def _waited_s(self, place: Place, older: Collection[int]) -> tuple[float, float]:
