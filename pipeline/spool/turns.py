@@ -360,8 +360,12 @@ class HostLock:
             fcntl.lockf(self._opened(), fcntl.LOCK_EX)
             if turn.set_running_or_notify_cancel():
                 turn.set_result(None)
-            else:  # nobody waits for it any more
-                fcntl.lockf(self._file, fcntl.LOCK_UN)
+            else:
+                with (
+                    self._threads
+                ):  # nobody waits for it any more; but it is the process's, and another thread's by now
+                    if not self._depth:
+                        fcntl.lockf(self._file, fcntl.LOCK_UN)
         except (OSError, SpoolUnavailable) as error:
             turn.set_exception(error)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
+import time
 from typing import Any
 
+import pytest
 from support.sandbox.spooled import FORK, payloads, shared
 
 from pipeline.spool import Spool
@@ -90,3 +93,36 @@ def test_a_child_that_is_forked_while_its_parent_drains_does_not_hold_the_lock(s
     finally:
         child.kill()
         child.join(20)
+
+
+def test_a_turn_is_not_taken_away_by_a_thread_that_has_waited_for_it_in_vain(spool: Spool):
+    turn = spool.lock()
+    for _ in range(5):
+        ready, go = FORK.Event(), FORK.Event()
+        holder = FORK.Process(target=_hold_turn, args=(spool, ready, go))
+        holder.start()
+        assert ready.wait(20)
+        with pytest.raises(TimeoutError), turn.held(0.05):
+            pass
+
+        timer = threading.Timer(0.1, go.set)
+        timer.start()
+        with turn.held(20):
+            time.sleep(0.1)
+            with FORK.Pool(1) as pool:
+                assert not pool.apply(_takes_turn)
+        holder.join(20)
+        with FORK.Pool(1) as pool:
+            assert pool.apply(_takes_turn)
+
+
+def _hold_turn(spool: Spool, ready: Any, go: Any) -> None:
+    with spool.lock().held(20):
+        ready.set()
+        go.wait(60)
+
+
+def _takes_turn() -> bool:
+    [spool] = shared
+    with spool.lock().tried() as mine:
+        return mine

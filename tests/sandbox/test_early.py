@@ -15,9 +15,10 @@ import pipeline
 from pipeline import clock
 from pipeline.admin import dead, stops
 from pipeline.admin.stops import release
-from pipeline.apply import earlier_ops, transaction
+from pipeline.apply import earlier_ops, executor, transaction
 from pipeline.apply.applier import Applier
 from pipeline.apply.batch import FactBook
+from pipeline.apply.footprint import Needed
 from pipeline.config.buckets import FIRST_PIECE
 from pipeline.config.settings import ApplySettings
 from pipeline.enqueue.producer import Run
@@ -571,6 +572,67 @@ def test_children_that_are_refused_together_look_at_one_log_and_ask_once_what_wa
     looks = [sql for sql in asked if sql.startswith(READ_MARKS)]
     assert [sql for sql in looks if sql == READ_MARKS] == []
     assert sum(f" OR bucket >= {FIRST_PIECE}" in sql for sql in looks) == 1
+
+
+def test_an_op_waits_anew_for_what_it_needs_next(db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = buckets_of(box, 3)
+    one, other = (pipeline.enqueue_insert(db.parent, who=who) for who in (first, second))
+    child = pipeline.enqueue_insert(db.child, who=third, up=other.id)
+    needs = [one.id]  # a server names the first reference that has no row
+    monkeypatch.setattr(executor, "needed_by", lambda *refused: Needed({"parent": needs}))
+    worker, another = (
+        Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
+        for _ in range(2)
+    )
+
+    look(box, monkeypatch, worker, 9, due=[child.bucket], resting=[one.bucket, other.bucket], each_s=1)
+    look(box, monkeypatch, another, 1, due=[one.bucket], resting=[child.bucket, other.bucket])
+    assert states(one, child) == ["applied", "queued"]
+    needs[:] = [other.id]
+    look(box, monkeypatch, worker, 5, due=[child.bucket], resting=[other.bucket], each_s=1, from_s=9)
+
+    assert child.status() == "queued"
+
+
+def test_an_op_waits_anew_where_a_fail_over_undoes_what_was_before_it(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    before = pipeline.enqueue_insert(db.event, who=second)
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
+    path = box.client.settings.shards["s0"].primary.removeprefix("sqlite://")
+
+    with closing(sqlite3.connect(":memory:")) as older:
+        with closing(sqlite3.connect(path)) as primary:
+            primary.backup(older)
+        look(box, monkeypatch, worker, 9, due=[child.bucket], resting=[parent.bucket], each_s=1)
+        assert states(before, child) == ["applied", "queued"]
+        with closing(sqlite3.connect(path)) as primary:
+            older.backup(primary)
+    look(box, monkeypatch, worker, 5, due=[child.bucket], resting=[parent.bucket], each_s=1, from_s=9)
+
+    assert states(before, child) == ["applied", "queued"]
+
+
+def test_an_op_is_applied_whose_parent_comes_between_its_refusal_and_the_look_at_what_waits(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_buckets(box)
+    parent = SMALLEST + box.client.topology.bucket_of("parent", first)
+    children = pipeline.enqueue_bulk_insert(db.child, [{"who": second, "up": parent} for _ in range(4)])
+    session, awaited_by = box.client.nodes.primary("s0"), earlier_ops.EarlierOps.awaited_by
+
+    def came(self: earlier_ops.EarlierOps, item: Any, **how: Any) -> Any:
+        """Let another worker commit the parent: here in the same transaction, since SQLite has one writer."""
+        session.execute(f"INSERT OR IGNORE INTO parent (id, who) VALUES ({parent}, {first})")
+        return awaited_by(self, item, **how)
+
+    monkeypatch.setattr(earlier_ops.EarlierOps, "awaited_by", came)
+    Applier("s0", session, box.log, ApplySettings(), topology=box.client.topology).apply()
+
+    assert states(*children) == ["applied"] * 4
 
 
 def by_delete(db: Any, row: Any) -> None:
@@ -1200,15 +1262,17 @@ def look(
     due: list[int],
     resting: list[int] | None = None,
     each_s: float = 0.0,
+    from_s: float = 0.0,
 ) -> None:
     """Let a worker look so often at buckets that are due, while others rest.
 
-    From one look to the next so much time passes; if none, the clock stands still, so that no op has waited.
+    From one look to the next so much time passes; if none, the clock stands still, so that no op has waited. The first
+    look is so much later than now.
     """
     real, began_s = clock.mono_s, clock.mono_s()
     with monkeypatch.context() as patched:
         for n in range(times):
-            patched.setattr(clock, "mono_s", (lambda n=n: real() + n * each_s) if each_s else lambda: began_s)
+            patched.setattr(clock, "mono_s", (lambda n=n: real() + from_s + n * each_s) if each_s else lambda: began_s)
             box.log.postpone("s0", resting or [], 3_600_000)
             box.log.postpone("s0", due, 0)
             worker.apply()

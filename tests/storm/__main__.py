@@ -12,7 +12,7 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +28,18 @@ KINDS = ("sandbox", "servers")
 
 
 @contextmanager
-def _servers() -> Iterator[Callable[[int], Outcome]]:
-    with tempfile.TemporaryDirectory(prefix="storm-") as folder, server_storm.storm(Path(folder)) as storm:
+def _servers(only: Sequence[str]) -> Iterator[Callable[[int], Outcome]]:
+    with tempfile.TemporaryDirectory(prefix="storm-") as folder, server_storm.storm(Path(folder), only) as storm:
+        _log_to(storm.rig.cluster.directory / "logs" / "callers.log")
         yield storm.run
+
+
+def _log_to(path: Path) -> None:
+    """Write what the callers' side logs beside the workers' logs: it is kept where a schedule was not back in time."""
+    logging.disable(logging.NOTSET)
+    logging.basicConfig(
+        filename=path, level=logging.INFO, format="%(asctime)s %(threadName)s %(name)s %(message)s", force=True
+    )
 
 
 def _kept(outcome: Outcome) -> Outcome:
@@ -45,6 +54,7 @@ def _kept(outcome: Outcome) -> Outcome:
 
 def _sandboxes(seeds: Iterator[int], for_s: float) -> list[Outcome]:
     """Run schedules in as many processes as there are processors."""
+    logging.disable(logging.CRITICAL)
     deadline, done = clock.Deadline(for_s), list[Outcome]()
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         while not deadline.passed:
@@ -53,19 +63,20 @@ def _sandboxes(seeds: Iterator[int], for_s: float) -> list[Outcome]:
     return done
 
 
-def _on_servers(seeds: Iterator[int], for_s: float) -> list[Outcome]:
+def _on_servers(seeds: Iterator[int], for_s: float, only: Sequence[str]) -> list[Outcome]:
     deadline, done = clock.Deadline(for_s), list[Outcome]()
-    with _servers() as run:
+    with _servers(only) as run:
         while not deadline.passed:
             done.append(_kept(run(next(seeds))))
             print(f"\rservers: {len(done)} schedules", end="", file=sys.stderr, flush=True)
     return done
 
 
-def _again(kind: str, seed: int) -> Outcome:
+def _again(kind: str, seed: int, only: Sequence[str]) -> Outcome:
     if kind == "sandbox":
+        logging.disable(logging.CRITICAL)
         return sandbox_storm.run(seed)
-    with _servers() as run:
+    with _servers(only) as run:
         return run(seed)
 
 
@@ -75,17 +86,18 @@ def main() -> int:
     asked.add_argument("--minutes", type=float, default=1.0)
     asked.add_argument("--seed", type=int)
     asked.add_argument("--kind", choices=KINDS, help="by default both, half of the time each")
+    asked.add_argument("--faults", default="", help="on servers: only these, such as 'redis killed,stream deleted'")
     asked.add_argument("--json", type=Path, help="where to write the result")
     options = asked.parse_args()
-    logging.disable(logging.CRITICAL)
+    only = [name for name in options.faults.split(",") if name]
     if options.seed is not None:
-        outcomes = [_kept(_again(options.kind or "sandbox", options.seed))]
+        outcomes = [_kept(_again(options.kind or "sandbox", options.seed, only))]
     else:
         kinds = [options.kind] if options.kind else list(KINDS)
         first, outcomes = random.SystemRandom().randrange(1 << 40), list[Outcome]()
         for kind in kinds:
-            runner = _sandboxes if kind == "sandbox" else _on_servers
-            outcomes += runner(iter(range(first, first + (1 << 30))), options.minutes * 60 / len(kinds))
+            seeds, for_s = iter(range(first, first + (1 << 30))), options.minutes * 60 / len(kinds)
+            outcomes += _sandboxes(seeds, for_s) if kind == "sandbox" else _on_servers(seeds, for_s, only)
     result = {kind: report(one for one in outcomes if one.kind == kind) for kind in KINDS}
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from storm import families
+from storm import evidence, families
 from storm.deeds import DONE, Caller, Deed, all_deeds, told_together
 from storm.judge import rows_of, verdict
 from storm.nemesis import FORGETTING, Nemesis, sleep_s, wait_healthy
@@ -32,6 +32,8 @@ OWNERS = 4
 LOAD_S = (1.5, 4.0)
 #: After so long without a fault everything must be accounted for, s.
 RECOVERY_S = 60.0
+#: What was not back in time is followed for so much longer, s: late is not never.
+LATE_S = 90.0
 #: A caller pauses so long between two calls at most, s.
 PAUSE_S = 0.02
 TABLES = TABLES_TOML + families.TOML
@@ -41,10 +43,14 @@ FINAL = (*DONE, "lost", "dropped", *families.SET_ASIDE)
 
 
 class Storm:
-    """Runs schedules on one rig."""
+    """Runs schedules on one rig.
 
-    def __init__(self, rig: Rig, proxy: Proxy):
-        self.rig, self.proxy = rig, proxy
+    Args:
+        only: the faults to choose from; none: all.
+    """
+
+    def __init__(self, rig: Rig, proxy: Proxy, only: Sequence[str] = ()):
+        self.rig, self.proxy, self._only = rig, proxy, only
         folder = rig.cluster.directory / "run"
         self.spools = [folder / f"{host}.spool" for host in ("a", "b")]
         ports = {rig.port("redis"): proxy.port}
@@ -75,7 +81,7 @@ class Storm:
         wait_healthy(self.rig)
         for caller in callers:
             caller.last()
-        self._follow(callers)
+        self._follow(callers, outcome)
         rows = rows_of(self.rig.primaries, owners)
         may_lose = bool(FORGETTING & outcome.faults.keys())
         outcome.broken += verdict(callers, rows, may_lose=may_lose, in_order=True)
@@ -95,7 +101,7 @@ class Storm:
         deadline = clock.Deadline(luck.uniform(*LOAD_S))
         sleep_s(luck.uniform(0.1, 0.5))
         while not deadline.passed:
-            name = luck.choice(list(nemesis.faults))
+            name = luck.choice(list(self._only or nemesis.faults))
             outcome.faults[name] += 1
             with nemesis.fault(name):
                 sleep_s(nemesis.duration_s())
@@ -107,16 +113,26 @@ class Storm:
             receipt.wait(RECOVERY_S)
         return {owner: receipt.id for owner, receipt in made.items()}
 
-    def _follow(self, callers: list[Caller]) -> None:
-        """Note the last word on each deed, or what is said when the time is over."""
-        open_deeds = [deed for deed in all_deeds(callers) if deed.receipts]
+    def _follow(self, callers: list[Caller], outcome: Outcome) -> None:
+        """Note the last word on each deed, or what is said when the time is over; then keep what tells why."""
         clients = {id(deed): caller.client for caller in callers for deed in caller.deeds}
-        for _ in clock.polls(RECOVERY_S, first_s=0.05, most_s=0.5):
-            for deed in open_deeds:
-                deed.told = _told(clients[id(deed)], deed)
-            open_deeds = [deed for deed in open_deeds if not set(deed.told.split(" and ")) <= set(FINAL)]
-            if not open_deeds:
-                return
+
+        def followed(deeds: list[Deed], for_s: float) -> list[Deed]:
+            for _ in clock.polls(for_s, first_s=0.05, most_s=0.5):
+                for deed in deeds:
+                    deed.told = _told(clients[id(deed)], deed)
+                deeds = [deed for deed in deeds if not set(deed.told.split(" and ")) <= set(FINAL)]
+                if not deeds:
+                    break
+            return deeds
+
+        if late := followed([deed for deed in all_deeds(callers) if deed.receipts], RECOVERY_S):
+            kept, told = evidence.keep(self.rig, outcome.seed, callers, late), [deed.told for deed in late]
+            began_s = clock.mono_s()
+            left = len(followed(late, LATE_S))
+            evidence.add(kept, f"{left} of {len(late)} left {clock.mono_s() - began_s:.0f} s after that")
+            for deed, said in zip(late, told, strict=True):
+                deed.told = said
 
 
 def _told(client: Any, deed: Deed) -> str:
@@ -160,8 +176,8 @@ def _calling(callers: list[Caller]) -> Iterator[None]:
 
 
 @contextmanager
-def storm(directory: Path) -> Iterator[Storm]:
-    """Bring up what a storm needs."""
+def storm(directory: Path, only: Sequence[str] = ()) -> Iterator[Storm]:
+    """Bring up what a storm needs; *only*: see `Storm`."""
     with (
         rig_of(
             directory / "cluster",
@@ -174,7 +190,7 @@ def storm(directory: Path) -> Iterator[Storm]:
         ) as rig,
         Proxy(rig.port("redis")) as proxy,
     ):
-        made = Storm(rig, proxy)
+        made = Storm(rig, proxy, only)
         try:
             yield made
         finally:
