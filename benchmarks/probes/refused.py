@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,10 @@ from benchmarks.target import Target
 from pipeline.admin.dead import HEADS, Where, chosen, replay
 from pipeline.client import Client
 
+Enqueue = Callable[[Any, list[Row]], object]
 ROUNDS = 3
+#: Of single ops so many are sent where a bulk load sends more: each costs its caller and Redis alone 50 times a row's.
+SINGLE = 10
 #: Bad rows before the clock starts, and how often, so that each worker process meets one on each shard. They are fewer
 #: than halt the table: more among so few rows did, and half of a run's rows waited on the shard that had halted it.
 WARM_BAD, WARM_TIMES = 4, 4
@@ -56,11 +59,11 @@ FORGET = (
 def measure(target: Target, table: Table, rows: int) -> list[Figure]:
     """Return the CPU of a row with none in a thousand refused, over that with one; the same constraint looks at both.
 
+    In bulk, and one at a time.
+
     CPU of all that takes part, and of workers and databases alone: wall times differ too much beside other programs.
     """
-    purchase, count = ours.prepare(target), max(10_000, rows // 2)
-    good = list(take(count))
-    some = [{**row, "note": BAD, "qty": NO_QTY} if n % 1000 == 500 else row for n, row in enumerate(good)]
+    purchase = ours.prepare(target)
     kinds: dict[str, Case] = {
         "a CHECK": _checked,
         "a trigger's SIGNAL": trigger(SIGNAL),
@@ -68,16 +71,29 @@ def measure(target: Target, table: Table, rows: int) -> list[Figure]:
         "a trigger that looks at other rows": _looking,
         "a foreign key": _referring,
     }
+    ways: tuple[tuple[str, int, Enqueue], ...] = (
+        ("", max(10_000, rows // 2), pipeline.enqueue_bulk_insert),
+        (", single ops", max(10_000, rows // SINGLE), _each),
+    )
     figures = []
     for kind, around in kinds.items():
-        spent: dict[str, list[dict[str, float]]] = {"none": [], "one": []}
         with around(target, purchase):
-            for _ in range(ROUNDS):
-                for name, sent in (("none", good), ("one", some)):
-                    spent[name].append(_refused_round(target, table, purchase, sent))
-        figures += _refused_figures(kind, spent, count)
+            for label, count, enqueue in ways:
+                good = list(take(count))
+                some = [{**row, "note": BAD, "qty": NO_QTY} if n % 1000 == 500 else row for n, row in enumerate(good)]
+                spent: dict[str, list[dict[str, float]]] = {"none": [], "one": []}
+                for _ in range(ROUNDS):
+                    for name, sent in (("none", good), ("one", some)):
+                        spent[name].append(_refused_round(target, table, purchase, sent, enqueue))
+                figures += _refused_figures(f"one in 1,000 refused by {kind}{label}", spent, count)
     table.empty()
     return figures
+
+
+def _each(purchase: Any, sent: list[Row]) -> None:
+    """Enqueue ops one at a time, as a web application does."""
+    for row in sent:
+        pipeline.enqueue_insert(purchase, **row)
 
 
 def measure_many(target: Target, table: Table, rows: int) -> list[Figure]:
@@ -128,7 +144,7 @@ def measure_many(target: Target, table: Table, rows: int) -> list[Figure]:
     ]
 
 
-def _refused_round(target: Target, table: Table, purchase: Any, sent: list[Row]) -> dict[str, float]:
+def _refused_round(target: Target, table: Table, purchase: Any, sent: list[Row], enqueue: Enqueue) -> dict[str, float]:
     """Enqueue rows to workers that know nothing yet, and wait; return the CPU of a row by who used it, µs."""
     meter = Meter(target)
     table.empty()
@@ -142,7 +158,7 @@ def _refused_round(target: Target, table: Table, purchase: Any, sent: list[Row])
         table.empty()
         good = [row for row in sent if row["note"] != BAD]
         begun, before = _found(target), meter.read()
-        pipeline.enqueue_bulk_insert(purchase, sent)
+        enqueue(purchase, sent)
         table.drained_at(len(good), WARM_S)
         pipeline.barrier(purchase, timeout_s=WARM_S)
         spent = {name: (now - before[name]) / len(sent) * 1e6 for name, now in meter.read().items()}
@@ -159,7 +175,7 @@ def _found(target: Target) -> list[int]:
     return [int(sum(column)) for column in zip(*every(target, FOUND), strict=True)]
 
 
-def _refused_figures(kind: str, spent: dict[str, list[dict[str, float]]], count: int) -> Iterator[Figure]:
+def _refused_figures(what: str, spent: dict[str, list[dict[str, float]]], count: int) -> Iterator[Figure]:
     for label, whose in (("", None), (", workers and databases", ("workers", "MariaDB"))):
         sums = {name: [sum(one[who] for who in whose or one) for one in samples] for name, samples in spent.items()}
         ratio = statistics.median(sums["none"]) / statistics.median(sums["one"])
@@ -168,7 +184,7 @@ def _refused_figures(kind: str, spent: dict[str, list[dict[str, float]]], count:
             for name, found in spent.items()
         )
         detail = f"CPU of a row, none / one, {count:,} ops, {ROUNDS} rounds in turn; {parts}"
-        yield Figure(f"one in 1,000 refused by {kind}{label}", ratio, "×", detail, tuple(sums["one"]))
+        yield Figure(f"{what}{label}", ratio, "×", detail, tuple(sums["one"]))
 
 
 @contextmanager

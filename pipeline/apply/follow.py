@@ -141,7 +141,15 @@ class FollowTransaction(ApplyTransaction):
             batch.take([entry for entry in entries if entry.position.epoch == at.epoch])
         return batch, locked
 
-    def _execute(self, batch: Batch, locked: Mapping[int, Mark], take: Take, *, last_try: bool) -> Executor:
+    def _execute(
+        self,
+        batch: Batch,
+        locked: Mapping[int, Mark],
+        take: Take,
+        *,
+        last_try: bool,
+        guessed: list[str] | None = None,
+    ) -> Executor:
         if self.leaves:  # what was set aside of other keys' ops stays where it is
             places = {item.place for item in batch.items}
             self.theirs = {b: _only(kept, {at for one, at in places if one == b}) for b, kept in self.theirs.items()}

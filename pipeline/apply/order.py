@@ -216,10 +216,20 @@ class HeldRows:
             items: the ops.
             without: (bucket, position) of the ops that hold rows no more.
         """
-        rows = {(item.entry.bucket, key) for item in items for key in self._keys(item) | table_keys(item.op)}
-        for row, first in set_aside.holders(session, rows).items():
+        for row, first in set_aside.holders(session, self._rows_of(items)).items():
             if (row[0], first) not in without:
                 self.held[row] = first
+
+    def queries(self, items: Iterable[Item]) -> Iterator[str]:
+        """Yield the queries that answer nothing where no row of ops is held.
+
+        Args:
+            items: the ops.
+        """
+        return set_aside.read_holders(self._rows_of(items))
+
+    def _rows_of(self, items: Iterable[Item]) -> set[tuple[int, str]]:
+        return {(item.entry.bucket, key) for item in items for key in self._keys(item) | table_keys(item.op)}
 
     def part(self, items: Sequence[Item]) -> tuple[Sequence[Item], list[Reject], Sequence[Item]]:
         """Return the first ops that may be executed, those that are parked, and the rest.

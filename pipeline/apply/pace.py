@@ -59,6 +59,10 @@ FEW_ROWS, MORE_ROWS = 25, 25
 SHORT_ROWS, MARKED_EACH, SHORT_FOR_ROWS = 75, 4, 20_000
 
 
+#: After so many wrong guesses one after the other, no more are left out than before: 62.
+MOST_WRONG = 6
+
+
 class Stopped:
     """What is stopped on one shard.
 
@@ -287,6 +291,33 @@ def _unmeasured(buckets: Sequence[int], share: int, room_bytes: int) -> dict[int
     if not buckets or room_bytes <= 0:
         return {}
     return dict.fromkeys(buckets, max(1, min(share, room_bytes // (BIG_BYTES * len(buckets)))))
+
+
+class Guesses:
+    """Decides which transactions are built on a guess: after one that is wrong, the next; then ever fewer.
+
+    Exponential backoff, as of Ethernet's collisions. A wrong guess costs a transaction. One op in 1,000 that is refused
+    must not end the guesses for long: for a second, it cost the other 999 up to a third of their time.
+    """
+
+    def __init__(self) -> None:
+        self._wrong = self._left_out = 0
+
+    def next(self) -> bool:
+        """Return whether to guess now; to be asked where it can be."""
+        if self._left_out:
+            self._left_out -= 1
+            return False
+        return True
+
+    def right(self) -> None:
+        """Note that a guess was right."""
+        self._wrong = 0
+
+    def wrong(self) -> None:
+        """Note that a guess was wrong."""
+        self._wrong = min(self._wrong + 1, MOST_WRONG)
+        self._left_out = 2**self._wrong - 2
 
 
 class Lessons:

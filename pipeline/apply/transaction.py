@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline import clock
 from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.earlier_ops import EarlierOps
 from pipeline.apply.executor import Executor
@@ -18,7 +17,7 @@ from pipeline.apply.grouping import Item, grouped, grouped_sheets, may_stay
 from pipeline.apply.judge import MOST_DEATHS, Attempt, NeededOps
 from pipeline.apply.order import HeldRows, by_time, halted, meet_held_rows, oldest, record
 from pipeline.apply.own_keys import OwnKeys
-from pipeline.apply.pace import FIRST_ROWS, Lessons, Pace, Stopped
+from pipeline.apply.pace import FIRST_ROWS, Guesses, Lessons, Pace, Stopped
 from pipeline.config import Topology
 from pipeline.config.buckets import FIRST_PIECE
 from pipeline.config.settings import ApplySettings, TableSettings
@@ -44,8 +43,6 @@ OVER = 1.5
 LOCK_REST_S = 5.0
 
 
-#: How long after a wrong guess nothing is guessed, s.
-GUESS_AGAIN_S = 1.0
 #: The most bytes of statements that are sent together: a server reads no more while nobody reads its answers.
 MOST_TOGETHER_BYTES = 65_536
 
@@ -217,7 +214,7 @@ class ApplyTransaction:
         self._settings, self.step, self._longest_s = settings, step, settings.statement_s
         self.facts, self.stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
         self.pace = Pace(settings, log)
-        self._lessons, self._guess_from_s = Lessons(), 0.0
+        self._lessons, self._guesses = Lessons(), Guesses()
         #: None: a constraint's word is final.
         self._earlier: EarlierOps | None = EarlierOps(shard, session, log, self.facts, settings.early_wait_s, topology)
         #: Tells the ops of this shard from those of another that reads the same logs; None: no other reads any.
@@ -256,14 +253,14 @@ class ApplyTransaction:
         return self._outcome(batch, executor), batch
 
     def _guessed(self, batch: Batch, locked: Mapping[int, Mark], take: Take) -> Executor | None:
-        """Apply a small batch in one round trip, as if the shard had seen nothing of it.
+        """Apply a small batch in one round trip, as if the shard had seen nothing of it, and held no row that it names.
 
         Whether that is so is answered in the same round trip, before the commit.
 
         None: nothing was sent, since it cannot be guessed, or some statement needs an answer.
 
         Raises:
-            Misguessed: the shard has seen some op, or refuses one.
+            Misguessed: the shard has seen some op, or refuses one, or a row is held.
             Exception: the driver's own, after which the transaction is retried.
         """
         unusual = take.alone is not None or take.whole or take.ends or take.early or take.again
@@ -271,34 +268,35 @@ class ApplyTransaction:
             unusual
             or self._own is not None
             or not self.guesses
-            or clock.mono_s() < self._guess_from_s
             or (unseen := batch.unseen()) is None
+            or not self._guesses.next()
         ):
             return None
-        session = self._session
+        session, guessed = self._session, [records.read_seen(unseen)]
         try:
             with session.kept_back() as kept:
                 batch.take_all()
-                executor = self._execute(batch, locked, take, last_try=False)
+                executor = self._execute(batch, locked, take, last_try=False, guessed=guessed)
                 self.step("mark")
                 self._record(batch, executor, locked, take)
         except PipelineError as error:
             if isinstance(error, Unavailable):
                 raise
             return None  # nothing was sent: what the shard has seen already may be what is wrong
-        if executor.rejects or sum(map(len, kept)) > MOST_TOGETHER_BYTES:
+        if executor.rejects or sum(map(len, (*guessed, *kept))) > MOST_TOGETHER_BYTES:
             return None
         try:
-            found, *_ = session.ask(records.read_seen(unseen), *kept)
+            found, *others = session.ask(*guessed, *kept)
         except Exception as error:
-            take.accused = executor.accused(session.answered - 1)
-            self._guess_from_s = clock.mono_s() + GUESS_AGAIN_S
+            take.accused = executor.accused(session.answered - len(guessed))
+            self._guesses.wrong()
             if not is_driver_error(error) or fault_of(error) in (Fault.TRANSIENT, Fault.LOCKED, Fault.OVERTIME):
                 raise
             raise Misguessed("the server refuses a statement") from error
-        if records.seen_in(found, unseen) != unseen:
-            self._guess_from_s = clock.mono_s() + GUESS_AGAIN_S
-            raise Misguessed("the shard has seen some of it, or has not seen what was before it")
+        if records.seen_in(found, unseen) != unseen or any(others[: len(guessed) - 1]):
+            self._guesses.wrong()
+            raise Misguessed("the shard has seen some of it, or not what was before it, or sets aside what is behind")
+        self._guesses.right()
         return executor
 
     def committed(self, after: Mapping[int, Position]) -> None:
@@ -372,14 +370,30 @@ class ApplyTransaction:
                 of[bucket] = key
         return OwnKeys(self._session, self.facts.known, self._tables, of)
 
-    def _execute(self, batch: Batch, locked: Mapping[int, Mark], take: Take, *, last_try: bool) -> Executor:
-        """Execute the ops of a batch; what is set aside is in the executor's `rejects`."""
+    def _execute(
+        self,
+        batch: Batch,
+        locked: Mapping[int, Mark],
+        take: Take,
+        *,
+        last_try: bool,
+        guessed: list[str] | None = None,
+    ) -> Executor:
+        """Execute the ops of a batch; what is set aside is in the executor's `rejects`.
+
+        Args:
+            guessed: gets the queries which rows are held, and none is taken to be; None: they are asked.
+        """
         if batch.sheets and not self._stay(batch, locked, take):
             batch.take_apart()
         lent = [bucket for bucket, mark in locked.items() if mark.state not in APPLYING]
         rows = HeldRows(self.facts.known, self._tables, take.ends, lent)
         every = (*batch.items, *(item for item, _ in batch.halted))
-        rows.read(self._session, (one for one in every if locked[one.entry.bucket].state in HELD_IN))
+        holding = [one for one in every if locked[one.entry.bucket].state in HELD_IN]
+        if guessed is None:
+            rows.read(self._session, holding)
+        else:
+            guessed += rows.queries(holding)
         stopped = rows.stop(batch.halted)
         if self._earlier is not None:
             self._earlier.begin(batch, again=bool(take.early))

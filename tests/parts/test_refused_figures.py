@@ -56,7 +56,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[list[Row]],
         monkeypatch.setattr(refused, "running", lambda target, *commands: nullcontext())
         monkeypatch.setattr(refused, "Meter", lambda target: SimpleNamespace(read=lambda: {"workers": next(cpu)}))
         monkeypatch.setattr(refused, "WARM_S", 0.0)
-        return refused._refused_round(None, world, None, SENT)  # type: ignore[arg-type]
+        return refused._refused_round(None, world, None, SENT, world.enqueue)  # type: ignore[arg-type]
 
     return run
 

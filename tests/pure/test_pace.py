@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.apply.pace import FIRST_ROWS, LEAST_ROWS, Pace
+from pipeline.apply.pace import FIRST_ROWS, LEAST_ROWS, Guesses, Pace
 from pipeline.config.settings import ApplySettings
 from pipeline.model import START, Entry, Position
 from pipeline.oplog.appends import BIG_BYTES
@@ -126,3 +126,16 @@ def test_small_ops_of_many_buckets_fill_the_batch_in_rows():
 @pytest.mark.parametrize("most", [1, 49, 500])
 def test_a_cap_below_the_first_batch_holds_from_the_start(most: int):
     assert Pace(ApplySettings(max_rows=most), MemoryLog()).rows == most
+
+
+def test_a_wrong_guess_ends_none_and_each_more_that_follows_leaves_out_twice_as_many():
+    guesses, left_out = Guesses(), list[int]()
+
+    for _ in range(8):
+        guesses.wrong()
+        left_out.append(next(n for n in range(100) if guesses.next()))
+    guesses.right()
+    guesses.wrong()
+
+    assert left_out == [0, 2, 6, 14, 30, 62, 62, 62]
+    assert guesses.next()

@@ -448,7 +448,33 @@ def test_of_a_small_batch_an_op_that_the_shard_has_seen_elsewhere_is_left_out(
 
     pipeline.enqueue_update(db.event.id == row.id, n=db.event.n + 100)
     worker.apply()
-    assert [len(statements) for statements in sent[5:]] == [1, 1, 2]  # no guess for a while
+    assert [len(statements) for statements in sent[5:]] == [1, 4]  # one wrong guess ends none
+
+
+def test_a_small_batch_needs_one_round_trip_beside_what_is_set_aside_unless_it_is_behind_that(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+):
+    pipeline.enqueue_insert(db.event, who=6, note="a")
+    refused = pipeline.enqueue_insert(db.event, who=7, note="a")
+    worker = applier(box)
+    worker.apply()
+    assert refused.status() == "rejected"
+    other = pipeline.enqueue_insert(db.event, who=7, note="b")
+    sent = together(monkeypatch)
+    worker.apply()
+
+    assert other.status() == "applied"
+    [lock], [seen, held, *others] = sent
+    assert "pipeline_watermarks" in lock
+    assert "pipeline_producers" in seen
+    assert "pipeline_held" in held
+    assert len(others) == 3
+
+    behind = pipeline.enqueue_update(db.event.id == refused.id, n=5)
+    worker.apply()
+
+    assert behind.status() == "parked"
+    assert [len(statements) for statements in sent[2:]] == [1, 5, 1, 1, 4]  # the guess, and then step by step
 
 
 def test_what_the_shard_has_seen_is_left_out_though_it_could_not_be_applied_any_more(db: Any, box: Sandbox):

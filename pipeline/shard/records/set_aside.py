@@ -179,6 +179,18 @@ def holders(session: NodeSession, rows: Iterable[tuple[int, str]]) -> dict[tuple
         rows: (bucket, row key).
     """
     found: dict[tuple[int, str], Position] = {}
+    for sql in read_holders(rows):
+        for bucket, key, epoch, seq in session.rows(sql):
+            found[bucket, key] = min(Position(epoch, seq), found.get((bucket, key), Position(epoch, seq)))
+    return found
+
+
+def read_holders(rows: Iterable[tuple[int, str]]) -> Iterator[str]:
+    """Yield the queries that tell which rows are held: bucket, row key, epoch, and the lowest position in that.
+
+    Args:
+        rows: (bucket, row key).
+    """
     for part in parts(list(rows)):
         # one range of the index per row: IN over buckets times IN over keys would be their product
         keys: dict[int, list[str]] = {}
@@ -186,11 +198,8 @@ def holders(session: NodeSession, rows: Iterable[tuple[int, str]]) -> dict[tuple
             keys.setdefault(bucket, []).append(text_literal(key))
         which = " OR ".join(f"(bucket = {bucket} AND row_key IN ({', '.join(own)}))" for bucket, own in keys.items())
         # not ORDER BY … LIMIT 1 per row: MariaDB then walks the other index, once per row through all of the bucket
-        for bucket, key, epoch, seq in session.rows(
-            f"SELECT bucket, row_key, epoch, MIN(seq) FROM pipeline_held WHERE {which} GROUP BY bucket, row_key, epoch"
-        ):
-            found[bucket, key] = min(Position(epoch, seq), found.get((bucket, key), Position(epoch, seq)))
-    return found
+        found = "SELECT bucket, row_key, epoch, MIN(seq) FROM pipeline_held"
+        yield f"{found} WHERE {which} GROUP BY bucket, row_key, epoch"
 
 
 def why_stopped(table: str, own: Collection[str]) -> str:
