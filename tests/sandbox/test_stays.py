@@ -277,7 +277,7 @@ def test_what_comes_between_the_end_of_a_wait_and_its_batch_is_rung_for_where_an
 
 
 @pytest.mark.parametrize(
-    ("between_s", "wait_s"), [(0.0001, 0.01), (0.005, 0.0175), (0.015, 0.09), (0.03, 0.12), (0.07, 0.0)]
+    ("between_s", "wait_s"), [(0.0001, 0.02), (0.008, 0.028), (0.015, 0.09), (0.03, 0.12), (0.07, 0.0)]
 )
 def test_a_batch_waits_for_some_ops_for_six_that_come_seldom_and_for_none_that_come_more_so(
     between_s: float, wait_s: float
