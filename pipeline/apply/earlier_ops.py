@@ -262,16 +262,27 @@ class QueuedOps:
         #: How many more bytes and entries may be kept in mind.
         self._room = 0, 0
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: Batch) -> bool:
         """Begin a transaction.
 
         Args:
             batch: what it applies; what is behind that is queued.
+
+        Returns:
+            Whether a watermark that it has locked has gone back: a primary without the last commits was promoted.
         """
+        gone_back = self._note(batch.before)
         self._batch, self._looked, self.oldest, self.is_deep = batch, set(), None, False
         now_s = clock.mono_s()
         if now_s >= self._ahead_from_s + AHEAD_S:
             self._ahead, self._models, self._ahead_from_s = {}, {}, now_s
+        return gone_back
+
+    def _note(self, now: Mapping[int, Position]) -> bool:
+        """Note what is committed of some buckets; return whether that is less than before."""
+        gone_back = any(position < self.marks.get(bucket, position) for bucket, position in now.items())
+        self.marks |= now
+        return gone_back
 
     def has_looked(self, logs: Collection[int] | None) -> bool:
         """Return whether it was looked in this transaction where the queues of some logs begin.
@@ -292,9 +303,7 @@ class QueuedOps:
             Whether a watermark has gone back: a primary without the last commits was promoted.
         """
         marks = records.marks(self._session, logs)
-        now = {bucket: mark.position for bucket, mark in marks.items()}
-        gone_back = any(position < self.marks.get(bucket, position) for bucket, position in now.items())
-        self.marks |= now
+        gone_back = self._note({bucket: mark.position for bucket, mark in marks.items()})
         others = {one: ahead for one, ahead in self._ahead.items() if logs is not None and log_number(one) not in logs}
         behind = self._behind(bucket for bucket, mark in marks.items() if mark.owned)
         known = {bucket: self._ahead.get(bucket, Ahead(after, after)) for bucket, after in behind.items()}
@@ -533,7 +542,8 @@ class EarlierOps:
         if not again:
             self._putting_off, self._settled, self._let_go, self._waiting = {}, set(), None, set()
         self._batch, self._by_id = batch, {}
-        self._queued.begin(batch)
+        if self._queued.begin(batch):
+            self._forget()
 
     def awaited_by(
         self,
@@ -614,21 +624,37 @@ class EarlierOps:
             self._by_id[name] = by_id and not any(one.children for one in theirs)
         return self._by_id[name]
 
-    def _look_at(self, item: Item, making: Collection[int] | None) -> None:
-        """Look where the queues of the logs begin that may help an op, of its own, and of what it has waited for; once
-        in a transaction.
+    def look_at(self, refused: Iterable[tuple[Item, Needed]]) -> None:
+        """Look once where the queues of all logs begin that may help some refused ops.
+
+        Args:
+            refused: the ops, and what may help each.
         """
-        logs = making
-        if making is not None:
-            wait = self._waits.get(item.place)
-            logs = {*making, log_number(item.entry.bucket), *map(log_number, wait.marks if wait is not None else ())}
+        every = [(item, self._queued.buckets_making(needed)) for item, needed in refused]
+        logs = {log for item, making in every if making is not None for log in self._logs_of(item, making)}
+        if logs and not self._queued.has_looked(logs):
+            self._look(logs)
+
+    def _logs_of(self, item: Item, making: Collection[int]) -> set[int]:
+        """Return the logs that may help an op, and those that it has waited for."""
+        wait = self._waits.get(item.place)
+        return {*making, *map(log_number, wait.marks if wait is not None else ())}
+
+    def _look_at(self, item: Item, making: Collection[int] | None) -> None:
+        """Look where the queues of the logs begin that may help an op, and of those that it has waited for; once in a
+        transaction, which has locked the watermark of its own.
+        """
+        logs = None if making is None else self._logs_of(item, making)
         if not self._queued.has_looked(logs):
             self._look(logs)
 
     def _look(self, logs: Collection[int] | None = None) -> None:
         """Look what is queued now; where what was waited for is undone, forget who waited."""
         if self._queued.look(logs, keep=self._waiting):
-            self._waits, self._stuck, self._stuck_still, self._spent = {}, {}, {}, {}
+            self._forget()
+
+    def _forget(self) -> None:
+        self._waits, self._stuck, self._stuck_still, self._spent = {}, {}, {}, {}
 
     def _naming(self, item: Item, row: int) -> dict[int, float]:
         """Return the buckets with an older op that may refer to the row that is deleted: such an op names its id."""

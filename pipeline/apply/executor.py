@@ -435,13 +435,17 @@ class Executor:
             refused: the ops; of several, none needs what another does.
         """
         judged, earlier = list[tuple[RefusedOp, Needed | None]](), self._earlier
-        for one in refused:
-            needed = None
-            if earlier is not None and not earlier.is_settled(one.item):
-                needed = needed_by(one.op, self._known[one.op.schema], one.error)
-                if needed is not None and (reason := earlier.awaited_by(one.item, needed=needed)) is not None:
-                    self._end_before(one.item, reason)
-                    continue
+        every = [(one, self._needed_by(one)) for one in refused]
+        if earlier is not None:
+            earlier.look_at((one.item, needed) for one, needed in every if needed is not None)
+        for one, needed in every:
+            if (
+                earlier is not None
+                and needed is not None
+                and (reason := earlier.awaited_by(one.item, needed=needed)) is not None
+            ):
+                self._end_before(one.item, reason)
+                continue
             judged.append((one, needed))
         related = [one for one, _ in judged if self._awaited is not None and is_about_related_rows(one.error)]
         needs = self._awaited.of([one.op for one in related]) if self._awaited is not None and related else ()
@@ -455,6 +459,12 @@ class Executor:
             if needed is not None:
                 self._doubtful.append((one.item, needed))
             self._set_aside(one, needs_of.get(one.item.place, ""))
+
+    def _needed_by(self, refused: RefusedOp) -> Needed | None:
+        """Return what may help a refused op; None: no other op can, or it is refused for good."""
+        if self._earlier is None or self._earlier.is_settled(refused.item):
+            return None
+        return needed_by(refused.op, self._known[refused.op.schema], refused.error)
 
     def _set_aside(self, refused: RefusedOp, needs: str) -> None:
         """Reject an op, or set it aside for as long as the table waits that it needs, if it needs any."""

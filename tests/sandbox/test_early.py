@@ -550,24 +550,28 @@ def test_a_row_is_looked_for_where_ops_are_that_may_make_it(
         assert states(child, large) == [wanted, "queued"]
 
 
-def test_children_that_are_refused_together_look_at_one_log_and_ask_once_what_waits(
-    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("keys", [1, 2])
+def test_children_that_are_refused_together_look_once_at_their_parents_logs_and_ask_once_what_waits(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, keys: int
 ) -> None:
     asked, rows = list[str](), NodeSession.rows
-    first, second = two_buckets(box)
+    first, *others = buckets_of(box, 1 + keys)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
+    pipeline.enqueue_bulk_insert(db.child, [{"who": first, "up": None}] * 2)
+    worker.apply()  # learns the shape
     rests = pipeline.enqueue_insert(db.event, who=first)
-    gone = SMALLEST + rests.bucket
-    children = pipeline.enqueue_bulk_insert(db.child, [{"who": second, "up": gone} for _ in range(4)])
+    gone = [SMALLEST + box.client.topology.bucket_of("parent", who) for who in (first, *others[1:])]
+    lost = [{"who": who, "up": up} for who, up in zip(others, gone, strict=True) for _ in range(2)]
+    children = pipeline.enqueue_bulk_insert(db.child, lost)
 
     def noted(self: NodeSession, sql: str) -> list[tuple[Any, ...]]:
         asked.append(sql)
         return rows(self, sql)
 
     monkeypatch.setattr(NodeSession, "rows", noted)
-    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
-    look(box, monkeypatch, worker, 1, due=[children[0].bucket], resting=[rests.bucket])
+    look(box, monkeypatch, worker, 1, due=[child.bucket for child in children], resting=[rests.bucket])
 
-    assert states(rests, *children) == ["queued", *["rejected"] * 4]
+    assert states(rests, *children) == ["queued", *["rejected"] * len(lost)]
     assert sum(sql.startswith("SELECT DISTINCT table_name") for sql in asked) == 1
     looks = [sql for sql in asked if sql.startswith(READ_MARKS)]
     assert [sql for sql in looks if sql == READ_MARKS] == []
