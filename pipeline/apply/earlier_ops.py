@@ -17,6 +17,8 @@ from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.footprint import ANYTHING, Needed
 from pipeline.apply.grouping import Item
 from pipeline.apply.order import sent_ms_of
+from pipeline.apply.pace import READ_EVERY_S
+from pipeline.bounds import keep_newest
 from pipeline.config import Topology
 from pipeline.config.buckets import log_number
 from pipeline.errors import NewerOp, NotAnOp, PipelineError
@@ -529,8 +531,8 @@ class EarlierOps:
         #: The refused ops of the open transaction that are refused for good, see `settle`.
         self._settled: set[Place] = set()
         self._batch: Batch | None = None
-        #: By a table's name, see `named_row`: constraints may change between transactions.
-        self._by_id: dict[str, bool] = {}
+        #: By a table's name, see `named_row`, and when its constraints were read, s: these may change.
+        self._by_id: dict[str, tuple[float, bool]] = {}
 
     def begin(self, batch: Batch, *, again: bool = False) -> None:
         """Begin a transaction.
@@ -541,7 +543,7 @@ class EarlierOps:
         """
         if not again:
             self._putting_off, self._settled, self._let_go, self._waiting = {}, set(), None, set()
-        self._batch, self._by_id = batch, {}
+        self._batch = batch
         if self._queued.begin(batch):
             self._forget()
 
@@ -617,12 +619,14 @@ class EarlierOps:
 
     def _is_named_by_id(self, facts: Facts) -> bool:
         name, children = facts.database_name, facts.constraints.children
-        if name not in self._by_id:
+        read_s, found = self._by_id.get(name, (-inf, False))
+        if clock.mono_s() - read_s >= READ_EVERY_S:
             theirs = constraints_in(self._session, children).values() if children else ()
             keys = [key for one in theirs for key in one.parents if key.parent.lower() == name.lower()]
             by_id = all(key.parent_columns == (facts.schema.id_name,) for key in keys)
-            self._by_id[name] = by_id and not any(one.children for one in theirs)
-        return self._by_id[name]
+            found = by_id and not any(one.children for one in theirs)
+            keep_newest(self._by_id, name, (clock.mono_s(), found))
+        return found
 
     def look_at(self, refused: Iterable[tuple[Item, Needed]]) -> None:
         """Look once where the queues of all logs begin that may help some refused ops.

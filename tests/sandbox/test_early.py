@@ -849,6 +849,24 @@ def test_a_delete_does_not_pass_what_the_delete_before_it_has_held_up(
     assert [row["id"] for row in box.rows("parent")] == [parent.id]
 
 
+def test_deletes_of_many_transactions_ask_once_what_refers_to_their_rows(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = two_buckets(box)
+    parents = [pipeline.enqueue_insert(db.parent, who=first) for _ in range(4)]
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
+    worker.apply()
+    told, now_s, read = list[object](), clock.mono_s(), earlier_ops.constraints_in
+    monkeypatch.setattr(earlier_ops, "constraints_in", lambda *about: told.append(read(*about)) or told[-1])
+    for later_s, parent in zip((0, 0.5, 0.9, 1.1), parents, strict=True):
+        monkeypatch.setattr(clock, "mono_s", lambda later_s=later_s: now_s + later_s)
+        pipeline.enqueue_delete(db.parent.id == parent.id, shard_key=first)
+        worker.apply()
+
+    assert box.rows("parent") == []
+    assert len(told) == 2
+
+
 def test_a_delete_waits_for_older_ops_that_name_its_row_and_for_no_others(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
