@@ -7,15 +7,18 @@ row to which others may refer is deleted then.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from math import inf
+from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
 from pipeline import clock
 from pipeline.apply.batch import Batch, FactBook
-from pipeline.apply.footprint import ANYTHING, Needed
-from pipeline.apply.grouping import Item
+from pipeline.apply.footprint import ANYTHING, Needed, references
+from pipeline.apply.grouping import Item, items_of
 from pipeline.apply.order import sent_ms_of
 from pipeline.apply.pace import READ_EVERY_S
 from pipeline.bounds import keep_newest
@@ -701,6 +704,53 @@ class EarlierOps:
             item: the op.
         """
         self._settled.add(item.place)
+
+    def with_children(self, early: Mapping[int, tuple[Position, WaitReason]]) -> dict[int, tuple[Position, WaitReason]]:
+        """Return the first op of each bucket that a transaction leaves out, with those that refer to what they make.
+
+        Else each try would find one bucket more: where each row's parent is in another one, all of them in turn.
+
+        Args:
+            early: of each bucket, its first early op, and why that waits: what follows is left out, too.
+        """
+        items = [] if self._batch is None else [*self._batch.items, *items_of(self._batch.sheets)]
+        items.sort(key=attrgetter("place"))
+        found, children = dict(early), self._children(items)
+        ends: dict[int, int] = {}  # of each bucket, behind the last of its ops that is still in
+        out = deque[int]()
+
+        def leave_out(bucket: int, first: Position) -> None:
+            own = ends.get(bucket, len(items))
+            while own and items[own - 1].entry.bucket == bucket and items[own - 1].entry.position >= first:
+                own -= 1
+                out.append(own)
+            ends[bucket] = own
+
+        for n, item in enumerate(items):
+            ends[item.entry.bucket] = n + 1
+        for bucket, (first, _) in early.items():
+            leave_out(bucket, first)
+        while out:
+            maker = items[out.popleft()]
+            made = ((self._table(op), op.id) for op in maker.op.members if op.kind == INSERT and op.id is not None)
+            for child in chain.from_iterable(children.get(row, ()) for row in made):
+                bucket, first = child.entry.bucket, child.entry.position
+                if bucket not in found or first < found[bucket][0]:
+                    found[bucket] = first, found[maker.entry.bucket][1]
+                    leave_out(bucket, first)
+        return found
+
+    def _children(self, items: Iterable[Item]) -> dict[tuple[str, int], list[Item]]:
+        """Return the ops that refer to a row, by the row's table in the database and its id."""
+        found: dict[tuple[str, int], list[Item]] = {}
+        for item in items:
+            for op in item.op.members:
+                for row in references(op, self._facts.known[op.schema]):
+                    found.setdefault(row, []).append(item)
+        return found
+
+    def _table(self, op: Op) -> str:
+        return self._facts.known[op.schema].database_name.lower()
 
     def oldest_left_out(self, early: Mapping[int, Position]) -> float:
         """Return when the oldest op was enqueued that a transaction leaves out, ms.

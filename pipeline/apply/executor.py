@@ -148,10 +148,12 @@ class Executor:
         if guarded and self._judge.unlisted is not None:
             self._back_to("RELEASE SAVEPOINT pipeline_whole")
         if self._early:
+            self._leave_children_out()
             self._settle()
             raise Early(self._early)
         self._try_again()
         if self._early:
+            self._leave_children_out()
             raise Early(self._early)
 
     def _chunks(self, kind: str, items: Sequence[Item], facts: Facts) -> Iterator[Sequence[Item]]:
@@ -266,7 +268,13 @@ class Executor:
                 ):
                     self._early[item.entry.bucket] = item.entry.position, reason
         if self._early:
+            self._leave_children_out()
             raise Early(self._early)
+
+    def _leave_children_out(self) -> None:
+        """Leave out what refers to rows that are made behind early ops, too: it would be refused the next time."""
+        if self._patient and self._earlier is not None:
+            self._early = self._earlier.with_children(self._early)
 
     def _reaching_children(self, group: Group) -> Sequence[Item]:
         """Return the ops that delete a row to which others may refer."""

@@ -10,7 +10,7 @@ Say what a refused op needs, too: which ops may touch what it was refused for.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence, Set
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -496,6 +496,18 @@ def _read_by_triggers(facts: Facts, events: Collection[str], error: Exception) -
     read = {name.lower() for name in facts.constraints.changed_by(*events)}
     hidden = "@" in read or (is_signal(error) and not facts.constraints.has_triggers(*events))
     return ANYTHING if hidden else Needed(read=read) if read else None
+
+
+def references(op: Op, facts: Facts) -> Iterator[tuple[str, int]]:
+    """Yield the rows to which an op refers by foreign keys of one column: a table in the database, and an id.
+
+    Args:
+        op: a row write.
+        facts: of its table.
+    """
+    for column, parent in facts.parents:
+        if column in op.columns and type(value := op.values[op.columns.index(column)]) is int:
+            yield parent.lower(), value
 
 
 def _referred(op: Op, facts: Facts) -> Mapping[str, Collection[int]]:

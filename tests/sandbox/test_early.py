@@ -357,6 +357,33 @@ def test_an_op_is_not_refused_for_good_whose_parent_is_left_out_behind_an_early_
     assert states(parent, child) == ["applied", "applied"]
 
 
+@pytest.mark.parametrize(("rows", "tries"), [(1, 4), (2, 3)])  # single ops are guessed first
+def test_what_refers_to_rows_behind_an_early_op_is_left_out_with_it_at_once(
+    db: Any, monkeypatch: pytest.MonkeyPatch, rows: int, tries: int
+) -> None:
+    with sandbox({name: {"shard_key": "who"} for name in TABLES}, shards=1, buckets=16) as box:
+        pipeline.define_tables(db)
+        first, *others = buckets_of(box, 12)
+        parents, children = [*pipeline.enqueue_bulk_insert(db.parent, [{"who": first}] * rows)], list[Any]()
+        for who in others:
+            born = [{"who": who, "up": parents[-1].id}] * rows
+            children += pipeline.enqueue_bulk_insert(db.child, born)
+            parents += pipeline.enqueue_bulk_insert(db.parent, [{"who": who}] * rows)
+        worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
+        tried, run = list[str](), transaction.ApplyTransaction.run
+        monkeypatch.setattr(
+            transaction.ApplyTransaction, "run", lambda self, *how, **more: tried.append("") or run(self, *how, **more)
+        )
+        look(box, monkeypatch, worker, 2, due=[one.bucket for one in children], resting=[parents[0].bucket])
+
+        assert set(states(*children)) == {"queued"}
+        assert len(tried) == tries, "one of some buckets, one of all, and one without what waits"
+        box.log.postpone("s0", [one.bucket for one in parents], 0)
+        box.drain()
+
+        assert set(states(*parents, *children)) == {"applied"}
+
+
 def by_insert(db: Any, who: int) -> int:
     return int(pipeline.enqueue_insert(db.parent, who=who).id)
 
