@@ -360,10 +360,8 @@ class HostLock:
             fcntl.lockf(self._opened(), fcntl.LOCK_EX)
             if turn.set_running_or_notify_cancel():
                 turn.set_result(None)
-            else:
-                with (
-                    self._threads
-                ):  # nobody waits for it any more; but it is the process's, and another thread's by now
+            else:  # nobody waits for it any more; but the lock is the process's, and may be another thread's by now
+                with self._threads:
                     if not self._depth:
                         fcntl.lockf(self._file, fcntl.LOCK_UN)
         except (OSError, SpoolUnavailable) as error:
