@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from support.sandbox.spooled import FORK, payloads, shared
 
+from pipeline.clock import polls
 from pipeline.spool import Spool
 
 
@@ -113,7 +114,7 @@ def test_a_turn_is_not_taken_away_by_a_thread_that_has_waited_for_it_in_vain(spo
                 assert not pool.apply(_takes_turn)
         holder.join(20)
         with FORK.Pool(1) as pool:
-            assert pool.apply(_takes_turn)
+            assert any(pool.apply(_takes_turn) for _ in polls(20)), "the waiter gives back what it gets late"
 
 
 def _hold_turn(spool: Spool, ready: Any, go: Any) -> None:
