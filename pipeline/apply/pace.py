@@ -297,7 +297,7 @@ class Guesses:
     """Decides which transactions are built on a guess: after one that is wrong, the next; then ever fewer.
 
     Exponential backoff, as of Ethernet's collisions. A wrong guess costs a transaction. One op in 1,000 that is refused
-    must not end the guesses for long: for a second, it cost the other 999 up to a third of their time.
+    must not end the guesses for long: where they ended for a second, the others took a sixth longer.
     """
 
     def __init__(self) -> None:
