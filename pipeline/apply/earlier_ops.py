@@ -732,7 +732,8 @@ class EarlierOps:
             leave_out(bucket, first)
         while out:
             maker = items[out.popleft()]
-            made = ((self._table(op), op.id) for op in maker.op.members if op.kind == INSERT and op.id is not None)
+            inserts = (op for op in maker.op.members if op.kind == INSERT)
+            made = ((self._facts.database_name(op.table).lower(), op.id) for op in inserts if op.id is not None)
             for child in chain.from_iterable(children.get(row, ()) for row in made):
                 bucket, first = child.entry.bucket, child.entry.position
                 if bucket not in found or first < found[bucket][0]:
@@ -748,9 +749,6 @@ class EarlierOps:
                 for row in references(op, self._facts.known[op.schema]):
                     found.setdefault(row, []).append(item)
         return found
-
-    def _table(self, op: Op) -> str:
-        return self._facts.known[op.schema].database_name.lower()
 
     def oldest_left_out(self, early: Mapping[int, Position]) -> float:
         """Return when the oldest op was enqueued that a transaction leaves out, ms.

@@ -57,8 +57,6 @@ FEW_ROWS, MORE_ROWS = 25, 25
 #: Rows of a short statement, which of them are marked, and for how many rows of sheets a refused one is expected to be
 #: followed by others. A statement more costs the server and the worker 35 µs, a row that is undone and sent again 9 µs.
 SHORT_ROWS, MARKED_EACH, SHORT_FOR_ROWS = 75, 4, 20_000
-
-
 #: After so many wrong guesses one after the other, no more are left out than before: 62.
 MOST_WRONG = 6
 

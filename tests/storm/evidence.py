@@ -45,7 +45,8 @@ def keep(rig: Rig, seed: int, callers: Sequence[Caller], open_deeds: Sequence[De
     buckets = sorted({receipt.bucket for deed in open_deeds for receipt in deed.receipts})
     facts = {
         "why": _sentences(callers, open_deeds),
-        "shards": _of_all(rig, callers),
+        "shards": _said(lambda: why(rig.client).sentences),
+        "spools": [_said(caller.client.spool.counts) for caller in callers[:2]],
         "logs": {bucket: _log(rig, bucket) for bucket in buckets},
         **{
             table: {name: _rows(uri, f"SELECT * FROM pipeline_{table}") for name, uri in rig.primaries.items()}
@@ -72,15 +73,11 @@ def _sentences(callers: Sequence[Caller], open_deeds: Iterable[Deed]) -> list[st
     ]
 
 
-def _of_all(rig: Rig, callers: Sequence[Caller]) -> list[str]:
-    return [*_said(lambda: why(rig.client).sentences), *(f"spool: {_said(c.client.spool.counts)}" for c in callers[:2])]
-
-
 def _log(rig: Rig, bucket: int) -> dict[str, Any]:
     key = rig.client.log.keys.log(bucket)
     return {
-        "info": _said(lambda: rig.redis.xinfo_stream(key)),
-        "first": _said(lambda: rig.redis.xrange(key, count=MOST_ENTRIES)),
+        "info": _said(lambda: repr(rig.redis.xinfo_stream(key))),
+        "first": _said(lambda: list(map(repr, rig.redis.xrange(key, count=MOST_ENTRIES)))),
     }
 
 

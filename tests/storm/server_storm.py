@@ -81,7 +81,7 @@ class Storm:
         wait_healthy(self.rig)
         for caller in callers:
             caller.last()
-        self._follow(callers, outcome)
+        self._follow(callers, seed)
         rows = rows_of(self.rig.primaries, owners)
         may_lose = bool(FORGETTING & outcome.faults.keys())
         outcome.broken += verdict(callers, rows, may_lose=may_lose, in_order=True)
@@ -113,7 +113,7 @@ class Storm:
             receipt.wait(RECOVERY_S)
         return {owner: receipt.id for owner, receipt in made.items()}
 
-    def _follow(self, callers: list[Caller], outcome: Outcome) -> None:
+    def _follow(self, callers: list[Caller], seed: int) -> None:
         """Note the last word on each deed, or what is said when the time is over; then keep what tells why."""
         clients = {id(deed): caller.client for caller in callers for deed in caller.deeds}
 
@@ -127,7 +127,7 @@ class Storm:
             return deeds
 
         if late := followed([deed for deed in all_deeds(callers) if deed.receipts], RECOVERY_S):
-            kept, told = evidence.keep(self.rig, outcome.seed, callers, late), [deed.told for deed in late]
+            kept, told = evidence.keep(self.rig, seed, callers, late), [deed.told for deed in late]
             began_s = clock.mono_s()
             left = len(followed(late, LATE_S))
             evidence.add(kept, f"{left} of {len(late)} left {clock.mono_s() - began_s:.0f} s after that")
