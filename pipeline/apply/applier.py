@@ -106,8 +106,8 @@ class Applier(ShardTurns):
         super().__init__(shard, session, log, transaction)
         self._settings, self._failures = settings, 0
         self._leases, self._token = log, uuid4().hex
-        #: How many turns in a row had ops that may be early.
-        self._early = 0
+        #: Of each bucket whose next op may be early, its watermark, and how many turns in a row that was so there.
+        self._early: dict[int, tuple[Position, int]] = {}
         #: Whether ops need ops of other buckets, so that the oldest of all buckets are applied together: until all is.
         self._whole = False
         #: Until when it is so for what comes next, s.
@@ -151,16 +151,16 @@ class Applier(ShardTurns):
             if outcome.ring or ops_of(outcome):
                 self._looked_s = None
             self._whole |= outcome.crossed
-            if outcome.crossed or self._early != early:
+            has_early = self._early is not early
+            if outcome.crossed or has_early:
                 self._whole_until_s = clock.mono_s() + WHOLE_S
-            if self._early == early:
-                self._early = 0
-                self._whole &= outcome.left > 0 or clock.mono_s() < self._whole_until_s
-            else:
+            if has_early:
                 self._whole = True
                 if not outcome.ring:  # others commit meanwhile what these wait for
-                    clock.sleep_s(self._early_rest_s())
+                    clock.sleep_s(EARLY_DELAY_MS / 1000)
                 outcome.ring = True
+            else:
+                self._whole &= outcome.left > 0 or clock.mono_s() < self._whole_until_s
         except Unavailable as error:
             outcome = self._postponed(due, error)
         outcome.ms = ms_since(started)
@@ -280,8 +280,19 @@ class Applier(ShardTurns):
             self._log.postpone(self.shard, here, 0)
         return bool(here)
 
-    def _early_rest_s(self) -> float:
-        return min(MOST_EARLY_DELAY_MS, EARLY_DELAY_MS * self._early) / 1000
+    def _rests_of_early(self, marks: Mapping[int, Position]) -> dict[int, dict[int, Position]]:
+        """Note that the next ops of buckets may be early; return the watermarks by how long each bucket rests, ms.
+
+        Args:
+            marks: the buckets' watermarks.
+        """
+        turns, rests = dict[int, tuple[Position, int]](), dict[int, dict[int, Position]]()
+        for bucket, mark in marks.items():
+            before, count = self._early.get(bucket, (mark, 0))
+            turns[bucket] = mark, count + 1 if before == mark else 1
+            rests.setdefault(min(MOST_EARLY_DELAY_MS, EARLY_DELAY_MS * turns[bucket][1]), {})[bucket] = mark
+        self._early = self._early | turns
+        return rests
 
     def _explain(self, bucket: int, reason: WaitReason, attempt: Attempt) -> None:
         note_waits(self._log, self.shard, {bucket: reason}, {bucket: attempt.after})
@@ -307,8 +318,8 @@ class Applier(ShardTurns):
             early = {bucket: mark for bucket, mark in held.items() if batch.waiting[bucket].kind == "early"}
             own = self._transaction.noted
             if early:
-                self._early += 1
-                self._log.finish(self.shard, early, delay_ms=round(1000 * self._early_rest_s()), own=own)
+                for rest_ms, marks in self._rests_of_early(early).items():
+                    self._log.finish(self.shard, marks, delay_ms=rest_ms, own=own)
             if resting := {bucket: mark for bucket, mark in held.items() if bucket not in (*restored, *early)}:
                 self._log.finish(self.shard, resting, delay_ms=SCHEMA_DELAY_MS, own=own)
             if held:

@@ -1254,6 +1254,30 @@ def test_what_is_released_goes_on_whatever_transaction_its_parents_are_in(
     assert set(states(*family, *nodes)) == {"replayed"}
 
 
+def test_an_op_that_waits_for_long_is_looked_at_ever_more_seldom_and_holds_up_nobody(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = buckets_of(box, 3)
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    child = pipeline.enqueue_insert(db.child, who=second, up=parent.id)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
+    rests, slept, finish = list[tuple[int, int]](), list[float](), box.log.finish
+
+    def finished(shard: str, marks: dict[int, Any], *, delay_ms: int = 0, **rest: Any) -> Any:
+        rests.extend((bucket, delay_ms) for bucket in marks if delay_ms)
+        return finish(shard, marks, delay_ms=delay_ms, **rest)
+
+    monkeypatch.setattr(box.log, "finish", finished)
+    monkeypatch.setattr(clock, "sleep_s", slept.append)
+    look(box, monkeypatch, worker, 30, due=[child.bucket], resting=[parent.bucket])
+    other = pipeline.enqueue_insert(db.child, who=third, up=parent.id)
+    look(box, monkeypatch, worker, 1, due=[child.bucket, other.bucket], resting=[parent.bucket])
+
+    assert [rest_ms for bucket, rest_ms in rests if bucket == child.bucket] == [min(500, 20 * n) for n in range(1, 31)]  # the first look crosses
+    assert [rest_ms for bucket, rest_ms in rests if bucket == other.bucket] == [20]
+    assert set(slept) == {0.02}
+
+
 def test_a_child_stays_in_its_log_where_its_parent_does(db: Any, box: Sandbox) -> None:
     first, second = two_buckets(box)
     paused = stops.target_of(box.client, "parent")
