@@ -226,7 +226,7 @@ class HeldRows:
         Args:
             items: the ops.
         """
-        return set_aside.read_holders(self._rows_of(items))
+        return set_aside.read_whether_held(self._rows_of(items))
 
     def _rows_of(self, items: Iterable[Item]) -> set[tuple[int, str]]:
         return {(item.entry.bucket, key) for item in items for key in self._keys(item) | table_keys(item.op)}

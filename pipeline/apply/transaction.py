@@ -286,14 +286,14 @@ class ApplyTransaction:
         if executor.rejects or sum(map(len, (*guessed, *kept))) > MOST_TOGETHER_BYTES:
             return None
         try:
-            found, *others = session.ask(*guessed, *kept)
+            found = session.ask(" UNION ALL ".join(guessed), *kept)[0]  # one answer wakes this process once
         except Exception as error:
-            take.accused = executor.accused(session.answered - len(guessed))
+            take.accused = executor.accused(session.answered - 1)
             self._guesses.wrong()
             if not is_driver_error(error) or fault_of(error) in (Fault.TRANSIENT, Fault.LOCKED, Fault.OVERTIME):
                 raise
             raise Misguessed("the server refuses a statement") from error
-        if records.seen_in(found, unseen) != unseen or any(others[: len(guessed) - 1]):
+        if records.seen_in(found, unseen) != unseen or not all(producer for _, producer, _ in found):
             self._guesses.wrong()
             raise Misguessed("the shard has seen some of it, or not what was before it, or sets aside what is behind")
         self._guesses.right()
@@ -382,7 +382,7 @@ class ApplyTransaction:
         """Execute the ops of a batch; what is set aside is in the executor's `rejects`.
 
         Args:
-            guessed: gets the queries which rows are held, and none is taken to be; None: they are asked.
+            guessed: gets the queries whether rows are held, and none is taken to be; None: they are asked.
         """
         if batch.sheets and not self._stay(batch, locked, take):
             batch.take_apart()

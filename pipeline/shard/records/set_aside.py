@@ -191,15 +191,32 @@ def read_holders(rows: Iterable[tuple[int, str]]) -> Iterator[str]:
     Args:
         rows: (bucket, row key).
     """
+    for which in _among(rows):
+        # not ORDER BY … LIMIT 1 per row: MariaDB then walks the other index, once per row through all of the bucket
+        found = "SELECT bucket, row_key, epoch, MIN(seq) FROM pipeline_held"
+        yield f"{found} WHERE {which} GROUP BY bucket, row_key, epoch"
+
+
+def read_whether_held(rows: Iterable[tuple[int, str]]) -> Iterator[str]:
+    """Yield the queries that answer nothing where no row is held, as further parts of `records.read_seen`.
+
+    An answer of a row that is held has no producer.
+
+    Args:
+        rows: (bucket, row key).
+    """
+    for which in _among(rows):
+        yield f"SELECT bucket, 0, 0 FROM pipeline_held WHERE {which}"
+
+
+def _among(rows: Iterable[tuple[int, str]]) -> Iterator[str]:
+    """Yield conditions that name rows that may be held, as many as one statement may name."""
     for part in parts(list(rows)):
         # one range of the index per row: IN over buckets times IN over keys would be their product
         keys: dict[int, list[str]] = {}
         for bucket, key in part:
             keys.setdefault(bucket, []).append(text_literal(key))
-        which = " OR ".join(f"(bucket = {bucket} AND row_key IN ({', '.join(own)}))" for bucket, own in keys.items())
-        # not ORDER BY … LIMIT 1 per row: MariaDB then walks the other index, once per row through all of the bucket
-        found = "SELECT bucket, row_key, epoch, MIN(seq) FROM pipeline_held"
-        yield f"{found} WHERE {which} GROUP BY bucket, row_key, epoch"
+        yield " OR ".join(f"(bucket = {bucket} AND row_key IN ({', '.join(own)}))" for bucket, own in keys.items())
 
 
 def why_stopped(table: str, own: Collection[str]) -> str:
