@@ -222,6 +222,7 @@ def test_only_the_bucket_whose_row_another_program_has_locked_is_tried_alone(
         return real(self, bucket, *rest, **more)
 
     monkeypatch.setattr(Applier, "_alone", spy)
+    monkeypatch.setattr("pipeline.apply.turns.TURN_S", 60.0)  # on a busy machine the others would have the next turn
     monkeypatch.setattr(ApplyTransaction, "guesses", together)
     append(1, {bucket: [insert(PLAIN, 1 + bucket, {1: 1})] for bucket in range(BUCKETS)})
     while worker.apply().applied:
