@@ -47,7 +47,7 @@ CHORES = {
     "reconcile": (upkeep.reconcile, 30),
     "losses": (upkeep.name_losses, 20),
     "trim": (upkeep.trim, 10),
-    "release": (upkeep.release_waiting, 15),
+    "release": (upkeep.release_waiting, 5),
 }
 #: Those that are due at once where a shard is quiet no more.
 AT_ONCE = ("mend", "losses", "trim", "release")

@@ -9,12 +9,12 @@ from __future__ import annotations
 import getpass
 import logging
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
 from typing import NamedTuple
 
 from pipeline import clock
-from pipeline.apply.replay import Replay
+from pipeline.apply.replay import Replay, Replayed
 from pipeline.client import Client
 from pipeline.enqueue.buckets import follow_noted
 from pipeline.errors import BadOp, PipelineError, ShardUnavailable, Unavailable, did_you_mean
@@ -24,6 +24,8 @@ from pipeline.model.schema import TableSchema
 from pipeline.oplog.shared_state import ORDERS
 from pipeline.shard import NodeSession
 from pipeline.shard.records import ledger_queries, replays
+from pipeline.shard.records.replays import Place
+from pipeline.shard.records.set_aside import behind_of
 from pipeline.shard.records.stops import (
     BREAKER,
     PAUSED,
@@ -237,7 +239,8 @@ def _left(pipeline: Client, shard: str, tails: Mapping[int, Position]) -> int:
 
 
 def release(pipeline: Client, shard: str, who: str) -> Iterator[int]:
-    """Replay the ops that wait for a table that is stopped no more; yield how many each transaction has settled.
+    """Replay the ops that wait for a table that is stopped no more, or for a definition that is there by now; yield how
+    many each transaction has settled.
 
     Args:
         pipeline: the deployment.
@@ -248,7 +251,13 @@ def release(pipeline: Client, shard: str, who: str) -> Iterator[int]:
         ShardUnavailable: the primary does not answer; what was yielded is done.
     """
     session, settings = pipeline.nodes.primary(shard), pipeline.settings
-    chosen, patient = _released(session), True
+    behind = set[tuple[str, str]]()
+    for what, tried in _definitions_tried(pipeline, shard, who):
+        if tried.replayed or tried.refused:
+            yield tried.replayed + tried.refused
+        else:
+            behind.add(what)
+    chosen, patient = _released(session, behind), True
     while chosen:
         settled, replay = 0, Replay(shard, session, pipeline.log, settings.apply, settings.tables, patient=patient)
         for result in replay.run(chosen, who):
@@ -258,22 +267,41 @@ def release(pipeline: Client, shard: str, who: str) -> Iterator[int]:
             why = min(replay.left.values())
             logger.warning(Event("release_stopped", shard=shard, buckets=len(replay.left), why=why))
         # an op that needs another's row may have had its turn before that one; where none gets on, none helps another
-        chosen, patient = _released(session, needy=True) if settled or patient else {}, settled > 0
+        chosen, patient = _released(session, behind, needy=True) if settled or patient else {}, settled > 0
 
 
-def _released(session: NodeSession, *, needy: bool = False) -> dict[int, list[Position]]:
-    """Return the places of ops that wait for no table that is stopped, by bucket.
+def _definitions_tried(pipeline: Client, shard: str, who: str) -> Iterator[tuple[tuple[str, str], Replayed]]:
+    """Try one op for each definition that ops wait for; yield its table and reason, and what became of it."""
+    session = pipeline.nodes.primary(shard)
+    stopped = {stop.scope for stop in stops_of(session)}
+    heads: dict[tuple[str, str], Place] = {}
+    for one in _waiting(session):
+        if behind_of(shard, one.table, one.reason, 0) is not None and not {WHOLE, one.table} & stopped:
+            heads.setdefault((one.table, one.reason), one.place)
+    alone = replace(pipeline.settings.apply, max_rows=1)
+    for what, (bucket, position) in heads.items():
+        replay = Replay(shard, session, pipeline.log, alone, pipeline.settings.tables)
+        yield what, next(replay.run({bucket: [position]}, who))
+
+
+def _waiting(session: NodeSession) -> list[replays.Waiting]:
+    with session.translated(), session.transaction():
+        return replays.waiting(session, _HEADS)
+
+
+def _released(session: NodeSession, behind: Set[tuple[str, str]], *, needy: bool = False) -> dict[int, list[Position]]:
+    """Return the places of ops that wait for no table that is stopped, nor for a definition, by bucket.
 
     Args:
         session: of the shard's primary.
+        behind: the tables and reasons of those that still wait for their definition.
         needy: only those that may need others.
     """
-    stopped = {stop.scope for stop in stops_of(session)}
-    with session.translated(), session.transaction():
-        waiting = replays.waiting(session, _HEADS)
+    stopped, tables = {stop.scope for stop in stops_of(session)}, {table for table, _ in behind}
     chosen: dict[int, list[Position]] = {}
-    for (bucket, position), table, needs in waiting:
-        if not {WHOLE, needs or table} & stopped and (needs or not needy):
+    for (bucket, position), table, needs, reason in _waiting(session):
+        waits = needs in tables if needs else (table, reason) in behind
+        if not waits and not {WHOLE, needs or table} & stopped and (needs or not needy):
             chosen.setdefault(bucket, []).append(position)
     return chosen
 
@@ -291,8 +319,7 @@ def try_one(pipeline: Client, shard: str, stop: Stop, who: str) -> bool:
         Whether the table goes on.
     """
     session = pipeline.nodes.primary(shard)
-    with session.translated(), session.transaction():
-        heads = [one.place for one in replays.waiting(session, _HEADS) if one.table == stop.scope and not one.needs]
+    heads = [one.place for one in _waiting(session) if one.table == stop.scope and not one.needs]
     if heads:
         one = replace(pipeline.settings.apply, max_rows=1)
         replay = Replay(shard, session, pipeline.log, one, pipeline.settings.tables, despite=stop.scope)

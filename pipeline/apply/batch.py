@@ -18,7 +18,7 @@ from pipeline.events import Event
 from pipeline.model import DELETE, FORGED, INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
 from pipeline.model.schema import TableSchema, is_hash, is_hash_of
 from pipeline.model.sheet import Read, Sheet, SheetEntry, count_ops
-from pipeline.model.wait_reason import WaitReason
+from pipeline.model.wait_reason import OF_DEFINITION, WaitReason
 from pipeline.oplog import Entries
 from pipeline.shard import NodeSession, records
 from pipeline.shard.records import LostRange, Reject
@@ -123,7 +123,7 @@ class Batch:
                 self.size_bytes += entry.sheet.size_bytes
                 continue
             one, puzzle = self.understood(entry)
-            if self.stopped and puzzle is None and isinstance(one, Item) and (stop := self.stop(one.op)) is not None:
+            if self._stops and isinstance(one, Item) and (stop := self._stop(one.op, puzzle)) is not None:
                 puzzle = stop if self.room <= 0 else None
                 self.room -= 1
             if puzzle is not None:
@@ -151,7 +151,7 @@ class Batch:
 
     def _may_be_whole(self, entry: SheetEntry) -> bool:
         placed = entry.position.epoch < TOO_LARGE and entry.last.seq < TOO_LARGE
-        return placed and not (self.blocked or self.stopped) and self.facts.has_met(entry.sheet)
+        return placed and not self._stops and self.facts.has_met(entry.sheet)
 
     def is_first(self, item: Item) -> bool:
         """Note an op's idempotency key; return whether no earlier op of the batch has it.
@@ -173,7 +173,7 @@ class Batch:
 
         None: that cannot be guessed, or would save nothing.
         """
-        if self.ops > MOST_GUESSED or self.size_bytes > MOST_GUESSED_BYTES or self.stopped or self.keys or self.losses:
+        if self.ops > MOST_GUESSED or self.size_bytes > MOST_GUESSED_BYTES or self._stops or self.keys or self.losses:
             return None
         first, last = dict[tuple[int, int], int](), dict[tuple[int, int], int]()
         for one in self.taken:
@@ -221,7 +221,7 @@ class Batch:
             if isinstance(one, Reject):
                 self.unreadable.append(one)
                 continue
-            if self.stopped and (stop := self.stop(one.op)) is not None:
+            if self._stops and (stop := self.stop(one.op)) is not None:
                 self.halted.append((one, stop))
             else:
                 self.items.append(one)
@@ -338,7 +338,7 @@ class Batch:
             return Reject(entry, op.table, "?", None, "not an op of its schema: the schema has no hash"), None
         try:
             puzzle = self._puzzle(op) if self.blocked or not plain else None
-            fault = misfit(op, self.facts.known) if puzzle is None else ""
+            fault = misfit(op, self.facts.known) if puzzle is None or puzzle.kind in OF_DEFINITION else ""
         except BadOp as error:
             puzzle, fault = None, str(error)
         if fault:
@@ -350,13 +350,40 @@ class Batch:
     def _reason(self, kind: str, detail: str) -> WaitReason:
         return WaitReason(kind, self.facts.shard, self.facts.shard, detail)
 
+    @property
+    def _stops(self) -> bool:
+        return bool(self.stopped or self.blocked)
+
+    @property
+    def tables_waiting(self) -> Mapping[str, WaitReason]:
+        """Why ops of tables are set aside, all of them or those of one definition, by the table's name."""
+        of_definition = (reason for reason in self.blocked.values() if reason.kind in OF_DEFINITION)
+        return {reason.scope: reason for reason in of_definition} | dict(self.stopped)
+
+    @property
+    def tables_in_logs(self) -> Mapping[str, WaitReason]:
+        """Why ops of tables wait in their logs, by the table's name."""
+        others = {reason.scope: reason for reason in self.blocked.values() if reason.kind not in OF_DEFINITION}
+        return others | dict(self.tables_waiting) if self.room <= 0 else others
+
     def stop(self, op: Op) -> WaitReason | None:
-        """Return why the table of *op* is stopped, or one in which it may delete rows; None: neither is."""
-        if (own := next((self.stopped[one.table] for one in op.named if one.table in self.stopped), None)) is not None:
-            return own
+        """Return why *op* waits, or the ops of a table in which it may delete rows; None: it need not.
+
+        Its table is stopped, or the shard is behind its definition.
+        """
+        for one in op.named:
+            if (stopped := self.stopped.get(one.table)) is not None:
+                return stopped
+            if (behind := self.blocked.get(one.schema)) is not None and behind.kind in OF_DEFINITION:
+                return behind
         return next(
-            (why for table, why in self.stopped.items() if any(self._reaches(one, table) for one in op.named)), None
+            (why for table, why in self.tables_waiting.items() if any(self._reaches(one, table) for one in op.named)),
+            None,
         )
+
+    def _stop(self, op: Op, puzzle: WaitReason | None) -> WaitReason | None:
+        """Return why an op is to be set aside that is understood so far; None: it is not, or stays in its log."""
+        return self.stop(op) if puzzle is None or puzzle.kind in OF_DEFINITION else None
 
     def _reaches(self, op: Op, table: str) -> bool:
         """Return whether an op deletes a row to which rows of a table may refer."""
@@ -366,11 +393,9 @@ class Batch:
     def _puzzle(self, op: Op) -> WaitReason | None:
         """Return why an op must wait, or None."""
         for one in op.named:
-            if one.schema in self.blocked:
-                return self.blocked[one.schema]
             if not self.facts.learn(one.schema):
                 return WaitReason("unpublished", self.facts.shard, one.table, f"its hash is {one.schema}")
-        return None
+        return next((self.blocked[one.schema] for one in op.named if one.schema in self.blocked), None)
 
 
 class FactBook:

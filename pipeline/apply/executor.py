@@ -12,12 +12,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import NamedTuple
 
 from pipeline.apply.earlier_ops import CLOCKS_MS, EarlierOps, Early, Place
 from pipeline.apply.footprint import Needed, needed_by, versioned
 from pipeline.apply.grouping import SHEETS_ROWS, Group, Item, item_of, items_of, taken_sheets
-from pipeline.apply.judge import ConstraintsChanged, Judge, NeededOps, RolledBack, check_upsert
+from pipeline.apply.judge import ConstraintsChanged, Judge, NeededOps, RefusedOp, RolledBack, check_upsert
 from pipeline.apply.order import HeldRows
 from pipeline.apply.pace import (
     Lessons,
@@ -41,6 +40,7 @@ from pipeline.shard.driver_errors import (
     code_of,
     fault_of,
     is_about_related_rows,
+    is_about_values,
     is_driver_error,
     sentence_of,
 )
@@ -60,19 +60,6 @@ from pipeline.shard.table_facts import Facts
 #: So many rows are written with plain numbers, and the table's columns are read anew behind them (0.3 ms): in fewer it
 #: costs less to write texts (0.2 µs each).
 CHECKED_ROWS = 500
-
-
-class RefusedOp(NamedTuple):
-    """An op that the database refuses, and why; of an atomic group, the member that it is about."""
-
-    item: Item
-    error: Exception
-    member: Op | None = None
-
-    @property
-    def op(self) -> Op:
-        """The op itself, or that member."""
-        return self.member or self.item.op
 
 
 class Executor:
@@ -455,8 +442,9 @@ class Executor:
                 self._end_before(one.item, reason)
                 continue
             judged.append((one, needed))
-        related = [one for one, _ in judged if self._awaited is not None and is_about_related_rows(one.error)]
-        needs = self._awaited.of([one.op for one in related]) if self._awaited is not None and related else ()
+        related = [one for one, _ in judged if is_about_related_rows(one.error) or is_about_values(one.error)]
+        related = related if self._awaited is not None else []
+        needs = self._awaited.of(related) if self._awaited is not None and related else ()
         needs_of = {one.item.place: table for one, table in zip(related, needs, strict=True)}
         # another worker may have committed what an op needs between its refusal and the question what waits
         again = [one.item for one, needed in judged if needed is not None or one.item.place in needs_of]

@@ -8,16 +8,17 @@ bucket alone, an eighth of its entries, and so on down to one op. One op is reje
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.apply.batch import FactBook
 from pipeline.apply.footprint import EVENTS
+from pipeline.apply.grouping import Item
 from pipeline.apply.pace import Lessons
 from pipeline.bounds import keep_newest
 from pipeline.errors import PipelineError, Rejected
 from pipeline.model import DELETE, Op, Position
-from pipeline.model.wait_reason import WaitReason
+from pipeline.model.wait_reason import OF_DEFINITION, WaitReason
 from pipeline.shard import NodeSession
 from pipeline.shard.driver_errors import (
     Fault,
@@ -25,6 +26,7 @@ from pipeline.shard.driver_errors import (
     fault_of,
     is_about_other_rows,
     is_about_parents,
+    is_about_related_rows,
     is_about_values,
     is_driver_error,
     is_signal,
@@ -181,8 +183,24 @@ class MissingIndex(PipelineError):
     """An upsert's key has no unique index in the database, or has none for the moment."""
 
 
+class RefusedOp(NamedTuple):
+    """An op that the database refuses, and why; of an atomic group, the member that it is about."""
+
+    item: Item
+    error: Exception
+    member: Op | None = None
+
+    @property
+    def op(self) -> Op:
+        """The op itself, or that member."""
+        return self.member or self.item.op
+
+
 class NeededOps:
-    """Tells whether an op that a foreign key refuses may need ops of another table, which wait for longer than a batch.
+    """Tells whether an op that is refused may need ops that wait for longer than a batch.
+
+    What a foreign key refuses may need those of another table; what a unique index refuses, those of its own: some may
+    wait for their definition while others are applied.
 
     Args:
         session: of the shard's primary, inside the transaction.
@@ -204,16 +222,25 @@ class NeededOps:
         self._session, self._facts, self._stopped, self._queued = session, facts, stopped, queued
         self._aside = aside
 
-    def of(self, ops: Sequence[Op]) -> list[str]:
+    def of(self, refused: Sequence[RefusedOp]) -> list[str]:
         """Return of ops the table that each waits for; the empty string where one is refused for good.
 
         Args:
-            ops: row writes that a foreign key refuses.
+            refused: what a foreign key or a unique index refuses.
         """
-        waiting = {*self._stopped, *self._queued, *(tables_waiting(self._session) if self._aside else ())}
-        names = {table: self._facts.database_name(table) for table in waiting}
-        theirs = constraints_in(self._session, sorted(names.values())) if names else {}
-        return [self._needed(op, names, theirs) for op in ops]
+        aside = tables_waiting(self._session) if self._aside else {}
+        behind = {reason.scope for reason in self._stopped.values() if reason.kind in OF_DEFINITION}
+        behind |= {table for table, is_behind in aside.items() if is_behind}
+        names = {table: self._facts.database_name(table) for table in {*self._stopped, *self._queued, *aside}}
+        foreign = any(is_about_related_rows(one.error) for one in refused)
+        theirs = constraints_in(self._session, sorted(names.values())) if names and foreign else {}
+        return [
+            self._needed(one.op, names, theirs) if is_about_related_rows(one.error) else self._freeing(one.op, behind)
+            for one in refused
+        ]
+
+    def _freeing(self, op: Op, behind: Collection[str]) -> str:
+        return next((one.table for one in op.members if one.table in behind), "")
 
     def _needed(self, op: Op, names: Mapping[str, str], theirs: Mapping[str, Constraints]) -> str:
         facts = self._facts.known[op.schema]

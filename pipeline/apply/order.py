@@ -20,11 +20,12 @@ from pipeline.apply.grouping import Item
 from pipeline.config.settings import TableSettings
 from pipeline.errors import PipelineError
 from pipeline.model import DELETE, GROUP, INSERT, Op, Position, enqueued_ms
+from pipeline.model.schema import TableSchema
 from pipeline.model.sheet import Read, SheetEntry, count_ops
-from pipeline.model.wait_reason import WaitReason
+from pipeline.model.wait_reason import OF_DEFINITION, WaitReason
 from pipeline.shard import NodeSession
 from pipeline.shard.records import ACTIVE, HALTED, Mark, Reject, set_aside
-from pipeline.shard.records.set_aside import WAITING, row_keys, table_keys
+from pipeline.shard.records.set_aside import WAITING, loose_keys, row_keys, some_keys, table_keys, waiting_keys
 from pipeline.shard.table_facts import Facts
 
 #: Tells of a delete which ids those name that refer to rows that it reaches.
@@ -216,7 +217,8 @@ class HeldRows:
             items: the ops.
             without: (bucket, position) of the ops that hold rows no more.
         """
-        for row, first in set_aside.holders(session, self._rows_of(items)).items():
+        rows = {(item.entry.bucket, key) for item in items for key in self._all_keys(item)}
+        for row, first in set_aside.holders(session, rows).items():
             if (row[0], first) not in without:
                 self.held[row] = first
 
@@ -226,10 +228,7 @@ class HeldRows:
         Args:
             items: the ops.
         """
-        return set_aside.read_whether_held(self._rows_of(items))
-
-    def _rows_of(self, items: Iterable[Item]) -> set[tuple[int, str]]:
-        return {(item.entry.bucket, key) for item in items for key in self._keys(item) | table_keys(item.op)}
+        return set_aside.read_whether_held({(item.entry.bucket, key) for item in items for key in self._asked(item)})
 
     def part(self, items: Sequence[Item]) -> tuple[Sequence[Item], list[Reject], Sequence[Item]]:
         """Return the first ops that may be executed, those that are parked, and the rest.
@@ -267,9 +266,13 @@ class HeldRows:
         """
         bucket = item.entry.bucket
         # what waits for a table holds the table too, so that even a later op without a row key stays behind it
-        keys = self._keys(item) | {key for key in table_keys(item.op) if (bucket, key) in self.held}
-        row = "the table" if key in table_keys(item.op) else "the row"
-        why = f"waits behind the op at {bucket}:{first}, which holds {row} {key.removesuffix(' *')}"
+        of_tables = table_keys(item.op) | some_keys(item.op)
+        keys = self._keys(item) | {key for key in of_tables if (bucket, key) in self.held}
+        # what may mean any row, and waits for some: later ops of any row stay behind it
+        loose = (key for key in loose_keys(item.op, self._schemas(item)) if (bucket, key) in self.held)
+        keys |= {f"{key.removesuffix(' ?')} *" for key in loose}
+        row = "the table" if key in of_tables else "the row"
+        why = f"waits behind the op at {bucket}:{first}, which holds {row} {key.rstrip(' *?')}"
         return Reject(item.entry, item.op.table, key, None, why, set_aside.PARKED, self._hold(item, keys))
 
     def stop(self, items: Iterable[tuple[Item, WaitReason]]) -> list[Reject]:
@@ -280,11 +283,14 @@ class HeldRows:
         """
         aside = []
         for item, reason in items:
-            if (behind := self._behind(item)) is not None:
+            if (behind := self._behind(item, self._all_keys(item))) is not None:
                 aside.append(self.park(item, *behind))
                 continue
-            why = set_aside.why_stopped(reason.scope, {one.table for one in item.op.named})
-            aside.append(self.wait_all(item, why))
+            why = set_aside.why_waiting(reason, {one.table for one in item.op.named})
+            if reason.kind in OF_DEFINITION:
+                aside.append(self.wait(item, self._keys(item) | waiting_keys(item.op, self._known), why, WAITING))
+            else:
+                aside.append(self.wait_all(item, why))
         return aside
 
     def wait_all(self, item: Item, why: str) -> Reject:
@@ -333,16 +339,25 @@ class HeldRows:
             self.held[bucket, key] = min(position, self.held.get((bucket, key), position))
         return keys
 
-    def _behind(self, item: Item) -> tuple[str, Position] | None:
-        """Return a row or a table of an op that an earlier op holds, and that op's position."""
-        for key in sorted(self._keys(item) | table_keys(item.op)):
+    def _asked(self, item: Item) -> frozenset[str]:
+        return self._keys(item) | table_keys(item.op) | loose_keys(item.op, self._schemas(item))
+
+    def _all_keys(self, item: Item) -> frozenset[str]:
+        return self._keys(item) | table_keys(item.op) | some_keys(item.op)
+
+    def _behind(self, item: Item, keys: frozenset[str] = frozenset()) -> tuple[str, Position] | None:
+        """Return a row or a table of an op that an earlier op holds, and that op's position; or of some *keys*."""
+        for key in sorted(keys or self._asked(item)):
             first = self.held.get((item.entry.bucket, key))
             if first is not None and first < item.entry.position:
                 return key, first
         return None
 
     def _keys(self, item: Item) -> frozenset[str]:
-        return row_keys(item.op, {one.schema: self._known[one.schema].schema for one in item.op.named})
+        return row_keys(item.op, self._schemas(item))
+
+    def _schemas(self, item: Item) -> dict[str, TableSchema]:
+        return {one.schema: self._known[one.schema].schema for one in item.op.named}
 
 
 def meet_held_rows(session: NodeSession, sheets: Iterable[SheetEntry], known: Mapping[str, Facts]) -> bool:

@@ -71,12 +71,13 @@ class Stopped:
 
     Attributes:
         room: how many more, as of the last reading.
+        is_behind: whether ops of some definition are set aside: then there is less room with each reading, too.
         breaker: judges the tables that go on.
     """
 
     def __init__(self, shard: str, session: NodeSession, most: int):
         self._shard, self._session, self._most = shard, session, most
-        self.room, self.breaker = most, Breaker()
+        self.room, self.is_behind, self.breaker = most, False, Breaker()
         self._stops: list[Stop] = []
         self._read_at_s = -READ_EVERY_S
         self._warned = False
@@ -125,7 +126,7 @@ class Stopped:
         self._read_at_s = clock.mono_s()
         for scope in {stop.scope for stop in before} - {stop.scope for stop in self._stops}:
             self.breaker.forget(scope)
-        if any(stop.scope != WHOLE for stop in self._stops):
+        if self.is_behind or any(stop.scope != WHOLE for stop in self._stops):
             self.room = self._most - ledger_queries.counts(self._session)["parked"]
         for stop in self._stops:
             if stop not in before:

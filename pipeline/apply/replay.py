@@ -297,7 +297,7 @@ class ReplayTransaction(ApplyTransaction):
             if isinstance(one, Reject):
                 left.append(as_it_was)
             elif (stop := batch.stop(one.op)) is not None:
-                late.append((one, set_aside.why_stopped(stop.scope, {op.table for op in one.op.named})))
+                late.append((one, set_aside.why_waiting(stop, {op.table for op in one.op.named})))
             elif puzzle is not None:
                 late.append((one, puzzle.sentence()))
             else:
@@ -309,7 +309,7 @@ class ReplayTransaction(ApplyTransaction):
         rows = HeldRows(self.facts.known, self._tables, None)
         rows.read(self._session, batch.items, without={op.place for op in ops[: len(batch.taken)]})
         left += [rows.wait(item, keys[item.entry.bucket, item.entry.position], why) for item, why in late]
-        awaited = NeededOps(self._session, self.facts, batch.stopped, {}, aside=self.patient)
+        awaited = NeededOps(self._session, self.facts, batch.tables_waiting, {}, aside=self.patient)
         executor = self._executed(by_time(batch.items), rows, take, last_try=last_try, awaited=awaited)
         if executor.ids:
             records.keep_ids(self._session, executor.ids)

@@ -397,9 +397,7 @@ class ApplyTransaction:
         stopped = rows.stop(batch.halted)
         if self._earlier is not None:
             self._earlier.begin(batch, again=bool(take.early))
-        queued = {reason.scope: reason for reason in batch.blocked.values()}
-        queued |= batch.stopped if batch.room <= 0 else {}
-        awaited = NeededOps(self._session, self.facts, batch.stopped, queued)
+        awaited = NeededOps(self._session, self.facts, batch.tables_waiting, batch.tables_in_logs)
         items = by_time(batch.items, self._reach)
         executor = self._executed(items, rows, take, batch.sheets, awaited=awaited, last_try=last_try)
         executor.rejects += [*batch.unreadable, *stopped]

@@ -268,6 +268,7 @@ class ShardTurns(ABC):
             self._facts.forget()
             blocked[error.schema] = reason = WaitReason(error.kind, self.shard, error.table, error.why)
             self._behind[error.schema] = (clock.mono_s() + SCHEMA_DELAY_MS / 1000, reason)
+            self._stopped.is_behind = True
             logger.warning(
                 Event("ops_wait", shard=self.shard, kind=reason.kind, scope=reason.scope, text=reason.sentence())
             )
@@ -310,7 +311,10 @@ class ShardTurns(ABC):
     def _blocked(self) -> dict[str, WaitReason]:
         """Return why ops of a schema wait, by its hash, until the shard is to be tried again."""
         now_s = clock.mono_s()
-        self._behind = {schema: known for schema, known in self._behind.items() if known[0] > now_s}
+        for schema in [schema for schema, (until_s, _) in self._behind.items() if until_s <= now_s]:
+            del self._behind[schema]
+            self._facts.known.pop(schema, None)  # read while the shard was behind
+        self._stopped.is_behind = bool(self._behind)
         return {schema: why for schema, (_, why) in self._behind.items()}
 
 

@@ -484,6 +484,11 @@ class Constraints:
     writing: tuple[str, ...] = ()
     reached: frozenset[str] = frozenset()
 
+    @property
+    def apart(self) -> bool:
+        """Whether no other row of the table has a say in what becomes of a row: no unique index, no trigger."""
+        return not (self.unique or self.triggers)
+
     def has_triggers(self, *events: str) -> bool:
         """Return whether the table has triggers on some events, or may have, as the user may not see them.
 

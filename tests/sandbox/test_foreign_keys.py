@@ -11,8 +11,8 @@ from support.sandbox.deployments import Site, drain, site
 
 from pipeline.admin import reshape
 from pipeline.admin.migration import migrate, plan_of
+from pipeline.admin.upkeep import release_waiting
 from pipeline.client import Client
-from pipeline.clock import polls
 from pipeline.errors import MigrationUnfinished, PipelineError
 from pipeline.model.schema import TableSchema, schema_of
 from pipeline.shard.co_location import refused
@@ -197,11 +197,8 @@ def test_a_child_waits_with_the_parent_whose_schema_is_to_come_and_is_not_refuse
     assert child.bucket == parent.bucket
 
     drain(client)
-    assert (parent.status(), child.status()) == ("queued", "queued")
+    assert (parent.status(), child.status()) == ("parked", "parked")
 
     migrate(client)
-    for _ in polls(30):  # the bucket rests for a second
-        drain(client)
-        if child.status() != "queued":
-            break
-    assert (parent.status(), child.status()) == ("applied", "applied")
+    assert release_waiting(client, "s0") == 2
+    assert (parent.status(), child.status()) == ("replayed", "replayed")

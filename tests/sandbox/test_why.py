@@ -131,7 +131,7 @@ def test_a_column_that_the_shard_lacks_is_named(box: Sandbox, event: Any):
         sentence = only(box, name, "schema")
         assert "because s0 is behind the schema of late (table late has no column named extra)" in sentence
         assert sentence.endswith("run: pipeline migrate")
-    assert "because s0 is behind the schema of late" in outcome.waiting
+    assert "because s0 is behind the schema of late" in outcome.aside
 
 
 def test_a_missing_right_is_named(box: Sandbox, event: Any, monkeypatch: pytest.MonkeyPatch):

@@ -16,16 +16,19 @@ from pipeline.admin.migration import statement
 from pipeline.admin.migration.definitions import contract, known_definitions, queued_definitions
 from pipeline.admin.migration.statement import Behind, StatementRefused, lag_of
 from pipeline.admin.migration.steps import Fault, Step, expand
+from pipeline.admin.stops import stir
 from pipeline.client import Client
 from pipeline.config.buckets import FIRST_PIECE, format_ranges
 from pipeline.enqueue.deployment import asked, restored, tries
 from pipeline.errors import MigrationUnfinished, PipelineError, Unavailable, WrongDeployment
 from pipeline.events import Event
 from pipeline.model.schema import TableSchema
+from pipeline.model.wait_reason import OF_DEFINITION
 from pipeline.shard import NodeSession, brief, columns
 from pipeline.shard.co_location import held, old_ids_in
 from pipeline.shard.columns import own_tables, upgrades
 from pipeline.shard.records import ledger_queries
+from pipeline.shard.records.stops import stop_reasons
 
 #: How long one statement may take, s: an index on a large table is slow.
 ALTER_S = 3_600
@@ -103,6 +106,9 @@ def migrate(
             if notes.keep(notes.settled()):
                 break
         _give_ids(pipeline)
+    for shard in shards:
+        if any(reason.kind in OF_DEFINITION for reason in stop_reasons(pipeline.nodes.primary(shard), shard)):
+            stir(pipeline, shard)  # workers release at once what has waited
     if faults:
         raise MigrationUnfinished(map(str, faults), len(ran))
     return len(ran)

@@ -128,11 +128,12 @@ def ops_where(session: NodeSession, which: str) -> list[Aside]:
 
 
 class Waiting(NamedTuple):
-    """An op that waits behind no other: its place, its table, and the table whose ops it may need, if it is that."""
+    """An op that waits behind no other: its place, its table, the table whose ops it may need, if any, and why."""
 
     place: Place
     table: str
     needs: str
+    reason: str
 
 
 def waiting(session: NodeSession, most: int) -> list[Waiting]:
@@ -147,19 +148,22 @@ def waiting(session: NodeSession, most: int) -> list[Waiting]:
         f" ORDER BY rejected_ms, bucket, epoch, seq LIMIT {most}"
     )
     return [
-        Waiting((bucket, Position(epoch, seq)), table, set_aside.needs_of(reason))
+        Waiting((bucket, Position(epoch, seq)), table, set_aside.needs_of(reason), reason)
         for bucket, epoch, seq, table, reason in found
     ]
 
 
-def tables_waiting(session: NodeSession) -> set[str]:
-    """Return the tables of the ops that wait behind no other.
+def tables_waiting(session: NodeSession) -> dict[str, bool]:
+    """Return the tables of the ops that wait behind no other, and whether some wait for their definition.
 
     Args:
         session: inside a transaction.
     """
-    found = session.rows(f"SELECT DISTINCT table_name FROM pipeline_rejects WHERE state = '{WAITING}'")
-    return {table for (table,) in found}
+    found = session.rows(
+        f"SELECT table_name, MAX({set_aside.IS_BEHIND}) FROM pipeline_rejects"
+        f" WHERE state = '{WAITING}' GROUP BY table_name"
+    )
+    return {table: bool(is_behind) for table, is_behind in found}
 
 
 def at_places(places: Iterable[Place]) -> str:

@@ -17,7 +17,7 @@ import unicodedata
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import structs
 
@@ -26,8 +26,12 @@ from pipeline.dal.trees import pinned
 from pipeline.errors import NewerOp, NotAnOp
 from pipeline.model import FORGED, UPSERT, Entry, Op, Position, decode, encode
 from pipeline.model.schema import TableSchema
+from pipeline.model.wait_reason import OF_DEFINITION, WaitReason
 from pipeline.shard import NodeSession
 from pipeline.shard.records import HALTED, HOLDING, Reject, text_literal
+
+if TYPE_CHECKING:
+    from pipeline.shard.table_facts import Facts
 
 #: The longest key, bytes: InnoDB's oldest row format indexes 767 bytes, 191 characters of utf8mb4.
 MOST_BYTES = 190
@@ -37,6 +41,10 @@ REJECTED, WAITING, PARKED = "rejected", "waiting", "parked"
 ASIDE = (REJECTED, WAITING, PARKED)
 #: Of an op that a foreign key refuses while ops of a table wait that it may need; the table's name follows.
 _NEEDS = "may need ops that wait, those of table "
+#: Of an op that waits for its definition; the reason's kind and its detail follow.
+_BEHIND = "its definition waits ("
+#: The condition by which rows of `pipeline_rejects` are such ops.
+IS_BEHIND = f"reason LIKE '{_BEHIND}%'"
 #: Room in a statement beside the op: 4,000 characters of reason, the row's key, names and numbers.
 _REST_BYTES = 20_000
 #: A statement is aimed at this size.
@@ -85,6 +93,42 @@ def table_keys(op: Op) -> frozenset[str]:
         op: a row write, or an atomic group of row writes.
     """
     return frozenset(f"{one.table} *" for one in op.named)
+
+
+def some_keys(op: Op) -> frozenset[str]:
+    """Return the keys that stand for some rows of each table that an op writes or reads: nobody need know which.
+
+    Args:
+        op: a row write, or an atomic group of row writes.
+    """
+    return frozenset(f"{one.table} ?" for one in op.named)
+
+
+def loose_keys(op: Op, schemas: Mapping[str, TableSchema]) -> frozenset[str]:
+    """Return those of `some_keys` of which the op may mean any row: it does not name its rows by their id.
+
+    Args:
+        op: a row write, or an atomic group of row writes.
+        schemas: every schema that the op names, by hash.
+    """
+    return frozenset(f"{one.table} ?" for one in op.named if not _names_row(one, schemas[one.schema]))
+
+
+def _names_row(op: Op, schema: TableSchema) -> bool:
+    return written_row(op, schema) is not None and not (op.kind == UPSERT and op.key != (schema.id_index,))
+
+
+def waiting_keys(op: Op, known: Mapping[str, Facts]) -> frozenset[str]:
+    """Return the keys of tables that an op holds while it waits for its definition.
+
+    Its rows are enough where it names them, and no other row of their table has a say in what becomes of them.
+
+    Args:
+        op: a row write, or an atomic group of row writes.
+        known: the facts of every schema that the op names, by hash.
+    """
+    apart = [_names_row(one, known[one.schema].schema) and known[one.schema].constraints.apart for one in op.named]
+    return frozenset(f"{one.table} {'?' if alone else '*'}" for one, alone in zip(op.named, apart, strict=True))
 
 
 def _keys(op: Op, schema: TableSchema) -> Iterator[str]:
@@ -219,14 +263,18 @@ def _among(rows: Iterable[tuple[int, str]]) -> Iterator[str]:
         yield " OR ".join(f"(bucket = {bucket} AND row_key IN ({', '.join(own)}))" for bucket, own in keys.items())
 
 
-def why_stopped(table: str, own: Collection[str]) -> str:
-    """Return why an op waits for a table that is stopped.
+def why_waiting(reason: WaitReason, own: Collection[str]) -> str:
+    """Return why an op waits for a table that is stopped, or for its definition.
 
     Args:
-        table: the table's name.
+        reason: of the table, or of the definition.
         own: the tables that the op itself names.
     """
-    return f"its table {table} was stopped" if table in own else why_needy(table)
+    if reason.scope not in own:
+        return why_needy(reason.scope)
+    if reason.kind in OF_DEFINITION:
+        return f"{_BEHIND}{reason.kind}): {reason.detail}"
+    return f"its table {reason.scope} was stopped"
 
 
 def why_needy(table: str) -> str:
@@ -245,6 +293,21 @@ def needs_of(reason: str) -> str:
         reason: why it is set aside.
     """
     return reason.removeprefix(_NEEDS) if reason.startswith(_NEEDS) else ""
+
+
+def behind_of(shard: str, table: str, reason: str, since_ms: int) -> WaitReason | None:
+    """Return why ops wait for their definition; None where an op is set aside for something else.
+
+    Args:
+        shard: its name.
+        table: the ops' table.
+        reason: why they are set aside.
+        since_ms: since when the first is, ms since 1970.
+    """
+    kind, _, detail = reason.removeprefix(_BEHIND).partition("): ")
+    if not reason.startswith(_BEHIND) or kind not in OF_DEFINITION:
+        return None
+    return WaitReason(kind, shard, table, detail, since_ms)
 
 
 def held_in(session: NodeSession, ranges: Iterable[tuple[int, str, str]]) -> dict[int, set[str]] | None:

@@ -11,7 +11,7 @@ from pipeline.errors import NotMigrated, PipelineError
 from pipeline.model.wait_reason import WaitReason
 from pipeline.shard import NodeSession
 from pipeline.shard.records import text_literal
-from pipeline.shard.records.set_aside import ASIDE
+from pipeline.shard.records.set_aside import ASIDE, IS_BEHIND, WAITING, behind_of
 
 #: The scope of a stop of the whole shard; no table has this name.
 WHOLE = "*"
@@ -89,16 +89,29 @@ def tables_that_wait(session: NodeSession) -> set[str]:
 
 
 def stop_reasons(session: NodeSession, shard: str) -> list[WaitReason]:
-    """Return why ops wait because of what is stopped; nothing where the shard's tables are older than this process.
+    """Return why ops are stopped, or wait for their definition; nothing where the shard's tables are older than this
+    process.
 
     Args:
         session: of the shard's primary.
         shard: the shard's name.
     """
     try:
-        return [stop.reason_on(shard) for stop in stops_of(session)]
+        stops = [stop.reason_on(shard) for stop in stops_of(session)]
+        found = session.query(
+            "SELECT table_name, reason, MIN(rejected_ms) FROM pipeline_rejects"
+            f" WHERE state = '{WAITING}' AND {IS_BEHIND}"
+            " GROUP BY table_name, reason ORDER BY MIN(rejected_ms), table_name"
+        )
     except NotMigrated:
         return []
+    behind = [behind_of(shard, table, reason, int(since_ms)) for table, reason, since_ms in found]
+    known = set[tuple[str, str]]()
+    for reason in behind:
+        if reason is not None and (reason.kind, reason.scope) not in known:
+            known.add((reason.kind, reason.scope))
+            stops.append(reason)
+    return stops
 
 
 def give(session: NodeSession, order: Stop) -> None:
