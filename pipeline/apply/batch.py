@@ -499,6 +499,15 @@ class FactBook:
         if len(self.known) > MOST_DEFINITIONS:
             self.forget()
 
+    def forget_one(self, hash: str) -> None:
+        """Forget the facts of one schema.
+
+        Args:
+            hash: the schema's hash.
+        """
+        self.known.pop(hash, None)
+        self.fitting.pop(hash, None)
+
     def forget(self) -> None:
         """Forget all constraints: the schema of the database may have changed."""
         self.known.clear()

@@ -313,7 +313,7 @@ class ShardTurns(ABC):
         now_s = clock.mono_s()
         for schema in [schema for schema, (until_s, _) in self._behind.items() if until_s <= now_s]:
             del self._behind[schema]
-            self._facts.known.pop(schema, None)  # read while the shard was behind
+            self._facts.forget_one(schema)  # read while the shard was behind
         self._stopped.is_behind = bool(self._behind)
         return {schema: why for schema, (_, why) in self._behind.items()}
 

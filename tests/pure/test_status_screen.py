@@ -121,6 +121,10 @@ def test_where_nothing_is_wrong_it_says_so():
         (replace(FINE, lost=1), "1 op was lost by Redis"),
         (replace(FINE, given_up=2), "2 ops were refused, and given up to make room"),
         (replace(FINE, waits=(WaitReason("breaker", "s0", "event", "no"),)), "event is halted: no"),
+        (
+            replace(FINE, at_ms=60_002, waits=(WaitReason("schema", "s0", "event", "no such column", 1),)),
+            "event has ops that wait for their definition: no such column",
+        ),
         (replace(FINE, depth=1, oldest_ms=60_001), "the oldest op has waited 60 s, more than 60 s"),
     ],
 )
@@ -132,6 +136,8 @@ def test_a_fault_makes_the_status_not_ok(shard: ShardRecord, what: str):
     assert status(shard).as_json(60)["ok"] is False
     assert status(FINE).as_json(60)["ok"] is True
     assert status(replace(FINE, depth=1, oldest_ms=60_000)).faults(60) == []
+    young = WaitReason("schema", "s0", "event", "no such column", 1)
+    assert status(replace(FINE, at_ms=60_001, waits=(young,))).faults(60) == []
 
 
 @pytest.mark.parametrize("width", [80, 120])

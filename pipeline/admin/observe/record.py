@@ -96,7 +96,7 @@ def _faults(shard: ShardRecord, max_age_s: float) -> Iterator[OpFault]:
     for reason in shard.waits:
         if reason.kind == BREAKER:
             yield OpFault(shard.shard, reason.scope, f"is halted: {reason.detail}", f"run: pipeline why {reason.scope}")
-        elif reason.kind in OF_DEFINITION and shard.at_ms - reason.since_ms > max_age_s * 1000 > 0:
+        elif reason.kind in OF_DEFINITION and 0 < reason.since_ms < shard.at_ms - max_age_s * 1000:
             waits = f"has ops that wait for their definition: {reason.detail}"
             yield OpFault(shard.shard, reason.scope, waits, f"run: pipeline why {reason.scope}")
     if shard.rejected:
