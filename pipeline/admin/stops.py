@@ -278,10 +278,18 @@ def _definitions_tried(pipeline: Client, shard: str, who: str) -> Iterator[tuple
     for one in _waiting(session):
         if behind_of(shard, one.table, one.reason, 0) is not None and not {WHOLE, one.table} & stopped:
             heads.setdefault((one.table, one.reason), one.place)
-    alone = replace(pipeline.settings.apply, max_rows=1)
-    for what, (bucket, position) in heads.items():
-        replay = Replay(shard, session, pipeline.log, alone, pipeline.settings.tables)
-        yield what, next(replay.run({bucket: [position]}, who))
+    for what, place in heads.items():
+        yield what, _tried(pipeline, shard, place, who)
+
+
+def _tried(pipeline: Client, shard: str, place: Place, who: str, despite: str = "") -> Replayed:
+    """Replay one op that waits; return what became of it."""
+    session, settings = pipeline.nodes.primary(shard), pipeline.settings
+    alone = replace(settings.apply, max_rows=1)
+    bucket, position = place
+    return next(
+        Replay(shard, session, pipeline.log, alone, settings.tables, despite=despite).run({bucket: [position]}, who)
+    )
 
 
 def _waiting(session: NodeSession) -> list[replays.Waiting]:
@@ -320,14 +328,9 @@ def try_one(pipeline: Client, shard: str, stop: Stop, who: str) -> bool:
     """
     session = pipeline.nodes.primary(shard)
     heads = [one.place for one in _waiting(session) if one.table == stop.scope and not one.needs]
-    if heads:
-        one = replace(pipeline.settings.apply, max_rows=1)
-        replay = Replay(shard, session, pipeline.log, one, pipeline.settings.tables, despite=stop.scope)
-        bucket, position = heads[0]
-        result = next(replay.run({bucket: [position]}, who))
-        if not result.replayed:
-            logger.warning(Event("table_stays_halted", shard=shard, table=stop.scope))
-            return False
+    if heads and not _tried(pipeline, shard, heads[0], who, despite=stop.scope).replayed:
+        logger.warning(Event("table_stays_halted", shard=shard, table=stop.scope))
+        return False
     return lift(session, stop.scope, BREAKER)
 
 

@@ -39,8 +39,6 @@ from pipeline.shard.driver_errors import (
     Fault,
     code_of,
     fault_of,
-    is_about_related_rows,
-    is_about_values,
     is_driver_error,
     sentence_of,
 )
@@ -442,10 +440,7 @@ class Executor:
                 self._end_before(one.item, reason)
                 continue
             judged.append((one, needed))
-        related = [one for one, _ in judged if is_about_related_rows(one.error) or is_about_values(one.error)]
-        related = related if self._awaited is not None else []
-        needs = self._awaited.of(related) if self._awaited is not None and related else ()
-        needs_of = {one.item.place: table for one, table in zip(related, needs, strict=True)}
+        needs_of = self._awaited.of([one for one, _ in judged]) if self._awaited is not None else {}
         # another worker may have committed what an op needs between its refusal and the question what waits
         again = [one.item for one, needed in judged if needed is not None or one.item.place in needs_of]
         taken = self._taken(again)

@@ -8,7 +8,7 @@ bucket alone, an eighth of its entries, and so on down to one op. One op is reje
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.apply.batch import FactBook
@@ -222,25 +222,24 @@ class NeededOps:
         self._session, self._facts, self._stopped, self._queued = session, facts, stopped, queued
         self._aside = aside
 
-    def of(self, refused: Sequence[RefusedOp]) -> list[str]:
-        """Return of ops the table that each waits for; the empty string where one is refused for good.
+    def of(self, refused: Sequence[RefusedOp]) -> dict[tuple[int, Position], str]:
+        """Return the tables that ops wait for, by the ops' places; the empty string where a foreign key refuses one for
+        good. Of what a unique index refuses only those that wait are named.
 
         Args:
-            refused: what a foreign key or a unique index refuses.
+            refused: the ops.
         """
+        related = [one for one in refused if is_about_related_rows(one.error)]
+        valued = [one for one in refused if is_about_values(one.error)]
+        if not (related or valued):
+            return {}
         aside = tables_waiting(self._session) if self._aside else {}
         behind = {reason.scope for reason in self._stopped.values() if reason.kind in OF_DEFINITION}
         behind |= {table for table, is_behind in aside.items() if is_behind}
         names = {table: self._facts.database_name(table) for table in {*self._stopped, *self._queued, *aside}}
-        foreign = any(is_about_related_rows(one.error) for one in refused)
-        theirs = constraints_in(self._session, sorted(names.values())) if names and foreign else {}
-        return [
-            self._needed(one.op, names, theirs) if is_about_related_rows(one.error) else self._freeing(one.op, behind)
-            for one in refused
-        ]
-
-    def _freeing(self, op: Op, behind: Collection[str]) -> str:
-        return next((one.table for one in op.members if one.table in behind), "")
+        theirs = constraints_in(self._session, sorted(names.values())) if names and related else {}
+        found = {one.item.place: one.op.table for one in valued if one.op.table in behind}
+        return found | {one.item.place: self._needed(one.op, names, theirs) for one in related}
 
     def _needed(self, op: Op, names: Mapping[str, str], theirs: Mapping[str, Constraints]) -> str:
         facts = self._facts.known[op.schema]
