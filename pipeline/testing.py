@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pipeline
 from pipeline import api, clock
 from pipeline.admin.migration import migrate
+from pipeline.admin.upkeep import release_waiting
 from pipeline.apply.applier import applier_type
 from pipeline.apply.transaction import LOCK_REST_S
 from pipeline.client import Client
@@ -27,6 +28,7 @@ from pipeline.oplog.memory.log import MemoryLog
 from pipeline.reads.node_tables import NodeTables
 from pipeline.shard.co_location import held
 from pipeline.shard.ddl import create_table
+from pipeline.shard.records.stops import behind_on
 
 
 @contextmanager
@@ -145,7 +147,7 @@ class Sandbox:
                 rests again and again, such as where the database is locked.
         """
         applied = rejected = 0
-        for applier in self._appliers.values():
+        for shard, applier in self._appliers.items():
             rests = clock.Deadline(MOST_RESTS_S)
             while True:
                 outcome = applier.apply()
@@ -160,7 +162,22 @@ class Sandbox:
                     raise PipelineError(f"buckets of shard {applier.shard!r} rest; the log `pipeline.apply` says why")
                 else:
                     clock.sleep_s(REST_S)  # on a busy machine a statement may take too long: its bucket rests
+            applied += self._released(shard)
         return Drained(applied, rejected)
+
+    def _released(self, shard: str) -> int:
+        """Apply what a worker's chore would: ops whose definition the shard has by now; return how many.
+
+        Raises:
+            PipelineError: the shard has it not yet.
+        """
+        primary = self.client.nodes.primary(shard)
+        if not behind_on(primary, shard):
+            return 0
+        released = release_waiting(self.client, shard)
+        if behind := behind_on(primary, shard):
+            raise PipelineError(f"ops on shard {shard!r} wait: {behind[0].sentence()}")
+        return released
 
     def enqueued(self, table: Any = None) -> list[Enqueued]:
         """Return every row write that was enqueued, applied or not, in order per bucket; of a group its members.

@@ -52,6 +52,7 @@ class Batch:
         last: of each bucket and producer, the last sequence that is applied or rejected after this batch.
         losses: what the logs have lost before the entries taken.
         keys: (bucket, scoped idempotency key) of `taken`: no two ops of a batch share one.
+        behind: why ops of a table that are set aside wait for their definition, by the table's name.
         waiting: the buckets that were cut short, and why.
         unreadable: the entries among `taken` to reject, since no release makes such ops; filled by `skip_seen`.
         aside: the ops among `taken` that are set aside, once the batch is executed.
@@ -75,6 +76,7 @@ class Batch:
     last: dict[tuple[int, int], int] = field(default_factory=dict)
     losses: list[LostRange] = field(default_factory=list)
     keys: set[tuple[int, str]] = field(default_factory=set)
+    behind: Mapping[str, WaitReason] = field(default_factory=dict)
     waiting: dict[int, WaitReason] = field(default_factory=dict)
     unreadable: list[Reject] = field(default_factory=list)
     aside: list[Reject] = field(default_factory=list)
@@ -123,7 +125,7 @@ class Batch:
                 self.size_bytes += entry.sheet.size_bytes
                 continue
             one, puzzle = self.understood(entry)
-            if self._stops and isinstance(one, Item) and (stop := self._stop(one.op, puzzle)) is not None:
+            if self._may_stop and isinstance(one, Item) and (stop := self._stop(one.op, puzzle)) is not None:
                 puzzle = stop if self.room <= 0 else None
                 self.room -= 1
             if puzzle is not None:
@@ -177,7 +179,7 @@ class Batch:
             return None
         first, last = dict[tuple[int, int], int](), dict[tuple[int, int], int]()
         for one in self.taken:
-            if not isinstance(one, Item):
+            if not isinstance(one, Item) or (self.behind and self.stop(one.op) is not None):
                 return None
             pair, seq = (one.entry.bucket, one.entry.producer), one.entry.producer_seq
             if last.setdefault(pair, seq - 1) != seq - 1:
@@ -221,7 +223,7 @@ class Batch:
             if isinstance(one, Reject):
                 self.unreadable.append(one)
                 continue
-            if self._stops and (stop := self.stop(one.op)) is not None:
+            if self._may_stop and (stop := self.stop(one.op)) is not None:
                 self.halted.append((one, stop))
             else:
                 self.items.append(one)
@@ -352,19 +354,25 @@ class Batch:
 
     @property
     def _stops(self) -> bool:
+        """Whether ops of some tables or definitions are set aside, or wait in their logs."""
         return bool(self.stopped or self.blocked)
+
+    @property
+    def _may_stop(self) -> bool:
+        """Whether an op may be set aside: of such a table, or a delete that may reach rows of one."""
+        return self._stops or bool(self.behind)
 
     @property
     def tables_waiting(self) -> Mapping[str, WaitReason]:
         """Why ops of tables are set aside, all of them or those of one definition, by the table's name."""
         of_definition = (reason for reason in self.blocked.values() if reason.kind in OF_DEFINITION)
-        return {reason.scope: reason for reason in of_definition} | dict(self.stopped)
+        return {**self.behind, **{reason.scope: reason for reason in of_definition}, **self.stopped}
 
     @property
     def tables_in_logs(self) -> Mapping[str, WaitReason]:
         """Why ops of tables wait in their logs, by the table's name."""
         others = {reason.scope: reason for reason in self.blocked.values() if reason.kind not in OF_DEFINITION}
-        return others | dict(self.tables_waiting) if self.room <= 0 else others
+        return {**others, **self.tables_waiting} if self.room <= 0 else others
 
     def stop(self, op: Op) -> WaitReason | None:
         """Return why *op* waits, or the ops of a table in which it may delete rows; None: it need not.
@@ -376,18 +384,17 @@ class Batch:
                 return stopped
             if (behind := self.blocked.get(one.schema)) is not None and behind.kind in OF_DEFINITION:
                 return behind
-        return next(
-            (why for table, why in self.tables_waiting.items() if any(self._reaches(one, table) for one in op.named)),
-            None,
-        )
+        deletes = [one for one in op.named if one.kind == DELETE]
+        waiting = self.tables_waiting if deletes else {}
+        return next((why for table, why in waiting.items() if any(self._reaches(one, table) for one in deletes)), None)
 
     def _stop(self, op: Op, puzzle: WaitReason | None) -> WaitReason | None:
         """Return why an op is to be set aside that is understood so far; None: it is not, or stays in its log."""
         return self.stop(op) if puzzle is None or puzzle.kind in OF_DEFINITION else None
 
-    def _reaches(self, op: Op, table: str) -> bool:
-        """Return whether an op deletes a row to which rows of a table may refer."""
-        facts = self.facts.known.get(op.schema) if op.kind == DELETE else None
+    def _reaches(self, delete: Op, table: str) -> bool:
+        """Return whether a delete may take a row to which rows of a table may refer."""
+        facts = self.facts.known.get(delete.schema)
         return facts is not None and self.facts.database_name(table) in facts.constraints.children
 
     def _puzzle(self, op: Op) -> WaitReason | None:

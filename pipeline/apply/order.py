@@ -208,16 +208,23 @@ class HeldRows:
         self.held: dict[tuple[int, str], Position] = {}
 
     def read(
-        self, session: NodeSession, items: Iterable[Item], without: Set[tuple[int, Position]] = frozenset()
+        self,
+        session: NodeSession,
+        items: Iterable[Item],
+        stops: Iterable[Item] = (),
+        *,
+        without: Set[tuple[int, Position]] = frozenset(),
     ) -> None:
         """Read which rows of ops are held.
 
         Args:
             session: inside the transaction.
             items: the ops.
+            stops: ops for `stop`.
             without: (bucket, position) of the ops that hold rows no more.
         """
-        rows = {(item.entry.bucket, key) for item in items for key in self._all_keys(item)}
+        rows = {(item.entry.bucket, key) for item in items for key in self._asked(item)}
+        rows |= {(item.entry.bucket, key) for item in stops for key in self._all_keys(item)}
         for row, first in set_aside.holders(session, rows).items():
             if (row[0], first) not in without:
                 self.held[row] = first

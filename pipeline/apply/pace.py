@@ -30,7 +30,7 @@ from pipeline.oplog.appends import BIG_BYTES
 from pipeline.shard import NodeSession
 from pipeline.shard.records import Reject, ledger_queries
 from pipeline.shard.records.set_aside import REJECTED
-from pipeline.shard.records.stops import BREAKER, WHOLE, Stop, definition_of, give, stops_of
+from pipeline.shard.records.stops import BREAKER, WHOLE, Stop, behind_on, definition_of, give, stops_of
 from pipeline.shard.statements import MAX_ROWS, most
 from pipeline.shard.table_facts import Facts
 
@@ -71,14 +71,14 @@ class Stopped:
 
     Attributes:
         room: how many more, as of the last reading.
-        is_behind: whether ops of some definition are set aside: then there is less room with each reading, too.
         breaker: judges the tables that go on.
     """
 
     def __init__(self, shard: str, session: NodeSession, most: int):
         self._shard, self._session, self._most = shard, session, most
-        self.room, self.is_behind, self.breaker = most, False, Breaker()
+        self.room, self.breaker = most, Breaker()
         self._stops: list[Stop] = []
+        self._behind: dict[str, WaitReason] = {}
         self._read_at_s = -READ_EVERY_S
         self._warned = False
 
@@ -95,6 +95,10 @@ class Stopped:
     def tables(self) -> dict[str, WaitReason]:
         """Return why the ops of a table wait, by the table's name, as of the last reading."""
         return {stop.scope: stop.reason_on(self._shard) for stop in self._stops if stop.scope != WHOLE}
+
+    def behind(self) -> Mapping[str, WaitReason]:
+        """Return why ops of a table wait for their definition, by the table's name, as of the last reading."""
+        return self._behind
 
     def halt(self, reject: Reject, database_name: str) -> None:
         """Halt a table until an operator resumes it, or its definition changes.
@@ -118,15 +122,16 @@ class Stopped:
         before = self._stops
         try:
             self._stops = stops_of(self._session)
+            self._behind = {reason.scope: reason for reason in behind_on(self._session, self._shard)}
         except NotMigrated as error:  # workers are newer than the tables: nothing can be stopped yet
-            self._stops = []
+            self._stops, self._behind = [], {}
             if not self._warned:
                 logger.warning(Event("stops_not_read", shard=self._shard, error=error))
             self._warned = True
         self._read_at_s = clock.mono_s()
         for scope in {stop.scope for stop in before} - {stop.scope for stop in self._stops}:
             self.breaker.forget(scope)
-        if self.is_behind or any(stop.scope != WHOLE for stop in self._stops):
+        if self._behind or any(stop.scope != WHOLE for stop in self._stops):
             self.room = self._most - ledger_queries.counts(self._session)["parked"]
         for stop in self._stops:
             if stop not in before:

@@ -342,6 +342,7 @@ class ApplyTransaction:
             self.stopped.room,
             self._rows(take),
             self._settings.max_bytes,
+            behind=self.stopped.behind(),
             waiting=waiting,
         )
         for bucket, found in entries.items():
@@ -388,10 +389,10 @@ class ApplyTransaction:
             batch.take_apart()
         lent = [bucket for bucket, mark in locked.items() if mark.state not in APPLYING]
         rows = HeldRows(self.facts.known, self._tables, take.ends, lent)
-        every = (*batch.items, *(item for item, _ in batch.halted))
-        holding = [one for one in every if locked[one.entry.bucket].state in HELD_IN]
+        holding = [one for one in batch.items if locked[one.entry.bucket].state in HELD_IN]
         if guessed is None:
-            rows.read(self._session, holding)
+            stops = [one for one, _ in batch.halted if locked[one.entry.bucket].state in HELD_IN]
+            rows.read(self._session, holding, stops)
         else:
             guessed += rows.queries(holding)
         stopped = rows.stop(batch.halted)

@@ -268,7 +268,6 @@ class ShardTurns(ABC):
             self._facts.forget()
             blocked[error.schema] = reason = WaitReason(error.kind, self.shard, error.table, error.why)
             self._behind[error.schema] = (clock.mono_s() + SCHEMA_DELAY_MS / 1000, reason)
-            self._stopped.is_behind = True
             logger.warning(
                 Event("ops_wait", shard=self.shard, kind=reason.kind, scope=reason.scope, text=reason.sentence())
             )
@@ -314,7 +313,6 @@ class ShardTurns(ABC):
         for schema in [schema for schema, (until_s, _) in self._behind.items() if until_s <= now_s]:
             del self._behind[schema]
             self._facts.forget_one(schema)  # read while the shard was behind
-        self._stopped.is_behind = bool(self._behind)
         return {schema: why for schema, (_, why) in self._behind.items()}
 
 

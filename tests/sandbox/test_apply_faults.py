@@ -232,7 +232,7 @@ def test_beside_an_op_that_waits_for_its_definition_other_rows_go_on_and_what_ma
     of_row = pipeline.enqueue_update(old.id == row.id, n=2)
     any_row = pipeline.enqueue_update(old.who == 1, n=3)
     behind = pipeline.enqueue_update(old.id == other.id, n=4)
-    box.drain()
+    applier(box).apply()
     assert len({one.bucket for one in (row, other, third, of_row, any_row, behind)}) == 1
     assert [one.status() for one in (other, third)] == ["applied", "applied"]
     assert [one.status() for one in (row, of_row, any_row, behind)] == ["parked"] * 4
@@ -244,6 +244,34 @@ def test_beside_an_op_that_waits_for_its_definition_other_rows_go_on_and_what_ma
     assert [one.status() for one in (row, of_row, any_row, behind)] == ["replayed"] * 4
     found = {one["id"]: one["n"] for one in box.rows("plain")}
     assert [found[one.id] for one in (row, other, third)] == [3, 4, 3]
+
+
+def test_of_two_that_want_one_value_the_first_has_it_though_it_waits_for_its_definition(db: Any, box: Sandbox):
+    newer = DAL("sqlite:memory", migrate=False)
+    newer.define_table("event", Field("who", "integer"), Field("note", unique=True), Field("extra"))
+    first = pipeline.enqueue_insert(newer.event, who=7, note="a", extra="x")
+    second = pipeline.enqueue_insert(db.event, who=7, note="a")
+    newer.close()
+    assert first.bucket == second.bucket
+    applier(box).apply()
+    assert [receipt.status() for receipt in (first, second)] == ["parked", "parked"]
+
+    change(box, "ALTER TABLE event ADD COLUMN extra CHAR(512)")
+    upkeep.release_waiting(box.client, "s0")
+
+    assert [receipt.status() for receipt in (first, second)] == ["replayed", "rejected"]
+
+
+def test_what_others_have_set_aside_for_a_definition_takes_room_too(db: Any, box: Sandbox):
+    late = ahead(db, "late")
+    aside = [pipeline.enqueue_insert(late, {"who": who, "extra": "x"}) for who in range(3)]
+    applier(box).apply()
+    assert {receipt.status() for receipt in aside} == {"parked"}
+
+    more = pipeline.enqueue_insert(late, {"who": 3, "extra": "x"})
+    Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(set_aside=3)).apply()
+
+    assert more.status() == "queued"
 
 
 def test_what_wants_a_value_that_an_op_frees_which_waits_for_its_definition_is_not_refused(db: Any, box: Sandbox):

@@ -1229,6 +1229,35 @@ def test_a_parent_is_deleted_after_what_was_paused_of_its_children(db: Any, box:
     assert [row["up"] for row in box.rows("leaf")] == [None]  # as without the pause: ON DELETE SET NULL
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["the same worker", "another"])
+def test_a_parent_is_deleted_after_what_waits_for_its_childrens_definition(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, later: bool
+) -> None:
+    monkeypatch.setattr("pipeline.apply.turns.SCHEMA_DELAY_MS", 0)  # no worker remembers what the shard is behind
+    first, second = two_buckets(box)
+    session = box.client.nodes.primary("s0")
+    parent = pipeline.enqueue_insert(db.parent, who=first)
+    box.drain()
+    with session.transaction():
+        session.execute("ALTER TABLE leaf RENAME COLUMN who TO away")
+    leaf = pipeline.enqueue_insert(db.leaf, who=second, up=parent.id)
+    worker = Applier("s0", session, box.log, ApplySettings(), topology=box.client.topology)
+    worker.apply()
+    assert states(leaf) == ["parked"]
+
+    if later:
+        worker = Applier("s0", session, box.log, ApplySettings(), topology=box.client.topology)
+    deleted = pipeline.enqueue_delete(db.parent.id == parent.id, shard_key=first)
+    worker.apply()
+    assert states(leaf, deleted) == ["parked", "parked"]
+
+    with session.transaction():
+        session.execute("ALTER TABLE leaf RENAME COLUMN away TO who")
+    assert sum(release(box.client, "s0", "ada")) == 2
+    assert states(leaf, deleted) == ["replayed", "replayed"]
+    assert [row["up"] for row in box.rows("leaf")] == [None]
+
+
 def test_what_is_released_goes_on_whatever_transaction_its_parents_are_in(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,24 @@ def test_a_drain_waits_for_a_bucket_that_rests_and_says_so_where_it_rests_on(
         box.drain()
 
 
+def test_a_drain_says_that_ops_wait_for_their_definition_and_applies_them_once_it_is_there(db: Any, box: Sandbox):
+    newer = DAL("sqlite:memory", migrate=False)
+    newer.define_table("person", Field("name", notnull=True), Field("nick"))
+    person = pipeline.enqueue_insert(newer.person, name="Ada", nick="a")
+    other = pipeline.enqueue_insert(db.person, name="Bob")
+    newer.close()
+    with pytest.raises(PipelineError, match="is behind the schema of person"):
+        box.drain()
+    assert (person.status(), other.status()) == ("parked", "applied")
+
+    for shard in box.client.topology.shards:
+        with box.client.nodes.primary(shard).transaction():
+            box.client.nodes.primary(shard).execute("ALTER TABLE person ADD COLUMN nick CHAR(512)")
+
+    assert box.drain() == Drained(1, 0)
+    assert person.status() == "replayed"
+
+
 def test_rows_are_gathered_from_all_shards_by_id_and_reference_rows_come_once(db: Any, box: Sandbox):
     receipts = pipeline.enqueue_bulk_insert(db.purchase, [{"customer": n} for n in range(40)])
     pipeline.enqueue_insert(db.country, code="fr")

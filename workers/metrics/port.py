@@ -66,7 +66,10 @@ FAMILIES: dict[str, tuple[tuple[str, ...], str]] = {
     "dirty_buckets": (_SHARD, "Buckets that are marked as having work."),
     "rejected_ops": (_SHARD, "Ops that are set aside because the database refused them."),
     "given_up_ops": (_SHARD, "Rejected ops that were given up within a week, since too much was set aside."),
-    "parked_ops": (_SHARD, "Ops that are set aside behind a rejected op, or because their table is stopped."),
+    "parked_ops": (
+        _SHARD,
+        "Ops that are set aside behind a rejected op, or as their table is stopped or their definition is to come.",
+    ),
     "poison_buckets": (_SHARD, "Buckets whose ops are tried alone, since one ended its worker or server."),
     "ops_lost": (_SHARD, "Ops that Redis had acknowledged and then lost."),
     "entries_forged": (_SHARD, "Entries of the log without a right signature."),
@@ -123,7 +126,10 @@ COUNTERS = {
     ),
     APPLIED: Counted("ops_applied", "Ops whose effects were committed.", ("kind", "table")),
     REJECTED: Counted("ops_rejected", "Ops that the database refused for good.", ("table",)),
-    PARKED: Counted("ops_parked", "Ops set aside behind a refused op, or because their table is stopped."),
+    PARKED: Counted(
+        "ops_parked",
+        "Ops set aside behind a refused op, or as their table is stopped or their definition is to come.",
+    ),
     SEEN: Counted("ops_seen", "Ops that the shard had already: they were sent again, and dropped."),
     HELD: Counted("buckets_held", "How often a batch left a bucket waiting, by the reason's kind.", ("kind",)),
 }

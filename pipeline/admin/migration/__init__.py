@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from pipeline.admin.migration import statement
@@ -20,15 +20,14 @@ from pipeline.admin.stops import stir
 from pipeline.client import Client
 from pipeline.config.buckets import FIRST_PIECE, format_ranges
 from pipeline.enqueue.deployment import asked, restored, tries
-from pipeline.errors import MigrationUnfinished, PipelineError, Unavailable, WrongDeployment
+from pipeline.errors import MigrationUnfinished, NotMigrated, PipelineError, Unavailable, WrongDeployment
 from pipeline.events import Event
 from pipeline.model.schema import TableSchema
-from pipeline.model.wait_reason import OF_DEFINITION
 from pipeline.shard import NodeSession, brief, columns
 from pipeline.shard.co_location import held, old_ids_in
 from pipeline.shard.columns import own_tables, upgrades
 from pipeline.shard.records import ledger_queries
-from pipeline.shard.records.stops import stop_reasons
+from pipeline.shard.records.stops import behind_on
 
 #: How long one statement may take, s: an index on a large table is slow.
 ALTER_S = 3_600
@@ -107,8 +106,9 @@ def migrate(
                 break
         _give_ids(pipeline)
     for shard in shards:
-        if any(reason.kind in OF_DEFINITION for reason in stop_reasons(pipeline.nodes.primary(shard), shard)):
-            stir(pipeline, shard)  # workers release at once what has waited
+        with suppress(Unavailable, NotMigrated):  # else workers release in a while what has waited
+            if behind_on(pipeline.nodes.primary(shard), shard):
+                stir(pipeline, shard)
     if faults:
         raise MigrationUnfinished(map(str, faults), len(ran))
     return len(ran)

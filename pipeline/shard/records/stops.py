@@ -97,21 +97,31 @@ def stop_reasons(session: NodeSession, shard: str) -> list[WaitReason]:
         shard: the shard's name.
     """
     try:
-        stops = [stop.reason_on(shard) for stop in stops_of(session)]
-        found = session.query(
-            "SELECT table_name, reason, MIN(rejected_ms) FROM pipeline_rejects"
-            f" WHERE state = '{WAITING}' AND {IS_BEHIND}"
-            " GROUP BY table_name, reason ORDER BY MIN(rejected_ms), table_name"
-        )
+        return [*(stop.reason_on(shard) for stop in stops_of(session)), *behind_on(session, shard)]
     except NotMigrated:
         return []
-    behind = [behind_of(shard, table, reason, int(since_ms)) for table, reason, since_ms in found]
-    known = set[tuple[str, str]]()
-    for reason in behind:
-        if reason is not None and (reason.kind, reason.scope) not in known:
-            known.add((reason.kind, reason.scope))
-            stops.append(reason)
-    return stops
+
+
+def behind_on(session: NodeSession, shard: str) -> list[WaitReason]:
+    """Return why ops wait for their definition, the first reason of each kind and table.
+
+    Args:
+        session: of the shard's primary, outside a transaction.
+        shard: the shard's name.
+
+    Raises:
+        NotMigrated: the shard has no such table yet.
+    """
+    found = session.query(
+        "SELECT table_name, reason, MIN(rejected_ms) FROM pipeline_rejects"
+        f" WHERE state = '{WAITING}' AND {IS_BEHIND}"
+        " GROUP BY table_name, reason ORDER BY MIN(rejected_ms), table_name"
+    )
+    first: dict[tuple[str, str], WaitReason] = {}
+    for table, reason, since_ms in found:
+        if (one := behind_of(shard, table, reason, int(since_ms))) is not None:
+            first.setdefault((one.kind, table), one)
+    return [*first.values()]
 
 
 def give(session: NodeSession, order: Stop) -> None:
