@@ -76,8 +76,9 @@ app = Celery("workers", loader=Loader, config_source="celeryconfig")
 
 # the app's settings module has to be importable first
 from workers import signals as signals
-from workers.signals import outlive_collected_channels
+from workers.signals import end_soon, outlive_collected_channels
 from workers.threads import Threads
 
 outlive_collected_channels()
+end_soon()
 app.steps["worker"].add(Threads)

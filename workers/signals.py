@@ -1,7 +1,8 @@
-"""Meet the signals of Celery and Flower: log as we do, listen on this machine only, show our pages. Mend kombu.
+"""Meet the signals of Celery and Flower: log as we do, listen on this machine only, show our pages. Mend Celery.
 
 Let the consumer reconnect where kombu meets a reply on a channel whose connection is gone.
 `broker_channel_error_retry` in `celeryconfig.py` does the same for what Redis refuses.
+Let a worker that is stopped end soon.
 
 An application's own reporter is called where the database refuses an op:
 
@@ -24,6 +25,7 @@ import sys
 from ipaddress import ip_address
 from typing import Any
 
+from billiard import pool
 from celery.signals import after_setup_logger, after_setup_task_logger, import_modules
 from celery.utils.dispatch import Signal
 from kombu.transport.redis import Transport
@@ -45,6 +47,15 @@ def outlive_collected_channels() -> None:
     `'NoneType' object has no attribute 'hostname'` (celery/kombu#582), and Celery ends the worker's main process.
     """
     Transport.connection_errors = (*Transport.connection_errors, AttributeError)
+
+
+def end_soon() -> None:
+    """Let a process of the pool that is to end wait for two seconds, and not for thirty, until its results are read.
+
+    A worker that stops forgets a task that a process has taken, if it has not heard of that yet (`AsynPool.flush`,
+    celery#6863), and reads no more. Without the result the broker delivers the bell again, which costs nothing.
+    """
+    pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 20
 
 
 @on_reject
