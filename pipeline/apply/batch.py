@@ -18,7 +18,7 @@ from pipeline.events import Event
 from pipeline.model import DELETE, FORGED, INSERT, TOO_LARGE, Entry, Op, Position, decode, deleted_behind
 from pipeline.model.schema import TableSchema, is_hash, is_hash_of
 from pipeline.model.sheet import Read, Sheet, SheetEntry, count_ops
-from pipeline.model.wait_reason import OF_DEFINITION, WaitReason
+from pipeline.model.wait_reason import OF_TABLE, WaitReason
 from pipeline.oplog import Entries
 from pipeline.shard import NodeSession, records
 from pipeline.shard.records import LostRange, Reject
@@ -340,7 +340,7 @@ class Batch:
             return Reject(entry, op.table, "?", None, "not an op of its schema: the schema has no hash"), None
         try:
             puzzle = self._puzzle(op) if self.blocked or not plain else None
-            fault = misfit(op, self.facts.known) if puzzle is None or puzzle.kind in OF_DEFINITION else ""
+            fault = misfit(op, self.facts.known) if puzzle is None or puzzle.kind in OF_TABLE else ""
         except BadOp as error:
             puzzle, fault = None, str(error)
         if fault:
@@ -365,13 +365,13 @@ class Batch:
     @property
     def tables_waiting(self) -> Mapping[str, WaitReason]:
         """Why ops of tables are set aside, all of them or those of one definition, by the table's name."""
-        of_definition = (reason for reason in self.blocked.values() if reason.kind in OF_DEFINITION)
+        of_definition = (reason for reason in self.blocked.values() if reason.kind in OF_TABLE)
         return {**self.behind, **{reason.scope: reason for reason in of_definition}, **self.stopped}
 
     @property
     def tables_in_logs(self) -> Mapping[str, WaitReason]:
         """Why ops of tables wait in their logs, by the table's name."""
-        others = {reason.scope: reason for reason in self.blocked.values() if reason.kind not in OF_DEFINITION}
+        others = {reason.scope: reason for reason in self.blocked.values() if reason.kind not in OF_TABLE}
         return {**others, **self.tables_waiting} if self.room <= 0 else others
 
     def stop(self, op: Op) -> WaitReason | None:
@@ -382,7 +382,7 @@ class Batch:
         for one in op.named:
             if (stopped := self.stopped.get(one.table)) is not None:
                 return stopped
-            if (behind := self.blocked.get(one.schema)) is not None and behind.kind in OF_DEFINITION:
+            if (behind := self.blocked.get(one.schema)) is not None and behind.kind in OF_TABLE:
                 return behind
         deletes = [one for one in op.named if one.kind == DELETE]
         waiting = self.tables_waiting if deletes else {}
@@ -390,7 +390,7 @@ class Batch:
 
     def _stop(self, op: Op, puzzle: WaitReason | None) -> WaitReason | None:
         """Return why an op is to be set aside that is understood so far; None: it is not, or stays in its log."""
-        return self.stop(op) if puzzle is None or puzzle.kind in OF_DEFINITION else None
+        return self.stop(op) if puzzle is None or puzzle.kind in OF_TABLE else None
 
     def _reaches(self, delete: Op, table: str) -> bool:
         """Return whether a delete may take a row to which rows of a table may refer."""

@@ -18,7 +18,7 @@ from pipeline.apply.pace import Lessons
 from pipeline.bounds import keep_newest
 from pipeline.errors import PipelineError, Rejected
 from pipeline.model import DELETE, Op, Position
-from pipeline.model.wait_reason import OF_DEFINITION, WaitReason
+from pipeline.model.wait_reason import OF_TABLE, WaitReason
 from pipeline.shard import NodeSession
 from pipeline.shard.driver_errors import (
     Fault,
@@ -234,7 +234,7 @@ class NeededOps:
         if not (related or valued):
             return {}
         aside = tables_waiting(self._session) if self._aside else {}
-        behind = {reason.scope for reason in self._stopped.values() if reason.kind in OF_DEFINITION}
+        behind = {reason.scope for reason in self._stopped.values() if reason.kind in OF_TABLE}
         behind |= {table for table, is_behind in aside.items() if is_behind}
         names = {table: self._facts.database_name(table) for table in {*self._stopped, *self._queued, *aside}}
         theirs = constraints_in(self._session, sorted(names.values())) if names and related else {}

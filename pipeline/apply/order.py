@@ -22,7 +22,7 @@ from pipeline.errors import PipelineError
 from pipeline.model import DELETE, GROUP, INSERT, Op, Position, enqueued_ms
 from pipeline.model.schema import TableSchema
 from pipeline.model.sheet import Read, SheetEntry, count_ops
-from pipeline.model.wait_reason import OF_DEFINITION, WaitReason
+from pipeline.model.wait_reason import OF_TABLE, WaitReason
 from pipeline.shard import NodeSession
 from pipeline.shard.records import ACTIVE, HALTED, Mark, Reject, set_aside
 from pipeline.shard.records.set_aside import WAITING, loose_keys, row_keys, some_keys, table_keys, waiting_keys
@@ -294,7 +294,7 @@ class HeldRows:
                 aside.append(self.park(item, *behind))
                 continue
             why = set_aside.why_waiting(reason, {one.table for one in item.op.named})
-            if reason.kind in OF_DEFINITION:
+            if reason.kind in OF_TABLE:
                 aside.append(self.wait(item, self._keys(item) | waiting_keys(item.op, self._known), why, WAITING))
             else:
                 aside.append(self.wait_all(item, why))

@@ -131,8 +131,9 @@ class Stopped:
         self._read_at_s = clock.mono_s()
         for scope in {stop.scope for stop in before} - {stop.scope for stop in self._stops}:
             self.breaker.forget(scope)
+        self.room = self._most
         if self._behind or any(stop.scope != WHOLE for stop in self._stops):
-            self.room = self._most - ledger_queries.counts(self._session)["parked"]
+            self.room -= ledger_queries.counts(self._session)["parked"]
         for stop in self._stops:
             if stop not in before:
                 logger.warning(

@@ -290,6 +290,8 @@ class ShardTurns(ABC):
         if fault_of(error) is Fault.SCHEMA:  # not of an op: the pipeline's own tables are behind this release
             take.again = True
             raise self._given_up(take, NotMigrated(self.node, sentence_of(error))) from error
+        if fault_of(error) is Fault.TABLE:  # as above: what is set aside takes room, and there may be none
+            self._stopped.room = 0
         if not passes_by_itself(error):
             raise Contended(error) from error
         # a statement may have ended the server: its note is to be believed

@@ -86,9 +86,8 @@ KINDS = {
 #: The most shards that one sentence names.
 _MOST_NAMED = 4
 _ORDER = {kind: n for n, kind in enumerate(KINDS)}
-#: Reasons for which the ops of one definition are set aside, so that nothing else waits. Of those that a full table
-#: refuses none is: what is set aside takes room there.
-OF_DEFINITION = ("schema", "right")
+#: Reasons for which the ops of one table, or of one definition of it, are set aside, so that nothing else waits.
+OF_TABLE = ("schema", "right", "unwritable")
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ def test_where_nothing_is_wrong_it_says_so():
         (replace(FINE, waits=(WaitReason("breaker", "s0", "event", "no"),)), "event is halted: no"),
         (
             replace(FINE, at_ms=60_002, waits=(WaitReason("schema", "s0", "event", "no such column", 1),)),
-            "event has ops that wait for their definition: no such column",
+            "event has ops that wait: no such column",
         ),
         (replace(FINE, depth=1, oldest_ms=60_001), "the oldest op has waited 60 s, more than 60 s"),
     ],

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pipeline.admin.observe.moves import MoveRecord
-from pipeline.model.wait_reason import OF_DEFINITION, WaitReason, utc_text
+from pipeline.model.wait_reason import OF_TABLE, WaitReason, utc_text
 from pipeline.reads.health import NodeState
 from pipeline.shard.records.stops import BREAKER, PAUSED
 
@@ -96,8 +96,8 @@ def _faults(shard: ShardRecord, max_age_s: float) -> Iterator[OpFault]:
     for reason in shard.waits:
         if reason.kind == BREAKER:
             yield OpFault(shard.shard, reason.scope, f"is halted: {reason.detail}", f"run: pipeline why {reason.scope}")
-        elif reason.kind in OF_DEFINITION and 0 < reason.since_ms < shard.at_ms - max_age_s * 1000:
-            waits = f"has ops that wait for their definition: {reason.detail}"
+        elif reason.kind in OF_TABLE and 0 < reason.since_ms < shard.at_ms - max_age_s * 1000:
+            waits = f"has ops that wait: {reason.detail}"
             yield OpFault(shard.shard, reason.scope, waits, f"run: pipeline why {reason.scope}")
     if shard.rejected:
         yield OpFault(shard.shard, *_ops(shard.rejected, "refused for good"), f"run: {DEAD_LIST}", shard.refused)

@@ -26,7 +26,7 @@ from pipeline.dal.trees import pinned
 from pipeline.errors import NewerOp, NotAnOp
 from pipeline.model import FORGED, UPSERT, Entry, Op, Position, decode, encode
 from pipeline.model.schema import TableSchema
-from pipeline.model.wait_reason import OF_DEFINITION, WaitReason
+from pipeline.model.wait_reason import OF_TABLE, WaitReason
 from pipeline.shard import NodeSession
 from pipeline.shard.records import HALTED, HOLDING, Reject, text_literal
 
@@ -41,8 +41,8 @@ REJECTED, WAITING, PARKED = "rejected", "waiting", "parked"
 ASIDE = (REJECTED, WAITING, PARKED)
 #: Of an op that a foreign key refuses while ops of a table wait that it may need; the table's name follows.
 _NEEDS = "may need ops that wait, those of table "
-#: Of an op that waits for its definition; the reason's kind and its detail follow.
-_BEHIND = "its definition waits ("
+#: Of an op that waits until its table can take it; the reason's kind and its detail follow.
+_BEHIND = "its table waits ("
 #: The condition by which rows of `pipeline_rejects` are such ops.
 IS_BEHIND = f"reason LIKE '{_BEHIND}%'"
 #: Room in a statement beside the op: 4,000 characters of reason, the row's key, names and numbers.
@@ -272,7 +272,7 @@ def why_waiting(reason: WaitReason, own: Collection[str]) -> str:
     """
     if reason.scope not in own:
         return why_needy(reason.scope)
-    if reason.kind in OF_DEFINITION:
+    if reason.kind in OF_TABLE:
         return f"{_BEHIND}{reason.kind}): {reason.detail}"
     return f"its table {reason.scope} was stopped"
 
@@ -305,7 +305,7 @@ def behind_of(shard: str, table: str, reason: str, since_ms: int) -> WaitReason 
         since_ms: since when the first is, ms since 1970.
     """
     kind, _, detail = reason.removeprefix(_BEHIND).partition("): ")
-    if not reason.startswith(_BEHIND) or kind not in OF_DEFINITION:
+    if not reason.startswith(_BEHIND) or kind not in OF_TABLE:
         return None
     return WaitReason(kind, shard, table, detail, since_ms)
 

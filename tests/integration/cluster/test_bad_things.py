@@ -35,7 +35,7 @@ LONG_S = 120
 FEW, LARGE_BYTES = 8, 2_000_000
 APPLIED = {"applied", "durable", "replayed"}
 #: What holds its bucket, by design: the order of a bucket is what constraints count on.
-HOLDS_ITS_BUCKET = {"unwritable", "locked", "newer"}
+HOLDS_ITS_BUCKET = {"locked", "newer"}
 #: What the database says of a refused op.
 SAYS = {
     "no partition for the value (1526)": "no partition for value",

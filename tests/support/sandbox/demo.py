@@ -84,7 +84,7 @@ class Shards:
         self._commit()
 
     @contextmanager
-    def read(self, table: str, shard_key: str, after: Any) -> Iterator[Any]:
+    def read(self, table: str, shard_key: str, after: Any, **bounds: Any) -> Iterator[Any]:
         db = self.get_db(table, shard_key)
         db.read_info = SimpleNamespace(node="s0-r0", role="replica", lag_s=0.1, waited_s=0.004, stale=False)
         if not self._stale_reads:
