@@ -31,9 +31,8 @@ task_time_limit = 75
 worker_max_tasks_per_child = 10_000  # a fresh process now and then, which makes its own connections
 worker_max_memory_per_child = 400_000  # KiB
 
-# stopping: finish the current batch; with REMAP_SIGTERM=SIGQUIT roll it back after 20 s
-worker_soft_shutdown_timeout = 20
-worker_enable_soft_shutdown_on_idle = False
+# stopping: SIGTERM has the batch finish. No worker_soft_shutdown_timeout, no REMAP_SIGTERM: Celery then sleeps for all of
+# that time, and a worker that stays at a shard always has a task
 worker_cancel_long_running_tasks_on_connection_loss = True  # its bell is rung again, and batches are exact anyway
 
 # staying connected: retry Redis for ever

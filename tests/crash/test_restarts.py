@@ -6,6 +6,7 @@ import pytest
 from support.chance import SOAK
 from support.oracle import nodes
 from support.oracle.trial import Trial
+from support.servers.units import environment_of
 
 from pipeline.clock import polls
 
@@ -42,7 +43,7 @@ def test_a_worker_that_is_killed_whole_delays_but_loses_and_doubles_nothing(tria
     trial.holds()
 
 
-def test_a_worker_that_is_asked_to_stop_finishes_its_batch(trial: Trial) -> None:
+def test_a_worker_of_the_unit_that_is_asked_to_stop_finishes_its_batch(trial: Trial) -> None:
     rig, topology = trial.rig, trial.rig.client.topology
     [owner] = trial.choose_owners(1)
     load = trial.load(weights={"bump": 1})
@@ -50,15 +51,13 @@ def test_a_worker_that_is_asked_to_stop_finishes_its_batch(trial: Trial) -> None
     trial.settle()
     uri = rig.primaries[topology.shard_of(topology.bucket_of("tally", owner))]
 
-    with rig.frozen(), rig.worker() as worker:
+    with rig.frozen(), rig.worker(**environment_of("pipeline-worker@.service")) as worker:
         with nodes.locked_rows(uri, owner):
             with rig.frozen(worker):  # so that all are one batch
                 trial.send(load, 20)
             nodes.await_waiters(uri)
             rig.ask_to_stop(worker)
-            for _ in polls(10):
-                if "Warm shutdown" in rig.log_text(worker):
-                    break
+            assert any("Warm shutdown" in rig.log_text(worker) for _ in polls(10))
             assert rig.cluster.is_alive(worker)
             waiting = list(trial.states().values()).count("queued")
             assert waiting

@@ -135,7 +135,6 @@ def test_celery_and_flower_work_with_the_brokers_user(secrets: SimpleNamespace, 
             **os.environ,
             "BROKER": f"redis://pipeline:{secrets.words['BROKER_PASSWORD']}@127.0.0.1:{port}/0",
             "FLOWER_BASIC_AUTH": login,
-            "REMAP_SIGTERM": "SIGQUIT",
         }
         celery = [sys.executable, "-m", "celery", "-A", "demoapp"]
         config = f"--conf={DEPLOY / 'flowerconfig.py'}"

@@ -134,6 +134,13 @@ def _as(user: int, umask: int = 0o007) -> dict[str, Any]:
     return {"user": user, "group": user, "extra_groups": [PIPELINE], "umask": umask}
 
 
+def environment_of(unit: str) -> dict[str, str]:
+    """Return what a unit says of its process's environment, but for what names its configuration."""
+    lines = _read(DEPLOY / "systemd" / unit, "")["Environment"]
+    pairs = dict(pair.split("=", 1) for line in lines for pair in shlex.split(line))
+    return {name: value for name, value in pairs.items() if name not in ("PIPELINE_CONFIG", "CONCURRENCY")}
+
+
 def _read(unit: Path, instance: str) -> defaultdict[str, list[str]]:
     """Return what a unit's section [Service] says, by key."""
     said = defaultdict[str, list[str]](list)
