@@ -31,8 +31,8 @@ task_time_limit = 75
 worker_max_tasks_per_child = 10_000  # a fresh process now and then, which makes its own connections
 worker_max_memory_per_child = 400_000  # KiB
 
-# stopping: SIGTERM has the batch finish. No worker_soft_shutdown_timeout, no REMAP_SIGTERM: Celery then sleeps for all of
-# that time, and a worker that stays at a shard always has a task
+# stopping: SIGTERM has the batch finish. No worker_soft_shutdown_timeout with REMAP_SIGTERM: Celery sleeps for all of
+# it while a task is active, and a worker under load stays at its shard
 worker_cancel_long_running_tasks_on_connection_loss = True  # its bell is rung again, and batches are exact anyway
 
 # staying connected: retry Redis for ever
