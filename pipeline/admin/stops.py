@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from pipeline import clock
-from pipeline.apply.replay import Replay, Replayed
+from pipeline.apply.replay import Became, Replay
 from pipeline.client import Client
 from pipeline.enqueue.buckets import follow_noted
 from pipeline.errors import BadOp, PipelineError, ShardUnavailable, Unavailable, did_you_mean
@@ -253,13 +253,12 @@ def release(pipeline: Client, shard: str, who: str) -> Iterator[int]:
     session, settings = pipeline.nodes.primary(shard), pipeline.settings
     behind = set[tuple[str, str]]()
     for what, tried in _definitions_tried(pipeline, shard, who):
-        if tried.replayed or tried.refused:
-            yield tried.replayed + tried.refused
-        else:
+        if tried is None or behind_of(shard, what[0], tried.reason, 0) is not None:
             behind.add(what)
     chosen, patient = _released(session, behind), True
     while chosen:
-        settled, replay = 0, Replay(shard, session, pipeline.log, settings.apply, settings.tables, patient=patient)
+        settled = 0
+        replay = Replay(shard, session, pipeline.log, settings.apply, settings.tables, patient=patient, whole=True)
         for result in replay.run(chosen, who):
             settled += result.replayed + result.refused
             yield result.replayed + result.refused
@@ -270,8 +269,8 @@ def release(pipeline: Client, shard: str, who: str) -> Iterator[int]:
         chosen, patient = _released(session, behind, needy=True) if settled or patient else {}, settled > 0
 
 
-def _definitions_tried(pipeline: Client, shard: str, who: str) -> Iterator[tuple[tuple[str, str], Replayed]]:
-    """Try one op for each definition that ops wait for; yield its table and reason, and what became of it."""
+def _definitions_tried(pipeline: Client, shard: str, who: str) -> Iterator[tuple[tuple[str, str], Became | None]]:
+    """Try one op for each definition that ops wait for; yield its table and reason, and what would become of it."""
     session = pipeline.nodes.primary(shard)
     stopped = {stop.scope for stop in stops_of(session)}
     heads: dict[tuple[str, str], Place] = {}
@@ -279,17 +278,20 @@ def _definitions_tried(pipeline: Client, shard: str, who: str) -> Iterator[tuple
         if behind_of(shard, one.table, one.reason, 0) is not None and not {WHOLE, one.table} & stopped:
             heads.setdefault((one.table, one.reason), one.place)
     for what, place in heads.items():
-        yield what, _tried(pipeline, shard, place, who)
+        # were it done now, it might come before older ops of other buckets
+        yield what, _tried(pipeline, shard, place, who, trial=True)
 
 
-def _tried(pipeline: Client, shard: str, place: Place, who: str, despite: str = "") -> Replayed:
-    """Replay one op that waits; return what became of it."""
+def _tried(
+    pipeline: Client, shard: str, place: Place, who: str, despite: str = "", *, trial: bool = False
+) -> Became | None:
+    """Replay one op that waits, or only look what would become of it; return that. None: a row of it is locked."""
     session, settings = pipeline.nodes.primary(shard), pipeline.settings
     alone = replace(settings.apply, max_rows=1)
     bucket, position = place
-    return next(
-        Replay(shard, session, pipeline.log, alone, settings.tables, despite=despite).run({bucket: [position]}, who)
-    )
+    replay = Replay(shard, session, pipeline.log, alone, settings.tables, despite=despite)
+    next(replay.run({bucket: [position]}, who, trial=trial))
+    return next(iter(replay.became), None)
 
 
 def _waiting(session: NodeSession) -> list[replays.Waiting]:
@@ -328,7 +330,8 @@ def try_one(pipeline: Client, shard: str, stop: Stop, who: str) -> bool:
     """
     session = pipeline.nodes.primary(shard)
     heads = [one.place for one in _waiting(session) if one.table == stop.scope and not one.needs]
-    if heads and not _tried(pipeline, shard, heads[0], who, despite=stop.scope).replayed:
+    tried = _tried(pipeline, shard, heads[0], who, despite=stop.scope) if heads else None
+    if heads and (tried is None or tried.state != replays.REPLAYED):
         logger.warning(Event("table_stays_halted", shard=shard, table=stop.scope))
         return False
     return lift(session, stop.scope, BREAKER)

@@ -331,6 +331,7 @@ class Applier(ShardTurns):
         except Unavailable as error:
             logger.warning(Event("commit_not_published", shard=self.shard, error=error))
         self._stopped.room -= len(batch.halted)
+        self._stopped.set_aside(batch.aside)
         if self._settings.breaker:
             for reject in self._stopped.breaker.learn(batch.items, batch.aside, batch.sheets):
                 self._stopped.halt(reject, self._facts.database_name(reject.table))

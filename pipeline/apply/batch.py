@@ -52,7 +52,7 @@ class Batch:
         last: of each bucket and producer, the last sequence that is applied or rejected after this batch.
         losses: what the logs have lost before the entries taken.
         keys: (bucket, scoped idempotency key) of `taken`: no two ops of a batch share one.
-        behind: why ops of a table that are set aside wait for their definition, by the table's name.
+        behind: why ops of a table are set aside, by the table's name: what may delete their rows is set aside, too.
         waiting: the buckets that were cut short, and why.
         unreadable: the entries among `taken` to reject, since no release makes such ops; filled by `skip_seen`.
         aside: the ops among `taken` that are set aside, once the batch is executed.

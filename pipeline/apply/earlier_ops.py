@@ -19,9 +19,7 @@ from pipeline import clock
 from pipeline.apply.batch import Batch, FactBook
 from pipeline.apply.footprint import ANYTHING, Needed, references
 from pipeline.apply.grouping import Item, items_of
-from pipeline.apply.order import sent_ms_of
-from pipeline.apply.pace import READ_EVERY_S
-from pipeline.bounds import keep_newest
+from pipeline.apply.order import NamedRows, sent_ms_of
 from pipeline.config import Topology
 from pipeline.config.buckets import log_number
 from pipeline.errors import NewerOp, NotAnOp, PipelineError
@@ -30,8 +28,7 @@ from pipeline.model.sheet import Read, SheetEntry, count_ops, cut_at, entry_byte
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
 from pipeline.shard import NodeSession, records
-from pipeline.shard.records.set_aside import written_row
-from pipeline.shard.table_facts import Facts, constraints_in
+from pipeline.shard.table_facts import Facts
 
 AnyRead = TypeVar("AnyRead", Entry, Read)
 #: The bucket and the position of an op.
@@ -504,6 +501,7 @@ class EarlierOps:
         facts: of the tables.
         wait_s: how long an op waits at most, while this process looks at it and nothing older moves.
         topology: tells in which bucket an op is that makes a row, and which buckets have left; None: in any, and none.
+        named: tells which row a delete takes.
     """
 
     def __init__(
@@ -514,8 +512,10 @@ class EarlierOps:
         facts: FactBook,
         wait_s: float,
         topology: Topology | None,
+        named: NamedRows,
     ):
         self._shard, self._session, self._log, self._facts, self._wait_s = shard, session, log, facts, wait_s
+        self._named = named
         self._topology, self._queued = topology, QueuedOps(session, log, facts, topology)
         self._waits: dict[Place, Wait] = {}
         #: Of each bucket for which an op has waited as long as it may, its watermark; and of those for which a delete
@@ -534,8 +534,6 @@ class EarlierOps:
         #: The refused ops of the open transaction that are refused for good, see `settle`.
         self._settled: set[Place] = set()
         self._batch: Batch | None = None
-        #: By a table's name, see `named_row`, and when its constraints were read, s: these may change.
-        self._by_id: dict[str, tuple[float, bool]] = {}
 
     def begin(self, batch: Batch, *, again: bool = False) -> None:
         """Begin a transaction.
@@ -567,7 +565,7 @@ class EarlierOps:
             needed: what may help a refused op.
         """
         at_ms, bucket = item.op.at_ms, item.entry.bucket
-        row = self.named_row(item.op, deletes_from) if deletes_from is not None else None
+        row = self._named.row(item.op, deletes_from) if deletes_from is not None else None
         making = self._queued.buckets_making(needed) if refused else None
         self._look_at(item, making)
         younger_ms, share = (CLOCKS_MS, 1.0) if refused else (0.0, DELETES if row is None else NAMED_DELETES)
@@ -609,27 +607,6 @@ class EarlierOps:
             self._log.mark_dirty(self._shard, here)
         if ends:
             self._log.postpone(self._shard, here, 0)
-
-    def named_row(self, delete: Op, facts: Facts) -> int | None:
-        """Return the id of the row that a delete takes, if whatever it may reach refers to the row by its id.
-
-        Args:
-            delete: the op.
-            facts: of its table.
-        """
-        row = written_row(delete, facts.schema)
-        return row if row is not None and self._is_named_by_id(facts) else None
-
-    def _is_named_by_id(self, facts: Facts) -> bool:
-        name, children = facts.database_name, facts.constraints.children
-        read_s, found = self._by_id.get(name, (-inf, False))
-        if clock.mono_s() - read_s >= READ_EVERY_S:
-            theirs = constraints_in(self._session, children).values() if children else ()
-            keys = [key for one in theirs for key in one.parents if key.parent.lower() == name.lower()]
-            by_id = all(key.parent_columns == (facts.schema.id_name,) for key in keys)
-            found = by_id and not any(one.children for one in theirs)
-            keep_newest(self._by_id, name, (clock.mono_s(), found))
-        return found
 
     def look_at(self, refused: Iterable[tuple[Item, Needed]]) -> None:
         """Look once where the queues of all logs begin that may help some refused ops.

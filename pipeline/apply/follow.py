@@ -254,7 +254,7 @@ class LevelTransaction(ApplyTransaction):
         before = {number: locked[number].position} if stands else {}
         of = {number: leg.of} if leg is not None and leg.of is not None else {}
         self._own = OwnKeys(session, self.facts.known, self._tables, of)
-        room, stops, behind = self.stopped.room, self.stopped.tables(), self.stopped.behind()
+        room, stops, behind = self.stopped.room, self.stopped.tables(), self.stopped.waiting()
         batch = Batch(before, self.facts, blocked, stops, room, settings.max_rows, settings.max_bytes, behind=behind)
         for bucket, found in self._log.read(before, dict.fromkeys(before, self.pace.rows)).items():
             # what Redis has forgotten is never reached: then it goes on behind that, and the other has to follow

@@ -16,7 +16,10 @@ from heapq import heappop, heappush
 from itertools import accumulate, groupby
 from math import inf
 
+from pipeline import clock
 from pipeline.apply.grouping import Item
+from pipeline.apply.pace import READ_EVERY_S
+from pipeline.bounds import keep_newest
 from pipeline.config.settings import TableSettings
 from pipeline.errors import PipelineError
 from pipeline.model import DELETE, GROUP, INSERT, Op, Position, enqueued_ms
@@ -26,7 +29,7 @@ from pipeline.model.wait_reason import OF_TABLE, WaitReason
 from pipeline.shard import NodeSession
 from pipeline.shard.records import ACTIVE, HALTED, Mark, Reject, set_aside
 from pipeline.shard.records.set_aside import WAITING, loose_keys, row_keys, some_keys, table_keys, waiting_keys
-from pipeline.shard.table_facts import Facts
+from pipeline.shard.table_facts import Facts, constraints_in
 
 #: Tells of a delete which ids those name that refer to rows that it reaches.
 Reach = Callable[[Op], Collection[int] | None]
@@ -59,7 +62,41 @@ def oldest(entries: Mapping[int, Sequence[Read]], counts: Mapping[int, int], mos
     return {bucket: list(found[: bisect_right(times[bucket], end_ms)]) for bucket, found in entries.items()}
 
 
-def by_time(items: Sequence[Item], reach: Reach = lambda delete: None) -> list[Item]:
+class NamedRows:
+    """Tells which row a delete takes, if whatever it may reach refers to the row by its id.
+
+    Args:
+        session: of the shard's primary.
+    """
+
+    def __init__(self, session: NodeSession):
+        self._session = session
+        #: By a table's name, whether others refer to its rows by their ids alone, and when that was read, s
+        self._by_id: dict[str, tuple[float, bool]] = {}
+
+    def row(self, delete: Op, facts: Facts) -> int | None:
+        """Return the id of the row that a delete takes; None where others may refer to what it takes in another way.
+
+        Args:
+            delete: the op.
+            facts: of its table.
+        """
+        row = set_aside.written_row(delete, facts.schema)
+        return row if row is not None and self._is_named_by_id(facts) else None
+
+    def _is_named_by_id(self, facts: Facts) -> bool:
+        name, children = facts.database_name, facts.constraints.children
+        read_s, found = self._by_id.get(name, (-inf, False))
+        if clock.mono_s() - read_s >= READ_EVERY_S:
+            theirs = constraints_in(self._session, children).values() if children else ()
+            keys = [key for one in theirs for key in one.parents if key.parent.lower() == name.lower()]
+            by_id = all(key.parent_columns == (facts.schema.id_name,) for key in keys)
+            found = by_id and not any(one.children for one in theirs)
+            keep_newest(self._by_id, name, (clock.mono_s(), found))
+        return found
+
+
+def by_time(items: Sequence[Item], reach: Reach) -> list[Item]:
     """Order ops of several buckets by the time of their calls, and keep the order within each bucket.
 
     An op has its turn behind younger ones that stand before it in its bucket. What comes too early is refused, and

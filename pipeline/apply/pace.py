@@ -29,8 +29,8 @@ from pipeline.oplog import Work
 from pipeline.oplog.appends import BIG_BYTES
 from pipeline.shard import NodeSession
 from pipeline.shard.records import Reject, ledger_queries
-from pipeline.shard.records.set_aside import REJECTED
-from pipeline.shard.records.stops import BREAKER, WHOLE, Stop, behind_on, definition_of, give, stops_of
+from pipeline.shard.records.set_aside import REJECTED, WAITING
+from pipeline.shard.records.stops import BREAKER, WHOLE, Stop, definition_of, give, stops_of, waiting_on
 from pipeline.shard.statements import MAX_ROWS, most
 from pipeline.shard.table_facts import Facts
 
@@ -78,7 +78,7 @@ class Stopped:
         self._shard, self._session, self._most = shard, session, most
         self.room, self.breaker = most, Breaker()
         self._stops: list[Stop] = []
-        self._behind: dict[str, WaitReason] = {}
+        self._waiting: dict[str, WaitReason] = {}
         self._read_at_s = -READ_EVERY_S
         self._warned = False
 
@@ -96,9 +96,22 @@ class Stopped:
         """Return why the ops of a table wait, by the table's name, as of the last reading."""
         return {stop.scope: stop.reason_on(self._shard) for stop in self._stops if stop.scope != WHOLE}
 
-    def behind(self) -> Mapping[str, WaitReason]:
-        """Return why ops of a table wait for their definition, by the table's name, as of the last reading."""
-        return self._behind
+    def waiting(self) -> Mapping[str, WaitReason]:
+        """Return why ops of a table are set aside and wait, by the table's name, so far as is known."""
+        return self._waiting
+
+    def set_aside(self, aside: Iterable[Reject]) -> None:
+        """Note what a transaction has set aside, until the next reading.
+
+        Args:
+            aside: the ops.
+        """
+        new = {
+            one.table: WaitReason("waiting", self._shard, one.table, one.reason)
+            for one in aside
+            if one.state == WAITING
+        }
+        self._waiting = {**new, **self._waiting}
 
     def halt(self, reject: Reject, database_name: str) -> None:
         """Halt a table until an operator resumes it, or its definition changes.
@@ -122,9 +135,9 @@ class Stopped:
         before = self._stops
         try:
             self._stops = stops_of(self._session)
-            self._behind = {reason.scope: reason for reason in behind_on(self._session, self._shard)}
+            self._waiting = {reason.scope: reason for reason in waiting_on(self._session, self._shard)}
         except NotMigrated as error:  # workers are newer than the tables: nothing can be stopped yet
-            self._stops, self._behind = [], {}
+            self._stops, self._waiting = [], {}
             if not self._warned:
                 logger.warning(Event("stops_not_read", shard=self._shard, error=error))
             self._warned = True
@@ -132,7 +145,7 @@ class Stopped:
         for scope in {stop.scope for stop in before} - {stop.scope for stop in self._stops}:
             self.breaker.forget(scope)
         self.room = self._most
-        if self._behind or any(stop.scope != WHOLE for stop in self._stops):
+        if self._waiting or any(stop.scope != WHOLE for stop in self._stops):
             self.room -= ledger_queries.counts(self._session)["parked"]
         for stop in self._stops:
             if stop not in before:

@@ -77,6 +77,7 @@ class Replay(ShardTurns):
         tables: what the configuration says of tables, by name.
         despite: a table of which ops are replayed although it is stopped.
         patient: whether an op that a foreign key refuses waits for ops that are to be replayed.
+        whole: whether all is replayed that can be. Then a delete waits for ops that may refer to its row, too.
 
     Attributes:
         became: what has become of each op of the last turn, in order.
@@ -93,11 +94,12 @@ class Replay(ShardTurns):
         despite: str = "",
         *,
         patient: bool = True,
+        whole: bool = False,
     ):
         self._trial, self._done = False, Replayed()
         self.became, self.left = list[Became](), dict[int, str]()
         self._work = ReplayTransaction(shard, session, log, settings, self._before, tables)
-        self._work.despite, self._work.patient = despite, patient
+        self._work.despite, self._work.patient, self._work.whole = despite, patient, whole
         super().__init__(shard, session, log, self._work)
 
     def run(
@@ -157,12 +159,12 @@ class ReplayTransaction(ApplyTransaction):
         todo: the positions that are left, by bucket.
         result, became: of the last transaction.
         refused: why, of each bucket in which nothing may be replayed now.
-        despite, patient: see `Replay`.
+        despite, patient, whole: see `Replay`.
     """
 
     result: tuple[Outcome, Batch]
     became: list[Became]
-    despite, patient = "", True
+    despite, patient, whole = "", True, False
 
     def begin(self, chosen: Mapping[int, Iterable[Position]], who: str, *, drop: bool) -> None:
         """Take over what is to be done.
@@ -285,18 +287,23 @@ class ReplayTransaction(ApplyTransaction):
     ) -> list[Reject]:
         """Execute ops but for the dropped; return those that stay set aside: refused, parked, or not known yet."""
         left, late = list[Reject](), list[tuple[Item, str]]()
+        understood = list[tuple[Item | Reject, WaitReason | None]]()
         for op in ops:
             as_it_was = Reject(op.entry, op.table, op.row_key, op.code, op.reason, op.state)
-            if op.place in dropped:
-                batch.taken.append(as_it_was)
-                continue
-            one, puzzle = batch.understood(op.entry)
+            one, puzzle = (as_it_was, None) if op.place in dropped else batch.understood(op.entry)
             if isinstance(one, Item) and not batch.is_first(one):
                 break  # the next transaction takes it, and all behind it
-            batch.taken.append(one)
-            if isinstance(one, Reject):
+            if isinstance(one, Reject) and op.place not in dropped:
                 left.append(as_it_was)
-            elif (stop := batch.stop(one.op)) is not None:
+            batch.taken.append(one)
+            understood.append((one, puzzle))
+        if self.whole and self.patient:  # a delete comes behind all that may refer to its row
+            beside = replays.aside_beside(self._session, ops[: len(understood)])
+            batch.behind = {table: WaitReason("parked", self._shard, table) for table in beside}
+        for one, puzzle in understood:
+            if isinstance(one, Reject):
+                continue
+            if (stop := batch.stop(one.op)) is not None:
                 late.append((one, set_aside.why_waiting(stop, {op.table for op in one.op.named})))
             elif puzzle is not None:
                 late.append((one, puzzle.sentence()))
@@ -310,7 +317,7 @@ class ReplayTransaction(ApplyTransaction):
         rows.read(self._session, batch.items, without={op.place for op in ops[: len(batch.taken)]})
         left += [rows.wait(item, keys[item.entry.bucket, item.entry.position], why) for item, why in late]
         awaited = NeededOps(self._session, self.facts, batch.tables_waiting, {}, aside=self.patient)
-        executor = self._executed(by_time(batch.items), rows, take, last_try=last_try, awaited=awaited)
+        executor = self._executed(by_time(batch.items, self._reach), rows, take, last_try=last_try, awaited=awaited)
         if executor.ids:
             records.keep_ids(self._session, executor.ids)
         batch.use_keys(self._session, executor.rejects)

@@ -15,7 +15,7 @@ from pipeline.apply.earlier_ops import EarlierOps
 from pipeline.apply.executor import Executor
 from pipeline.apply.grouping import Item, grouped, grouped_sheets, may_stay
 from pipeline.apply.judge import MOST_DEATHS, Attempt, NeededOps
-from pipeline.apply.order import HeldRows, by_time, halted, meet_held_rows, oldest, record
+from pipeline.apply.order import HeldRows, NamedRows, by_time, halted, meet_held_rows, oldest, record
 from pipeline.apply.own_keys import OwnKeys
 from pipeline.apply.pace import FIRST_ROWS, Guesses, Lessons, Pace, Stopped
 from pipeline.config import Topology
@@ -215,8 +215,11 @@ class ApplyTransaction:
         self.facts, self.stopped = FactBook(shard, session, log), Stopped(shard, session, settings.set_aside)
         self.pace = Pace(settings, log)
         self._lessons, self._guesses = Lessons(), Guesses()
+        self._named = NamedRows(session)
         #: None: a constraint's word is final.
-        self._earlier: EarlierOps | None = EarlierOps(shard, session, log, self.facts, settings.early_wait_s, topology)
+        self._earlier: EarlierOps | None = EarlierOps(
+            shard, session, log, self.facts, settings.early_wait_s, topology, self._named
+        )
         #: Tells the ops of this shard from those of another that reads the same logs; None: no other reads any.
         self._own: OwnKeys | None = None
 
@@ -342,7 +345,7 @@ class ApplyTransaction:
             self.stopped.room,
             self._rows(take),
             self._settings.max_bytes,
-            behind=self.stopped.behind(),
+            behind=self.stopped.waiting(),
             waiting=waiting,
         )
         for bucket, found in entries.items():
@@ -410,7 +413,7 @@ class ApplyTransaction:
         facts = self.facts.known[delete.schema]
         if not facts.constraints.children:
             return ()
-        row = self._earlier.named_row(delete, facts) if self._earlier is not None else None
+        row = self._named.row(delete, facts)
         return None if row is None else (row,)
 
     def _stay(self, batch: Batch, locked: Mapping[int, Mark], take: Take) -> bool:

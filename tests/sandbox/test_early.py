@@ -15,7 +15,7 @@ import pipeline
 from pipeline import clock
 from pipeline.admin import dead, stops
 from pipeline.admin.stops import release
-from pipeline.apply import earlier_ops, executor, transaction
+from pipeline.apply import earlier_ops, executor, order, transaction
 from pipeline.apply.applier import Applier
 from pipeline.apply.batch import FactBook
 from pipeline.apply.footprint import Needed
@@ -883,8 +883,8 @@ def test_deletes_of_many_transactions_ask_once_what_refers_to_their_rows(
     parents = [pipeline.enqueue_insert(db.parent, who=first) for _ in range(4)]
     worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
     worker.apply()
-    told, now_s, read = list[object](), clock.mono_s(), earlier_ops.constraints_in
-    monkeypatch.setattr(earlier_ops, "constraints_in", lambda *about: told.append(read(*about)) or told[-1])
+    told, now_s, read = list[object](), clock.mono_s(), order.constraints_in
+    monkeypatch.setattr(order, "constraints_in", lambda *about: told.append(read(*about)) or told[-1])
     for later_s, parent in zip((0, 0.5, 0.9, 1.1), parents, strict=True):
         monkeypatch.setattr(clock, "mono_s", lambda later_s=later_s: now_s + later_s)
         pipeline.enqueue_delete(db.parent.id == parent.id, shard_key=first)

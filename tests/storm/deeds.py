@@ -70,7 +70,7 @@ class Caller:
         self.sights: list[Sight] = []
         self.families: list[families.Family] = []
         self.surprises: list[str] = []
-        self.in_sessions = 0.5
+        self.in_sessions, self.reads = 0.5, dict[str, Any]()
         self._session = client.session_token()
         self._own: dict[int, Deed] = {}  # owner -> the last acknowledged deed on the shared row
 
@@ -178,7 +178,7 @@ class Caller:
         if in_session:
             self._session.wrote(own.receipts)
         try:
-            row = self.client.get("tally", self._shared[owner], after=after)
+            row = self.client.get("tally", self._shared[owner], after=after, **self.reads)
         except PipelineError:
             return  # a read may be refused; what it shows may not be wrong
         self.sights.append(Sight(own, "" if row is None else row.trace, in_session))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -16,6 +17,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pymysql
 import pytest
 from storm import families
 from storm.deeds import Caller, all_deeds, told_together
@@ -35,6 +37,7 @@ from pipeline.enqueue.spool_fallback import DrainThread
 from pipeline.errors import PipelineError, PipelineFull, Unavailable, WrongDeployment
 from pipeline.per_process import chance
 from pipeline.reads.routing.replicas import OLD_S, HealthCache
+from pipeline.shard import NodeSession
 from pipeline.spool.sqlite_file import SpoolFile
 from pipeline.testing import Sandbox
 from workers.chores import Chores
@@ -45,6 +48,8 @@ STEPS = 160
 #: After so long without a fault everything must be accounted for, s.
 RECOVERY_S = 60.0
 TABLES = {**tomllib.loads(TABLES_TOML)["tables"], **families.TABLES}
+#: What is said of an op that may yet be applied; of one that is parked behind a refused one for good, too.
+UNSETTLED = frozenset({"queued", "spooled", "unknown", "parked"})
 #: For so many turns after a worker was killed none is: an op that is alone in three that end badly is rejected.
 SPARED = 6
 #: What a process with another file has: each misplaces ops.
@@ -54,7 +59,11 @@ OTHER_FILES: tuple[dict[str, Any], ...] = (
     {"redis": {"prefix": "other"}},
 )
 #: A schedule has one of these themes: what Redis forgets may be lost, a primary that lags must lose nothing.
-THEMES = ("servers", "forgetting", "primary")
+THEMES = ("servers", "forgetting", "primary", "tables")
+#: Tables that refuse for a while whatever is written to them: they are full, or not what the ops' definition says, or
+#: the worker lost its right. Where ours refuses too, there is no room to set ops aside.
+REFUSING = ("event", "tally", "note", "country", families.PARENT, families.CHILD, "pipeline_rejects")
+REFUSALS = (1114, 1054, 1142)
 
 
 class Killed(BaseException):
@@ -65,8 +74,8 @@ def run(seed: int, steps: int = STEPS) -> Outcome:
     """Run one schedule, and judge it."""
     folder = Path(tempfile.mkdtemp(prefix="storm-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     try:
-        with virtual_time() as time, _no_threads(), _drawn_from(seed), _full_disks() as full:
-            return _Schedule(seed, folder, time, full).run(steps)
+        with virtual_time() as time, _no_threads(), _drawn_from(seed), _full_disks() as full, _refusing() as refusing:
+            return _Schedule(seed, folder, time, full, refusing).run(steps)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -114,14 +123,39 @@ def _full_disks() -> Iterator[set[Path]]:
         yield full
 
 
+@contextmanager
+def _refusing() -> Iterator[dict[str, int]]:
+    """Yield which tables refuse what is written to them, each with the number of the error: none at first."""
+    refusing, execute, rows = dict[str, int](), NodeSession.execute, NodeSession.rows
+
+    def meet(sql: str) -> None:
+        written = re.match(r'(?:INSERT (?:OR \w+ )?INTO|UPDATE|DELETE FROM) "?(\w+)', sql)
+        if written and (code := refusing.get(written[1])) is not None:
+            raise pymysql.err.OperationalError(code, "refused on purpose")
+
+    def execute_or_not(self: NodeSession, sql: str) -> int:
+        meet(sql)
+        return execute(self, sql)
+
+    def rows_or_not(self: NodeSession, sql: str) -> Any:
+        meet(sql)
+        return rows(self, sql)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NodeSession, "execute", execute_or_not)
+        patch.setattr(NodeSession, "rows", rows_or_not)
+        yield refusing
+
+
 def _fetch_if_old(self: HealthCache, here: Any, now_s: float) -> None:
     if now_s - here.fetched_at_s > OLD_S:
         self._fetch(here)
 
 
 class _Schedule:
-    def __init__(self, seed: int, folder: Path, time: VirtualTime, full: set[Path]):
+    def __init__(self, seed: int, folder: Path, time: VirtualTime, full: set[Path], refusing: dict[str, int]):
         self.luck, self.time, self.folder, self.full = random.Random(f"storm {seed}"), time, folder, full
+        self.refusing = refusing
         self.outcome = Outcome("sandbox", seed)
         self.box = Sandbox(folder, TABLES, 2, BUCKETS)
         self.log: Any = self.box.log
@@ -151,6 +185,7 @@ class _Schedule:
         ]  # fmt: skip
         self._copy_primaries()
         for caller in self.callers:
+            caller.reads["on_stale"] = "error"  # what is set aside is on no node, and a read may say so
             caller.act("event")  # each host knows then which configuration fits
         for _ in range(steps):
             self._step_of_anybody()
@@ -226,7 +261,10 @@ class _Schedule:
         return [self._restart, self._fail_over, self._fail_over, self._wipe, self._stream_deleted, self._stream_deleted]
 
     def _primary(self) -> list[Callable[[], str]]:
-        return [self._restart, self._copy_primaries, self._promote, self._promote]
+        return [self._restart, self._copy_primaries, self._promote, self._promote, self._table_refuses]
+
+    def _tables(self) -> list[Callable[[], str]]:
+        return [self._restart, *[self._table_refuses] * 6]
 
     def _lethal(self) -> str:
         self._deadly = 0.0 if self._deadly else self.luck.choice((0.05, 0.2))
@@ -278,6 +316,13 @@ class _Schedule:
         finally:
             client.close()
         return "another configuration calls"
+
+    def _table_refuses(self) -> str:
+        table = self.luck.choice(REFUSING)
+        if self.refusing.pop(table, None) is not None:
+            return ""
+        self.refusing[table] = 1114 if table.startswith("pipeline_") else self.luck.choice(REFUSALS)
+        return f"table refuses with {self.refusing[table]}"
 
     def _restart(self) -> str:
         self.log.restart()
@@ -336,6 +381,7 @@ class _Schedule:
         self.time.wall_off_s = 0.0
         self.log.set_full(None)
         self.full.clear()
+        self.refusing.clear()
         deadline_s = self.time.mono_s() + RECOVERY_S
         self._pass_of_all()
         for caller in self.callers if self.luck.random() < 0.5 else ():  # others send nothing more
@@ -344,7 +390,7 @@ class _Schedule:
             self._pass_of_all()
             for deed in all_deeds(self.callers):
                 deed.told = self._told(deed)
-            if not any(deed.told in ("queued", "spooled", "unknown") for deed in all_deeds(self.callers)):
+            if not any(deed.told in UNSETTLED for deed in all_deeds(self.callers)):
                 return []
             self.time.sleep_s(1.0)
         return []

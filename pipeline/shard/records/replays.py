@@ -8,6 +8,7 @@ The functions run inside the transaction of the action.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from itertools import groupby
@@ -164,6 +165,21 @@ def tables_waiting(session: NodeSession) -> dict[str, bool]:
         f" WHERE state = '{WAITING}' GROUP BY table_name"
     )
     return {table: bool(is_behind) for table, is_behind in found}
+
+
+def aside_beside(session: NodeSession, taken: Iterable[Aside]) -> set[str]:
+    """Return the tables of the ops that are set aside and not refused, but for some ops.
+
+    Args:
+        session: inside a transaction.
+        taken: these ops.
+    """
+    own = Counter(one.table for one in taken if one.state in (WAITING, PARKED))
+    states = f"'{WAITING}', '{PARKED}'"
+    found = session.rows(
+        f"SELECT table_name, COUNT(*) FROM pipeline_rejects WHERE state IN ({states}) GROUP BY table_name"
+    )
+    return {table for table, ops in found if ops > own[table]}
 
 
 def at_places(places: Iterable[Place]) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pipeline.errors import NotMigrated, PipelineError
-from pipeline.model.wait_reason import WaitReason
+from pipeline.model.wait_reason import OF_TABLE, WaitReason
 from pipeline.shard import NodeSession
 from pipeline.shard.records import text_literal
-from pipeline.shard.records.set_aside import ASIDE, IS_BEHIND, WAITING, behind_of
+from pipeline.shard.records.set_aside import ASIDE, WAITING, behind_of
 
 #: The scope of a stop of the whole shard; no table has this name.
 WHOLE = "*"
@@ -103,7 +103,20 @@ def stop_reasons(session: NodeSession, shard: str) -> list[WaitReason]:
 
 
 def behind_on(session: NodeSession, shard: str) -> list[WaitReason]:
-    """Return why ops wait for their definition, the first reason of each kind and table.
+    """Return why ops wait until their table can take them, the first reason of each kind and table.
+
+    Args:
+        session: of the shard's primary, outside a transaction.
+        shard: the shard's name.
+
+    Raises:
+        NotMigrated: the shard has no such table yet.
+    """
+    return [reason for reason in waiting_on(session, shard) if reason.kind in OF_TABLE]
+
+
+def waiting_on(session: NodeSession, shard: str) -> list[WaitReason]:
+    """Return why ops are set aside that wait behind no other, the first reason of each kind and table.
 
     Args:
         session: of the shard's primary, outside a transaction.
@@ -113,14 +126,13 @@ def behind_on(session: NodeSession, shard: str) -> list[WaitReason]:
         NotMigrated: the shard has no such table yet.
     """
     found = session.query(
-        "SELECT table_name, reason, MIN(rejected_ms) FROM pipeline_rejects"
-        f" WHERE state = '{WAITING}' AND {IS_BEHIND}"
+        f"SELECT table_name, reason, MIN(rejected_ms) FROM pipeline_rejects WHERE state = '{WAITING}'"
         " GROUP BY table_name, reason ORDER BY MIN(rejected_ms), table_name"
     )
     first: dict[tuple[str, str], WaitReason] = {}
-    for table, reason, since_ms in found:
-        if (one := behind_of(shard, table, reason, int(since_ms))) is not None:
-            first.setdefault((one.kind, table), one)
+    for table, why, since_ms in found:
+        reason = behind_of(shard, table, why, int(since_ms)) or WaitReason("waiting", shard, table, why)
+        first.setdefault((reason.kind, table), reason)
     return [*first.values()]
 
 
