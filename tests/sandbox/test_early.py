@@ -1258,6 +1258,92 @@ def test_a_parent_is_deleted_after_what_waits_for_its_childrens_definition(
     assert [row["up"] for row in box.rows("leaf")] == [None]
 
 
+def test_a_parent_is_deleted_after_a_child_that_waits_for_another_parents_definition(db: Any, box: Sandbox) -> None:
+    first, second = two_buckets(box)
+    session = box.client.nodes.primary("s0")
+    there = pipeline.enqueue_insert(db.child, who=first)
+    box.drain()
+    with session.transaction():
+        session.execute("ALTER TABLE child RENAME COLUMN who TO away")
+    made = pipeline.enqueue_insert(db.child, who=first)
+    needy = pipeline.enqueue_insert(db.grandchild, who=second, up=made.id)
+    worker = Applier("s0", session, box.log, ApplySettings(), topology=box.client.topology)
+    for _ in range(3):
+        worker.apply()
+    assert states(made, needy) == ["parked", "parked"]
+
+    with session.transaction():  # the table takes ops again, and nothing is released yet
+        session.execute("ALTER TABLE child RENAME COLUMN away TO who")
+    worker = Applier("s0", session, box.log, ApplySettings(), topology=box.client.topology)
+    child = pipeline.enqueue_insert(db.grandchild, who=second, up=there.id)
+    deleted = pipeline.enqueue_delete(db.child.id == there.id, shard_key=first)
+    for _ in range(3):
+        worker.apply()
+    assert states(child, deleted) == ["parked", "parked"]
+
+    assert sum(release(box.client, "s0", "ada")) == 4
+    assert states(made, needy, child, deleted) == ["replayed"] * 4
+    assert [row["id"] for row in box.rows("grandchild")] == [needy.id]
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["in one transaction", "in several"])
+def test_what_is_released_comes_in_order_though_the_order_of_buckets_is_another(
+    db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    first, second = two_buckets(box)
+    at = after(monkeypatch)
+    for table in ("child", "grandchild"):
+        stops.pause(box.client, stops.target_of(box.client, f"table:{table}"))
+    at(100)
+    parent = pipeline.enqueue_insert(db.child, who=first)
+    at(300)  # by another host, whose clock is ahead
+    other = pipeline.enqueue_insert(db.child, who=second)
+    at(302)
+    others = pipeline.enqueue_delete(db.child.id == other.id, shard_key=second)
+    at(101)
+    child = pipeline.enqueue_insert(db.grandchild, who=second, up=parent.id)
+    at(102)
+    deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
+    every = parent, other, others, child, deleted
+    at(400)
+    for _ in range(3):
+        worker.apply()
+    assert states(*every) == ["parked"] * 5
+
+    for table in ("child", "grandchild"):
+        stops.resume(box.client, stops.target_of(box.client, f"table:{table}"))
+    if apart:
+        two = replace(box.client.settings, apply=ApplySettings(max_rows=2))
+        monkeypatch.setattr(box.client, "settings", two)
+    sum(release(box.client, "s0", "ada"))
+
+    assert states(*every) == ["replayed"] * 5
+    assert (box.rows("child"), box.rows("grandchild")) == ([], [])
+
+
+def test_an_op_is_tried_without_coming_before_older_ones_of_other_buckets(db: Any, box: Sandbox) -> None:
+    first, second = two_buckets(box)
+    session = box.client.nodes.primary("s0")
+    with session.transaction():
+        session.execute("ALTER TABLE child RENAME COLUMN who TO away")
+        session.execute("ALTER TABLE event RENAME COLUMN who TO away")
+    parent = pipeline.enqueue_insert(db.child, who=first)
+    child = pipeline.enqueue_insert(db.grandchild, who=second, up=parent.id)
+    deleted = pipeline.enqueue_delete(db.child.id == parent.id, shard_key=first)
+    pipeline.enqueue_insert(db.event, who=second)
+    worker = Applier("s0", session, box.log, ApplySettings(), topology=box.client.topology)
+    for _ in range(3):
+        worker.apply()
+    with session.transaction():
+        session.execute("ALTER TABLE child RENAME COLUMN away TO who")
+
+    assert sum(release(box.client, "s0", "ada")) == 3
+
+    assert states(parent, child, deleted) == ["replayed"] * 3
+    assert (box.rows("child"), box.rows("grandchild")) == ([], [])
+
+
 def test_what_is_released_goes_on_whatever_transaction_its_parents_are_in(
     db: Any, box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
