@@ -16,7 +16,7 @@ import pipeline
 from pipeline import api, clock
 from pipeline.admin.migration import migrate
 from pipeline.admin.upkeep import release_waiting
-from pipeline.apply.applier import applier_type
+from pipeline.apply.applier import Applier, applier_type
 from pipeline.apply.transaction import LOCK_REST_S
 from pipeline.client import Client
 from pipeline.errors import PipelineError
@@ -146,24 +146,33 @@ class Sandbox:
             PipelineError: an op cannot be applied yet, such as after a table's definition has changed. Or a bucket
                 rests again and again, such as where the database is locked.
         """
+        done, waits = list[Drained](), list[PipelineError]()
+        for applier in self._appliers.values():  # one shard keeps no other waiting
+            try:
+                done.append(self._drain_shard(applier))
+            except PipelineError as error:
+                waits.append(error)
+        if waits:
+            raise waits[0]
+        return Drained(sum(one.applied for one in done), sum(one.rejected for one in done))
+
+    def _drain_shard(self, applier: Applier) -> Drained:
         applied = rejected = 0
-        for shard, applier in self._appliers.items():
-            rests = clock.Deadline(MOST_RESTS_S)
-            while True:
-                outcome = applier.apply()
-                applied, rejected = applied + outcome.applied, rejected + outcome.rejected
-                if outcome.waiting and not outcome.ring:
-                    raise PipelineError(f"ops on shard {applier.shard!r} wait: {outcome.waiting}")
-                if outcome.left:
-                    rests = clock.Deadline(MOST_RESTS_S)
-                elif not self.log.dirty(applier.shard):
-                    break
-                elif rests.passed:
-                    raise PipelineError(f"buckets of shard {applier.shard!r} rest; the log `pipeline.apply` says why")
-                else:
-                    clock.sleep_s(REST_S)  # on a busy machine a statement may take too long: its bucket rests
-            applied += self._released(shard)
-        return Drained(applied, rejected)
+        rests = clock.Deadline(MOST_RESTS_S)
+        while True:
+            outcome = applier.apply()
+            applied, rejected = applied + outcome.applied, rejected + outcome.rejected
+            if outcome.waiting and not outcome.ring:
+                raise PipelineError(f"ops on shard {applier.shard!r} wait: {outcome.waiting}")
+            if outcome.left:
+                rests = clock.Deadline(MOST_RESTS_S)
+            elif not self.log.dirty(applier.shard):
+                break
+            elif rests.passed:
+                raise PipelineError(f"buckets of shard {applier.shard!r} rest; the log `pipeline.apply` says why")
+            else:
+                clock.sleep_s(REST_S)  # on a busy machine a statement may take too long: its bucket rests
+        return Drained(applied + self._released(applier.shard), rejected)
 
     def _released(self, shard: str) -> int:
         """Apply what a worker's chore would: ops whose definition the shard has by now; return how many.

@@ -501,6 +501,15 @@ class FactBook:
         found = [schema.name for schema in schemas if schema.name_there.lower() == database_name]
         return found[0] if len(found) == 1 else None
 
+    def first_named(self, tables: Iterable[str]) -> str:
+        """Return the name in the model of the first of some tables, or that in the database; empty where there is none.
+
+        Args:
+            tables: their names in the database.
+        """
+        name = min(tables, default="")
+        return self.table_named(name.lower()) or name
+
     def bound(self) -> None:
         """Forget all where it is too much: whoever writes to Redis may publish definitions without end."""
         if len(self.known) > MOST_DEFINITIONS:

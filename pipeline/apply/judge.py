@@ -8,7 +8,7 @@ bucket alone, an eighth of its entries, and so on down to one op. One op is reje
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.apply.batch import FactBook
@@ -208,6 +208,8 @@ class NeededOps:
         stopped: why the ops of tables are set aside, by the table's name.
         queued: why the ops of tables wait in their logs.
         aside: whether ops that are set aside, and are to be replayed, count as those of a table that is stopped.
+        older: tells whether what is older than an op may be queued in logs, for those that wait for it while they are
+            set aside; None: none does.
     """
 
     def __init__(
@@ -218,9 +220,10 @@ class NeededOps:
         queued: Mapping[str, WaitReason],
         *,
         aside: bool = True,
+        older: Callable[[Item], bool] | None = None,
     ):
         self._session, self._facts, self._stopped, self._queued = session, facts, stopped, queued
-        self._aside = aside
+        self._aside, self._older = aside, older
 
     def of(self, refused: Sequence[RefusedOp]) -> dict[tuple[int, Position], str]:
         """Return the tables that ops wait for, by the ops' places; the empty string where a foreign key refuses one for
@@ -239,7 +242,7 @@ class NeededOps:
         names = {table: self._facts.database_name(table) for table in {*self._stopped, *self._queued, *aside}}
         theirs = constraints_in(self._session, sorted(names.values())) if names and related else {}
         found = {one.item.place: one.op.table for one in valued if one.op.table in behind}
-        return found | {one.item.place: self._needed(one.op, names, theirs) for one in related}
+        return found | {one.item.place: self._needed(one.op, names, theirs) or self._queues(one) for one in related}
 
     def _needed(self, op: Op, names: Mapping[str, str], theirs: Mapping[str, Constraints]) -> str:
         facts = self._facts.known[op.schema]
@@ -248,6 +251,13 @@ class NeededOps:
         else:
             found = [table for table, name in names.items() if facts.database_name in theirs[name].children]
         return min(found, key=lambda name: (name not in self._queued, name not in self._stopped, name), default="")
+
+    def _queues(self, refused: RefusedOp) -> str:
+        if self._older is None or not self._older(refused.item):
+            return ""
+        facts = self._facts.known[refused.op.schema]
+        parents = (parent for _, parent in facts.parents)
+        return self._facts.first_named(facts.constraints.children if refused.op.kind == DELETE else parents)
 
     def in_log(self, table: str) -> WaitReason | None:
         """Return why an op stays in its log; None where it is set aside, as those are that it waits for.

@@ -7,11 +7,13 @@ writes, those that are held from then on and the state of each op are committed 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from functools import partial
 from typing import NamedTuple
 
 from pipeline import clock
 from pipeline.apply.applier import applied_counts
 from pipeline.apply.batch import Batch
+from pipeline.apply.earlier_ops import CLOCKS_MS, QueuedOps
 from pipeline.apply.grouping import Item
 from pipeline.apply.judge import Attempt, NeededOps
 from pipeline.apply.order import HeldRows, by_time
@@ -21,7 +23,7 @@ from pipeline.apply.turns import ShardTurns
 from pipeline.config.buckets import KeyName
 from pipeline.config.settings import ApplySettings, TableSettings
 from pipeline.errors import PipelineError, ShardUnavailable
-from pipeline.model import START, Position
+from pipeline.model import DELETE, START, Op, Position
 from pipeline.model.wait_reason import WaitReason
 from pipeline.oplog import Work
 from pipeline.shard import NodeSession, records
@@ -165,6 +167,8 @@ class ReplayTransaction(ApplyTransaction):
     result: tuple[Outcome, Batch]
     became: list[Became]
     despite, patient, whole = "", True, False
+    #: What is queued beside the open transaction, once that has been looked at.
+    _queued: QueuedOps | None = None
 
     def begin(self, chosen: Mapping[int, Iterable[Position]], who: str, *, drop: bool) -> None:
         """Take over what is to be done.
@@ -223,6 +227,22 @@ class ReplayTransaction(ApplyTransaction):
         counts = applied_counts(batch.done(left))
         self.result = Outcome(applied=len(replayed), rejected=refused, buckets=len(before), counts=counts), batch
         return self.result
+
+    def _reached(self, op: Op) -> list[str]:
+        """Return the tables in the database whose rows may refer to what an op deletes."""
+        deletes = (one for one in op.members if one.kind == DELETE)
+        return [child for one in deletes for child in self.facts.known[one.schema].constraints.children]
+
+    def _may_be_queued(self, item: Item, batch: Batch, since_ms: Mapping[Place, int]) -> bool:
+        """Return whether older ops than an op are queued; False once it has been set aside for as long as one waits."""
+        [(now_ms,)] = self._session.rows(f"SELECT {self._session.dialect.now_ms}")
+        if now_ms - since_ms[item.place] >= 1000 * self._settings.early_wait_s:
+            return False
+        if self._queued is None:
+            self._queued = QueuedOps(self._session, self._log, self.facts, None)
+            self._queued.begin(batch)
+            self._queued.look(None)
+        return bool(self._queued.near(item, CLOCKS_MS))
 
     def _next(self, bucket: int) -> Position:
         """Return where the next attempt of a bucket begins, or the start where nothing is left to do."""
@@ -300,11 +320,15 @@ class ReplayTransaction(ApplyTransaction):
         if self.whole and self.patient:  # a delete comes behind all that may refer to its row
             beside = replays.aside_beside(self._session, ops[: len(understood)])
             batch.behind = {table: WaitReason("parked", self._shard, table) for table in beside}
+        self._queued, since_ms = None, {op.place: op.rejected_ms for op in ops}
+        older = partial(self._may_be_queued, batch=batch, since_ms=since_ms) if self.whole else None
         for one, puzzle in understood:
             if isinstance(one, Reject):
                 continue
             if (stop := batch.stop(one.op)) is not None:
-                late.append((one, set_aside.why_waiting(stop, {op.table for op in one.op.named})))
+                late.append((one, set_aside.why_waiting(stop, {named.table for named in one.op.named})))
+            elif older is not None and (reached := self._reached(one.op)) and older(one):
+                late.append((one, set_aside.why_needy(self.facts.first_named(reached))))
             elif puzzle is not None:
                 late.append((one, puzzle.sentence()))
             else:
@@ -316,7 +340,7 @@ class ReplayTransaction(ApplyTransaction):
         rows = HeldRows(self.facts.known, self._tables, None)
         rows.read(self._session, batch.items, without={op.place for op in ops[: len(batch.taken)]})
         left += [rows.wait(item, keys[item.entry.bucket, item.entry.position], why) for item, why in late]
-        awaited = NeededOps(self._session, self.facts, batch.tables_waiting, {}, aside=self.patient)
+        awaited = NeededOps(self._session, self.facts, batch.tables_waiting, {}, aside=self.patient, older=older)
         executor = self._executed(by_time(batch.items, self._reach), rows, take, last_try=last_try, awaited=awaited)
         if executor.ids:
             records.keep_ids(self._session, executor.ids)

@@ -1322,6 +1322,34 @@ def test_what_is_released_comes_in_order_though_the_order_of_buckets_is_another(
     assert (box.rows("child"), box.rows("grandchild")) == ([], [])
 
 
+def test_what_is_released_waits_for_older_ops_that_are_queued_yet(db: Any, box: Sandbox) -> None:
+    first, second = two_buckets(box)
+    there = pipeline.enqueue_insert(db.child, who=first)
+    box.drain()
+    for table in ("child", "grandchild"):
+        stops.pause(box.client, stops.target_of(box.client, f"table:{table}"))
+    child = pipeline.enqueue_insert(db.grandchild, who=second, up=there.id)
+    parent = pipeline.enqueue_insert(db.child, who=second)
+    box.log.postpone("s0", [child.bucket], 3_600_000)  # as where the server was away
+    deleted = pipeline.enqueue_delete(db.child.id == there.id, shard_key=first)
+    needy = pipeline.enqueue_insert(db.grandchild, who=first, up=parent.id)
+    worker = Applier("s0", box.client.nodes.primary("s0"), box.log, ApplySettings(), topology=box.client.topology)
+    worker.apply()
+    assert states(child, parent, deleted, needy) == ["queued", "queued", "parked", "parked"]
+    for table in ("child", "grandchild"):
+        stops.resume(box.client, stops.target_of(box.client, f"table:{table}"))
+
+    box.log.postpone("s0", [child.bucket], 3_600_000)
+    assert sum(release(box.client, "s0", "ada")) == 0
+    assert states(deleted, needy) == ["parked", "parked"]
+
+    box.log.postpone("s0", [child.bucket], 0)
+    worker.apply()
+    sum(release(box.client, "s0", "ada"))
+    assert states(child, parent, deleted, needy) == ["applied", "applied", "replayed", "replayed"]
+    assert [row["id"] for row in box.rows("grandchild")] == [needy.id]
+
+
 def test_an_op_is_tried_without_coming_before_older_ones_of_other_buckets(db: Any, box: Sandbox) -> None:
     first, second = two_buckets(box)
     session = box.client.nodes.primary("s0")
