@@ -286,15 +286,21 @@ def test_definitions_are_kept_in_the_shard(shard: NodeSession):
 
 
 @both
-def test_a_held_row_is_told_by_bucket_and_key_with_the_first_op_that_holds_it(shard: NodeSession):
+@pytest.mark.parametrize("others", [0, 200], ids=["of few", "of many"])
+@pytest.mark.parametrize("more", [0, 300], ids=["", "where more are held"])
+def test_a_held_row_is_told_by_bucket_and_key_with_the_first_op_that_holds_it(
+    shard: NodeSession, others: int, more: int
+):
     def aside(bucket: int, at: int, *keys: str) -> Reject:
         entry = ENTRY._replace(bucket=bucket, position=Position(7, at))
         return Reject(entry, "t", "5", None, "no", holds=frozenset(keys))
 
     with shard.transaction():
         set_aside.set_aside(shard, [aside(3, 9, "t 5", "t 6"), aside(3, 5, "t 5"), aside(4, 1, "T 5")])
+        set_aside.set_aside(shard, [aside(3, 10 + n, f"other {n}") for n in range(more)])
+        free = {(3, f"t {100 + n}") for n in range(others)}
 
-        held = set_aside.holders(shard, {(3, "t 5"), (3, "t 6"), (3, "T 5"), (4, "t 5"), (4, "T 5"), (5, "t 5")})
+        held = set_aside.holders(shard, {(3, "t 5"), (3, "t 6"), (3, "T 5"), (4, "t 5"), (4, "T 5"), (5, "t 5"), *free})
 
     assert held == {(3, "t 5"): Position(7, 5), (3, "t 6"): Position(7, 9), (4, "T 5"): Position(7, 1)}
 
