@@ -261,6 +261,8 @@ def release(pipeline: Client, shard: str, who: str) -> Iterator[int]:
         replay = Replay(shard, session, pipeline.log, settings.apply, settings.tables, patient=patient, whole=True)
         for result in replay.run(chosen, who):
             settled += result.replayed + result.refused
+            # a table of which no op was tried, as each waited behind another, or that refuses again
+            behind |= {(one.table, one.reason) for one in replay.became if behind_of(shard, one.table, one.reason, 0)}
             yield result.replayed + result.refused
         if replay.left:
             why = min(replay.left.values())

@@ -29,5 +29,10 @@ def test_no_promise_is_broken_whatever_fails_in_one_process(first: int) -> None:
     assert all(one.ops["applied"] and one.faults for one in outcomes)
 
 
+@pytest.mark.parametrize("seed", [48, 60, 77, 122, 490, 1196, 1281])
+def test_what_a_schedule_has_found_stays_mended(seed: int) -> None:
+    assert run(seed).broken == []
+
+
 def test_a_seed_replays_exactly() -> None:
     assert run(105) == run(105)
