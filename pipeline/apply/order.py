@@ -71,7 +71,7 @@ class NamedRows:
 
     def __init__(self, session: NodeSession):
         self._session = session
-        #: By a table's name, whether others refer to its rows by their ids alone, and when that was read, s
+        #: By a table's name, whether others refer to its rows by their ids alone, and when that was read, s.
         self._by_id: dict[str, tuple[float, bool]] = {}
 
     def row(self, delete: Op, facts: Facts) -> int | None:

@@ -106,12 +106,9 @@ class Stopped:
         Args:
             aside: the ops.
         """
-        new = {
-            one.table: WaitReason("waiting", self._shard, one.table, one.reason)
-            for one in aside
-            if one.state == WAITING
-        }
-        self._waiting = {**new, **self._waiting}
+        for one in aside:
+            if one.state == WAITING:
+                self._waiting.setdefault(one.table, WaitReason("waiting", self._shard, one.table, one.reason))
 
     def halt(self, reject: Reject, database_name: str) -> None:
         """Halt a table until an operator resumes it, or its definition changes.

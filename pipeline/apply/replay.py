@@ -233,10 +233,14 @@ class ReplayTransaction(ApplyTransaction):
         deletes = (one for one in op.members if one.kind == DELETE)
         return [child for one in deletes for child in self.facts.known[one.schema].constraints.children]
 
-    def _may_be_queued(self, item: Item, batch: Batch, since_ms: Mapping[Place, int]) -> bool:
-        """Return whether older ops than an op are queued; False once it has been set aside for as long as one waits."""
+    def _young(self, ops: Iterable[Aside]) -> set[Place]:
+        """Return which ops have been set aside for less than an op waits for older ones."""
         [(now_ms,)] = self._session.rows(f"SELECT {self._session.dialect.now_ms}")
-        if now_ms - since_ms[item.place] >= 1000 * self._settings.early_wait_s:
+        return {op.place for op in ops if now_ms - op.rejected_ms < 1000 * self._settings.early_wait_s}
+
+    def _follows_queued(self, item: Item, batch: Batch, young: Set[Place]) -> bool:
+        """Return whether ops are queued that are older than a young one."""
+        if item.place not in young:
             return False
         if self._queued is None:
             self._queued = QueuedOps(self._session, self._log, self.facts, None)
@@ -295,6 +299,22 @@ class ReplayTransaction(ApplyTransaction):
                     raise
         raise ShardUnavailable(self._shard, "workers hold the watermarks of the ops: try again")
 
+    def _understood(
+        self, batch: Batch, ops: Iterable[Aside], dropped: Set[Place]
+    ) -> list[tuple[Item | Reject, WaitReason | None]]:
+        """Have a batch take ops; return what each is, and why it waits.
+
+        The first whose idempotency key the batch has is for the next transaction, and so is all behind it.
+        """
+        found = list[tuple[Item | Reject, WaitReason | None]]()
+        for op in ops:
+            one, puzzle = (_as_it_was(op), None) if op.place in dropped else batch.understood(op.entry)
+            if isinstance(one, Item) and not batch.is_first(one):
+                break
+            batch.taken.append(one)
+            found.append((one, puzzle))
+        return found
+
     def _replay(
         self,
         batch: Batch,
@@ -306,27 +326,24 @@ class ReplayTransaction(ApplyTransaction):
         last_try: bool,
     ) -> list[Reject]:
         """Execute ops but for the dropped; return those that stay set aside: refused, parked, or not known yet."""
-        left, late = list[Reject](), list[tuple[Item, str]]()
-        understood = list[tuple[Item | Reject, WaitReason | None]]()
-        for op in ops:
-            as_it_was = Reject(op.entry, op.table, op.row_key, op.code, op.reason, op.state)
-            one, puzzle = (as_it_was, None) if op.place in dropped else batch.understood(op.entry)
-            if isinstance(one, Item) and not batch.is_first(one):
-                break  # the next transaction takes it, and all behind it
-            if isinstance(one, Reject) and op.place not in dropped:
-                left.append(as_it_was)
-            batch.taken.append(one)
-            understood.append((one, puzzle))
-        if self.whole and self.patient:  # a delete comes behind all that may refer to its row
-            beside = replays.aside_beside(self._session, ops[: len(understood)])
+        understood, late = self._understood(batch, ops, dropped), list[tuple[Item, str]]()
+        ops = ops[: len(understood)]
+        left = [
+            _as_it_was(op)
+            for op, (one, _) in zip(ops, understood, strict=True)
+            if isinstance(one, Reject) and op.place not in dropped
+        ]
+        self._queued, older = None, None
+        if self.whole:
+            older = partial(self._follows_queued, batch=batch, young=self._young(ops))
+            # a delete comes behind all that may refer to its row
+            beside = replays.aside_beside(self._session, ops) if self.patient else ()
             batch.behind = {table: WaitReason("parked", self._shard, table) for table in beside}
-        self._queued, since_ms = None, {op.place: op.rejected_ms for op in ops}
-        older = partial(self._may_be_queued, batch=batch, since_ms=since_ms) if self.whole else None
         for one, puzzle in understood:
             if isinstance(one, Reject):
                 continue
             if (stop := batch.stop(one.op)) is not None:
-                late.append((one, set_aside.why_waiting(stop, {named.table for named in one.op.named})))
+                late.append((one, set_aside.why_waiting(stop, {op.table for op in one.op.named})))
             elif older is not None and (reached := self._reached(one.op)) and older(one):
                 late.append((one, set_aside.why_needy(self.facts.first_named(reached))))
             elif puzzle is not None:
@@ -338,7 +355,7 @@ class ReplayTransaction(ApplyTransaction):
             batch.items, torn = OwnKeys(self._session, self.facts.known, self._tables, of).again(batch.items)
             left += torn
         rows = HeldRows(self.facts.known, self._tables, None)
-        rows.read(self._session, batch.items, without={op.place for op in ops[: len(batch.taken)]})
+        rows.read(self._session, batch.items, without={op.place for op in ops})
         left += [rows.wait(item, keys[item.entry.bucket, item.entry.position], why) for item, why in late]
         awaited = NeededOps(self._session, self.facts, batch.tables_waiting, {}, aside=self.patient, older=older)
         executor = self._executed(by_time(batch.items, self._reach), rows, take, last_try=last_try, awaited=awaited)
@@ -346,6 +363,10 @@ class ReplayTransaction(ApplyTransaction):
             records.keep_ids(self._session, executor.ids)
         batch.use_keys(self._session, executor.rejects)
         return left + executor.rejects
+
+
+def _as_it_was(op: Aside) -> Reject:
+    return Reject(op.entry, op.table, op.row_key, op.code, op.reason, op.state)
 
 
 def _became(op: Aside, left: Reject | None, dropped: bool) -> Became:

@@ -175,9 +175,9 @@ def aside_beside(session: NodeSession, taken: Iterable[Aside]) -> set[str]:
         taken: these ops.
     """
     own = Counter(one.table for one in taken if one.state in (WAITING, PARKED))
-    states = f"'{WAITING}', '{PARKED}'"
     found = session.rows(
-        f"SELECT table_name, COUNT(*) FROM pipeline_rejects WHERE state IN ({states}) GROUP BY table_name"
+        "SELECT table_name, COUNT(*) FROM pipeline_rejects"
+        f" WHERE state IN ('{WAITING}', '{PARKED}') GROUP BY table_name"
     )
     return {table for table, ops in found if ops > own[table]}
 
